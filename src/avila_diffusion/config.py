@@ -1,0 +1,200 @@
+"""What a network or a model is, as frozen data: the configs that networks are built from, and the table of families.
+
+A config is read off the tensor shapes of a file (`checkpoint.detect`); the families below only supply what shapes
+cannot tell. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Prediction = Literal["epsilon", "v", "edm"]
+Variant = Literal["base", "inpainting", "pix2pix", "depth"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """A SpatialTransformer inside one UNet block.
+
+    depth: number of transformer blocks. heads: attention heads; the head size is channels / heads.
+    self_attention: False where the first attention of a block also looks at the text (SDXS level 0).
+    """
+
+    depth: int
+    heads: int
+    self_attention: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetBlockConfig:
+    """One entry of `input_blocks` or `output_blocks`, or the middle: a residual block, perhaps attention, perhaps a resize.
+
+    A pure downsampling entry has `residual=False`. For output blocks `in_channels` counts the skip connection too.
+    """
+
+    in_channels: int
+    out_channels: int
+    residual: bool = True
+    transformer: TransformerConfig | None = None
+    resample: Literal["none", "down", "up"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """The UNet as a list of rows, in the order data flows.
+
+    middle is a tuple of at most one row: SD's middle is residual, transformer, residual; with no transformer it is
+    one residual block alone (SSD-1B, Vega), and some pruned kin have no middle at all.
+    adm_channels: width of the vector of pooled text and sizes (SDXL 2816, refiner 2560), None where there is none.
+    guidance_channels: width of the guidance embedding of LCM-type UNets (`cond_proj`), None where there is none.
+    linear_projection: proj_in/proj_out of the transformers are linear (SD2, SDXL) and not 1x1 convolutions (SD1).
+    """
+
+    in_channels: int
+    out_channels: int
+    model_channels: int
+    embed_channels: int
+    context_channels: int
+    input_blocks: tuple[UNetBlockConfig, ...]
+    middle: UNetBlockConfig | None
+    output_blocks: tuple[UNetBlockConfig, ...]
+    linear_projection: bool = False
+    adm_channels: int | None = None
+    guidance_channels: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEConfig:
+    """The autoencoder. Channel tuples run from full resolution to the latent's; `*_blocks` are residual blocks a level.
+
+    decoder_channels lists `decoder.up.0 …` likewise, so its last entry is next to the latent.
+    quant: the 1x1 convolutions quant_conv / post_quant_conv exist; embed_channels is the width between them.
+    """
+
+    image_channels: int = 3
+    latent_channels: int = 4
+    embed_channels: int = 4
+    encoder_channels: tuple[int, ...] = (128, 256, 512, 512)
+    decoder_channels: tuple[int, ...] = (128, 256, 512, 512)
+    encoder_blocks: int = 2
+    decoder_blocks: int = 3
+    encoder_attention: bool = True
+    decoder_attention: bool = True
+    quant: bool = True
+    double_z: bool = True
+
+    @property
+    def scale(self) -> int:
+        """Pixels along one side of a latent cell."""
+        return int(2 ** (len(self.decoder_channels) - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """A CLIP text tower. `kind` chooses the class, by the names in the file: transformers' or OpenCLIP's.
+
+    projection: width of the pooled projection, None where there is none.
+    """
+
+    kind: Literal["clip", "open_clip"]
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    mlp: int
+    context_length: int = 77
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    projection: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderSpec:
+    """A text tower and what the model takes from it.
+
+    skip: 1 for the last layer's hidden state, 2 for the penultimate. final_norm: whether the final norm follows.
+    clip_skip: whether the user's clip skip applies. pooled: its projected pooled vector conditions the UNet.
+    pad: the token after the end token; the end token itself (SD1, CLIP-L) or 0 (OpenCLIP).
+    """
+
+    config: TextConfig
+    skip: int = 1
+    final_norm: bool = True
+    clip_skip: bool = True
+    pooled: bool = False
+    pad: int = 49407
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseConfig:
+    """The training noise: 1,000 betas, linear in their square root, and what the network predicts."""
+
+    prediction: Prediction = "epsilon"
+    steps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
+    zero_terminal_snr: bool = False
+    sigma_data: float = 0.5
+    edm_sigma_min: float = 0.002
+    edm_sigma_max: float = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentConfig:
+    """How VAE latents z become the UNet's: x = (z - mean) / std * scale, mean and std per channel where a file has them."""
+
+    scale: float = 0.18215
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Everything that a pipeline needs to know of a model. One pipeline serves all; a family is another ModelSpec.
+
+    size: width and height it was trained at, in pixels. adm: what the vector conditioning holds besides pooled text.
+    """
+
+    family: str
+    variant: Variant
+    unet: UNetConfig
+    vae: VAEConfig
+    text: tuple[TextEncoderSpec, ...]
+    noise: NoiseConfig
+    latent: LatentConfig
+    size: int
+    adm: Literal["none", "sizes", "aesthetic"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What shapes cannot tell. `heads`/`head_channels`: the UNet's attention heads, by number or by size."""
+
+    name: str
+    title: str
+    size: int
+    latent_scale: float
+    heads: int | None = None
+    head_channels: int | None = None
+    adm: Literal["none", "sizes", "aesthetic"] = "none"
+
+
+FAMILIES: dict[str, Family] = {
+    "sd1": Family(name="sd1", title="Stable Diffusion 1.x", size=512, latent_scale=0.18215, heads=8),
+    "sd2": Family(name="sd2", title="Stable Diffusion 2.x", size=512, latent_scale=0.18215, head_channels=64),
+    "sdxl": Family(
+        name="sdxl", title="Stable Diffusion XL", size=1024, latent_scale=0.13025, head_channels=64, adm="sizes"
+    ),
+    "sdxl_refiner": Family(
+        name="sdxl_refiner",
+        title="Stable Diffusion XL refiner",
+        size=1024,
+        latent_scale=0.13025,
+        head_channels=64,
+        adm="aesthetic",
+    ),
+}
+
+VARIANT_OF_CHANNELS: dict[int, Variant] = {4: "base", 9: "inpainting", 8: "pix2pix", 5: "depth"}
+"""UNet input channels → variant: latent 4, + masked latent 4 and mask 1, + picture latent 4, + depth 1."""

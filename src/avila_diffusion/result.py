@@ -1,0 +1,86 @@
+"""What a run yields and what it ends in: progress events and the result. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from .images import Image
+from .request import GenerateRequest
+
+if TYPE_CHECKING:
+    import numpy
+    import numpy.typing
+    import PIL.Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One event of a run.
+
+    stage: "load", "text", "sample" or "decode". image: index of the picture, from 0, of `images` in all.
+    step of `of`: model calls done for this picture. sigma: noise level of the call just made, None outside "sample".
+    preview(): the current guess of the finished picture, small and rough; made only when it is called.
+    """
+
+    stage: str
+    image: int
+    images: int
+    step: int
+    of: int
+    sigma: float | None = None
+    preview: Callable[[], Image] | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class GenerateResult(Sequence[Image]):
+    """The pictures of a run, in order of their seeds. With one picture it can be used like that picture itself.
+
+    request: as it was run, nothing left open. seconds: wall time. report: the model's load report, None without a model.
+    """
+
+    images: tuple[Image, ...]
+    request: GenerateRequest
+    seconds: float = 0.0
+    report: Any = None
+
+    @overload
+    def __getitem__(self, index: int) -> Image: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Image, ...]: ...
+    def __getitem__(self, index: int | slice) -> Image | tuple[Image, ...]:
+        return self.images[index]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[Image]:
+        return iter(self.images)
+
+    @property
+    def seed(self) -> int:
+        """The seed of the first picture."""
+        return self.request.seeds[0]
+
+    def save_png(self, path: str | Path) -> list[Path]:
+        """Write the pictures; several get -1, -2 … before the suffix. Returns the paths.
+
+        Raises OutputProblem where the folder cannot be written; no half-written file is left.
+        """
+        path = Path(path)
+        if len(self.images) == 1:
+            return [self.images[0].save_png(path)]
+        return [
+            image.save_png(path.with_name(f"{path.stem}-{number}{path.suffix or '.png'}"))
+            for number, image in enumerate(self.images, 1)
+        ]
+
+    def to_pil(self) -> PIL.Image.Image:
+        """The first picture as a Pillow image."""
+        return self.images[0].to_pil()
+
+    def to_numpy(self) -> numpy.typing.NDArray[numpy.uint8]:
+        """The first picture, (height, width, 3), 0 to 255."""
+        return self.images[0].to_numpy()
