@@ -6,7 +6,7 @@ cannot tell. Nothing here imports torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Prediction = Literal["epsilon", "v", "edm"]
@@ -127,7 +127,11 @@ class TextEncoderSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseConfig:
-    """The training noise: 1,000 betas, linear in their square root, and what the network predicts."""
+    """The training noise, and what the network predicts of it.
+
+    Discrete: 1,000 betas, linear in their square root, or the `alphas_cumprod` that a file brings. continuous: sigmas from
+    edm_sigma_min to edm_sigma_max instead (Karras et al. 2022), with sigma_data.
+    """
 
     prediction: Prediction = "epsilon"
     steps: int = 1000
@@ -135,6 +139,8 @@ class NoiseConfig:
     beta_end: float = 0.012
     beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
     zero_terminal_snr: bool = False
+    alphas_cumprod: tuple[float, ...] | None = field(default=None, repr=False)
+    continuous: bool = False
     sigma_data: float = 0.5
     edm_sigma_min: float = 0.002
     edm_sigma_max: float = 120.0
@@ -153,7 +159,8 @@ class LatentConfig:
 class ModelSpec:
     """Everything that a pipeline needs to know of a model. One pipeline serves all; a family is another ModelSpec.
 
-    size: width and height it was trained at, in pixels. adm: what the vector conditioning holds besides pooled text.
+    size: width and height it was trained at, in pixels. adm: what the vector conditioning holds besides pooled text;
+    size_channels: width of the embedding of each of its numbers.
     """
 
     family: str
@@ -165,6 +172,7 @@ class ModelSpec:
     latent: LatentConfig
     size: int
     adm: Literal["none", "sizes", "aesthetic"] = "none"
+    size_channels: int = 256
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,144 @@
+"""The Python interface: `AvilaDiffusion`, with a checkpoint or without."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
+
+from .errors import AvilaError, RequestError
+from .request import GenerateRequest, Rng
+from .result import GenerateResult, Progress
+
+if TYPE_CHECKING:
+    from .checkpoint.report import LoadReport
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Every field of `GenerateRequest` but the prompts, as keyword options."""
+
+    width: int | None
+    height: int | None
+    steps: int
+    sampler: str
+    schedule: str
+    guidance_scale: float
+    seed: int | None
+    batch: int
+    count: int
+    clip_skip: int
+    rng: Rng
+    eta: float | None
+
+
+class Engine(Protocol):
+    """What makes pictures of requests: a loaded model, or the procedural generator."""
+
+    def generate(
+        self, request: GenerateRequest, cancel: threading.Event | None = None
+    ) -> Iterator[Progress | GenerateResult]: ...
+
+
+class AvilaDiffusion:
+    """A picture generator.
+
+        AvilaDiffusion().text_to_image("sunset", None, 512, 512)        # procedural: no model, no torch
+        AvilaDiffusion.with_model("dreamshaper_8.safetensors", steps=20)
+
+    Options given here are defaults for every request; a call's own options win. They are the fields of
+    `GenerateRequest`: steps, sampler, schedule, guidance_scale, seed, width, height, batch, count, clip_skip, rng, eta.
+    """
+
+    def __init__(self, **defaults: Unpack[GenerateOptions]) -> None:
+        from .procedural.engine import ProceduralEngine
+
+        self._engine: Engine = ProceduralEngine()
+        self._report: LoadReport | None = None
+        self._defaults: dict[str, Any] = dict(defaults)
+        self._request("", None, {})  # defaults that cannot be used are refused now
+
+    @classmethod
+    def with_model(
+        cls,
+        path: str | Path,
+        *,
+        vae: str | Path | None = None,
+        text_encoder: str | Path | Sequence[str | Path] | None = None,
+        prediction: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        threads: int | None = None,
+        mmap: bool = True,
+        **defaults: Unpack[GenerateOptions],
+    ) -> AvilaDiffusion:
+        """Load a checkpoint: a `.safetensors` file, a diffusers folder, or the name of a model in a models folder.
+
+        vae, text_encoder: files that replace or supply those parts. prediction: "epsilon", "v" or "edm" overrules what
+        is detected. device: "auto", "cpu", "cuda", "mps". dtype: "auto", "float32", "float16", "bfloat16".
+        threads: how many torch computes with, for the whole process. mmap: map the file instead of reading it.
+        Raises an AvilaError with one clear line where the file cannot be used.
+        """
+        diffusion = cls(**defaults)
+        from .checkpoint.folders import find_model
+        from .checkpoint.load import load_model
+        from .device import choose_policy, use_threads
+        from .pipeline.engine import ModelEngine
+
+        policy = choose_policy(device, dtype)
+        use_threads(threads)
+        file = find_model(str(path))
+        encoders = [text_encoder] if isinstance(text_encoder, str | Path) else list(text_encoder or ())
+        model = load_model(
+            file,
+            vae=find_model(str(vae), "vae") if vae else None,
+            text_encoders=[find_model(str(encoder), "text_encoder") for encoder in encoders],
+            prediction=prediction,
+            mapped=mmap,
+        )
+        diffusion._engine = ModelEngine(model, policy)
+        diffusion._report = model.report
+        return diffusion
+
+    @property
+    def report(self) -> LoadReport | None:
+        """What was used of the model's files, what not and why; None for the procedural generator."""
+        return self._report
+
+    def text_to_image(
+        self,
+        prompt: str,
+        negative_prompt: str | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> GenerateResult:
+        """Make pictures of a prompt. width, height: pixels, by default the model's own size.
+
+        The result is a sequence of pictures; with one, which is usual, it can be saved and converted like a picture.
+        """
+        sizes: GenerateOptions = {}
+        if width is not None:
+            sizes["width"] = width
+        if height is not None:
+            sizes["height"] = height
+        for event in self.generate(self._request(prompt, negative_prompt, {**options, **sizes})):
+            if isinstance(event, GenerateResult):
+                return event
+        raise AvilaError("the run ended without a result")
+
+    def generate(
+        self, request: GenerateRequest, *, cancel: threading.Event | None = None
+    ) -> Iterator[Progress | GenerateResult]:
+        """Run a request: an iterator of `Progress` events whose last item is the `GenerateResult`.
+
+        Set `cancel`, or close the iterator, to stop between two model calls; then Cancelled is raised, or nothing.
+        """
+        return self._engine.generate(request, cancel)
+
+    def _request(self, prompt: str, negative_prompt: str | None, options: dict[str, Any] | GenerateOptions) -> GenerateRequest:
+        values = {**self._defaults, **options, "prompt": prompt, "negative_prompt": negative_prompt or ""}
+        return GenerateRequest.from_dict(values)
+
+
+__all__ = ["AvilaDiffusion", "Engine", "GenerateOptions", "RequestError"]

@@ -1,0 +1,123 @@
+"""`inspect`: what a file is, from its header and at most 64 kB of named small tensors. No torch, no network is built."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import FileProblem, Unsupported
+from .detect import build_spec, read_towers, read_unet, read_vae
+from .kinds import CHECKPOINT, Kind, recognise
+from .parts import VAE, Parts, gather
+from .report import LoadReport
+from .safetensors import Header, read_header
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """kind: what the file is. report: the decisions a load would take, for checkpoints. problem: why a load would fail."""
+
+    path: Path
+    kind: Kind
+    bytes: int
+    tensors: int
+    dtypes: dict[str, int]
+    metadata: dict[str, str]
+    report: LoadReport | None = None
+    problem: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "path": str(self.path),
+            "kind": self.kind.key,
+            "title": self.kind.title,
+            "family": self.report.family if self.report else "",
+            "variant": self.report.variant if self.report else "",
+            "prediction": self.report.prediction if self.report else "",
+            "bytes": self.bytes,
+            "tensors": self.tensors,
+            "dtypes": self.dtypes,
+            "metadata": self.metadata,
+            "problem": self.problem,
+            "report": self.report.to_dict() if self.report else None,
+        }
+
+    def lines(self) -> list[str]:
+        """For people."""
+        dtypes = ", ".join(f"{name} {count:,}" for name, count in self.dtypes.items())
+        lines = [
+            f"{self.path.name}: {self.kind.title}",
+            f"{self.bytes / 1e9:.2f} GB, {self.tensors:,} tensors ({dtypes})",
+        ]
+        if self.report is not None:
+            lines += [line for line in self.report.lines() if not line.startswith(("dtypes ", "used "))]
+        lines += [f"metadata {key}: {_shorten(value)}" for key, value in sorted(self.metadata.items())]
+        if self.kind.advice:
+            lines.append(self.kind.advice)
+        if self.problem:
+            lines.append(f"cannot be used as it is: {self.problem}")
+        return lines
+
+
+def inspect(path: str | Path) -> Inspection:
+    """Look at a file or a diffusers folder without loading it.
+
+    Raises HeaderError, PickleRefused or ModelNotFound for what is not safetensors at all.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _inspect_model(path, CHECKPOINT, gather(path))
+    header = read_header(path)
+    kind = recognise(header)
+    if kind.key != CHECKPOINT.key:
+        return _describe(path, kind, [header], header.metadata)
+    return _inspect_model(path, kind, gather(path))
+
+
+def _inspect_model(path: Path, kind: Kind, parts: Parts) -> Inspection:
+    report, problem = parts.report, ""
+    headers = list({place.header.path: place.header for place in parts.places.values()}.values())
+    try:
+        unet, family = read_unet(parts)
+        towers = read_towers(parts, family)
+        vae = read_vae(parts)
+        for what, there in (("text encoder", bool(towers)), ("VAE", vae is not None)):
+            if not there:
+                report.decide(what, "none", f"give it with --{what.lower().replace(' ', '-')} FILE")
+        if not towers and vae is None and not parts.shapes(VAE):
+            kind = Kind(key="unet", title=f"a {family.title} UNet alone")
+        build_spec(parts, unet, family, towers, vae, None)
+    except (FileProblem, Unsupported) as error:
+        problem = str(error)
+    return _describe(path, kind, headers, parts.metadata, report, problem)
+
+
+def _describe(
+    path: Path,
+    kind: Kind,
+    headers: list[Header],
+    metadata: dict[str, str],
+    report: LoadReport | None = None,
+    problem: str = "",
+) -> Inspection:
+    entries = [entry for header in headers for entry in header.entries.values()]
+    return Inspection(
+        path=path,
+        kind=kind,
+        bytes=sum(header.size for header in headers),
+        tensors=len(entries),
+        dtypes=dict(Counter(entry.dtype for entry in entries)),
+        metadata=metadata,
+        report=report,
+        problem=problem,
+    )
+
+
+def _shorten(value: str, most: int = 100) -> str:
+    value = " ".join(value.split())
+    return value if len(value) <= most else value[: most - 1] + "…"
+
+

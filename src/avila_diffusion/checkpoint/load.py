@@ -1,0 +1,124 @@
+"""From parts on disk to networks that run: built on the meta device, then given the mapped tensors, strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from ..config import ModelSpec, TextConfig
+from ..errors import WeightMismatch
+from ..models.clip import ClipTextModel
+from ..models.open_clip import OpenClipTextModel
+from ..models.unet import UNet
+from ..models.vae import VAE as Autoencoder
+from .detect import detect
+from .parts import UNET, VAE, Parts, gather
+from .report import LoadReport, shorten
+from .safetensors import Header, TensorFile
+
+TextModel = ClipTextModel | OpenClipTextModel
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A loaded model. Its networks' parameters are mapped from the files; nothing is converted before it is used."""
+
+    path: Path
+    spec: ModelSpec
+    unet: UNet
+    vae: Autoencoder
+    text: tuple[TextModel, ...]
+    report: LoadReport
+
+
+def load_model(
+    path: str | Path,
+    *,
+    vae: str | Path | None = None,
+    text_encoders: Iterable[str | Path] = (),
+    prediction: str | None = None,
+    mapped: bool = True,
+) -> Model:
+    """Load a single-file checkpoint or a diffusers folder.
+
+    vae, text_encoders: files that replace, or supply, those parts. prediction: "epsilon", "v" or "edm" overrules detection.
+    mapped: map the file into memory; False reads it instead, for network drives and files that change.
+    Raises FileProblem with one line saying what was found, what was expected and what to do.
+    """
+    parts = gather(Path(path), vae=Path(vae) if vae else None, text_encoders=[Path(p) for p in text_encoders])
+    spec, prefixes = detect(parts, prediction)
+    files = _Files(mapped)
+    unet = _fill(build(lambda: UNet(spec.unet)), parts, UNET, "unet", files)
+    autoencoder = _fill(build(lambda: Autoencoder(spec.vae)), parts, VAE, "vae", files)
+    towers = []
+    for index, (prefix, text) in enumerate(zip(prefixes, spec.text, strict=True), 1):
+        tower = build(lambda config=text.config: build_text_model(config))  # type: ignore[misc]
+        towers.append(_fill(tower, parts, prefix, f"text encoder {index}", files))
+    _refuse_gaps(parts.report)
+    return Model(Path(path), spec, unet, autoencoder, tuple(towers), parts.report)
+
+
+def build(make: Callable[[], Network]) -> Network:
+    """A network without memory, in evaluation mode: its parameters are shapes until tensors are assigned."""
+    with torch.device("meta"):
+        network = make()
+    return network.eval().requires_grad_(False)
+
+
+def build_text_model(config: TextConfig) -> TextModel:
+    return ClipTextModel(config) if config.kind == "clip" else OpenClipTextModel(config)
+
+
+class _Files:
+    """Each file opened once, however many networks are in it."""
+
+    def __init__(self, mapped: bool) -> None:
+        self._mapped = mapped
+        self._open: dict[Path, TensorFile] = {}
+
+    def tensor(self, header: Header, name: str) -> torch.Tensor:
+        if header.path not in self._open:
+            self._open[header.path] = TensorFile(header, mapped=self._mapped)
+        return self._open[header.path].tensor(name)
+
+
+def _fill(network: Network, parts: Parts, prefix: str, title: str, files: _Files) -> Network:
+    """Assign every parameter from the parts under `prefix`; what does not fit goes to the report."""
+    report = parts.report
+    found = {name for name in parts.places if name.startswith(prefix)}
+    for name, parameter in list(network.named_parameters()):
+        place = parts.places.get(prefix + name)
+        if place is None:
+            report.missing.append(prefix + name)
+            continue
+        found.discard(prefix + name)
+        shape, wanted = place.entry.shape, tuple(parameter.shape)
+        if not _same(shape, wanted):
+            report.mis_shaped.append(f"{prefix}{name} is {list(shape)}, expected {list(wanted)}")
+            continue
+        tensor = files.tensor(place.header, place.entry.name).reshape(wanted)
+        owner, _, leaf = name.rpartition(".")
+        setattr(network.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+        report.used[title] = report.used.get(title, 0) + 1
+    report.unknown += sorted(found)
+    return network
+
+
+def _same(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Equal, or a 1x1 convolution stored as a matrix, as some VAEs store their attention, or the reverse."""
+    if shape == wanted:
+        return True
+    short, long = sorted((shape, wanted), key=len)
+    return len(short) == 2 and long == (*short, 1, 1)
+
+
+def _refuse_gaps(report: LoadReport) -> None:
+    wrong = report.mis_shaped + [f"{name} is missing" for name in report.missing]
+    if wrong:
+        raise WeightMismatch(f"{Path(report.source).name} does not fit its networks: {'; '.join(shorten(wrong, 3))}")

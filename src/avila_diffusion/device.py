@@ -1,0 +1,65 @@
+"""Where a run computes and in which dtypes: one policy for processors, CUDA and MPS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .errors import DeviceProblem, RequestError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """device, and the dtype of each network. Latents are float32 everywhere; a VAE in half precision is guarded."""
+
+    device: torch.device
+    unet: torch.dtype
+    vae: torch.dtype
+    text: torch.dtype
+
+
+def choose_policy(device: str = "auto", dtype: str = "auto") -> Policy:
+    """The policy for `device` ("auto", "cpu", "cuda", "cuda:1", "mps") and `dtype` ("auto", "float32", …).
+
+    auto takes CUDA, else MPS, else the processor; float32 on processors, float16 on GPUs.
+    Raises DeviceProblem where this machine or this torch cannot do it.
+    """
+    chosen = _device(device)
+    if dtype == "auto":
+        kind = torch.float32 if chosen.type == "cpu" else torch.float16
+    elif dtype in DTYPES:
+        kind = DTYPES[dtype]
+    else:
+        raise RequestError(f"dtype {dtype!r} is unknown; it is auto, {', '.join(DTYPES)}")
+    if chosen.type == "mps" and kind == torch.float64:
+        raise DeviceProblem("MPS has no float64; use --dtype float32")
+    return Policy(device=chosen, unet=kind, vae=kind, text=kind)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdecimal()):
+        raise RequestError(f"device {name!r} is unknown; it is auto, cpu, cuda, cuda:N or mps")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise DeviceProblem(f"torch {torch.__version__} sees no CUDA device; use --device cpu, or see avila doctor")
+    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
+        raise DeviceProblem(f"there is no {name}; torch sees {torch.cuda.device_count()} CUDA devices")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise DeviceProblem("this machine or this torch has no MPS; use --device cpu")
+    return torch.device(name)
+
+
+def use_threads(count: int | None) -> None:
+    """Set how many threads torch computes with, in the whole process; None leaves torch's own choice."""
+    if count is None:
+        return
+    if not 1 <= count <= 1024:
+        raise RequestError(f"threads is {count}; it must be from 1 to 1,024")
+    torch.set_num_threads(count)

@@ -1,0 +1,130 @@
+"""The CLIP text tower under the names of the transformers library (Radford et al. 2021): CLIP ViT-L/14 and its kin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import TextConfig
+from .layers import Embedding, LayerNorm, Linear, attend
+
+
+@dataclass(frozen=True, eq=False)
+class TextFeatures:
+    """hidden (batch, tokens, width): what cross-attention sees. pooled (batch, projection): one vector a text, or None."""
+
+    hidden: Tensor
+    pooled: Tensor | None
+
+
+def activate(x: Tensor, kind: str) -> Tensor:
+    """quick_gelu is x · sigmoid(1.702 x), with which OpenAI's CLIP was trained; gelu is the exact one, by erf."""
+    return x * torch.sigmoid(1.702 * x) if kind == "quick_gelu" else F.gelu(x)
+
+
+def pick_end(hidden: Tensor, tokens: Tensor) -> Tensor:
+    """The hidden state at each text's first end token, which has the highest id: (batch, width)."""
+    end = tokens == tokens.amax(dim=-1, keepdim=True)
+    first = (end.cumsum(dim=-1) == 0).sum(dim=-1)  # argmax promises no order among equals
+    return hidden[torch.arange(len(hidden), device=hidden.device), first.to(hidden.device)]
+
+
+class Attention(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.k_proj = Linear(config.width, config.width)
+        self.v_proj = Linear(config.width, config.width)
+        self.q_proj = Linear(config.width, config.width)
+        self.out_proj = Linear(config.width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out_proj(attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, causal=True))  # type: ignore[no-any-return]
+
+
+class MLP(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.fc1 = Linear(config.width, config.mlp)
+        self.fc2 = Linear(config.mlp, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(activate(self.fc1(x), self.activation))  # type: ignore[no-any-return]
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.layer_norm1 = LayerNorm(config.width)
+        self.mlp = MLP(config)
+        self.layer_norm2 = LayerNorm(config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))  # type: ignore[no-any-return]
+
+
+class Embeddings(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.token_embedding = Embedding(config.vocabulary, config.width)
+        self.position_embedding = Embedding(config.context_length, config.width)
+
+    def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        return self.token_embedding(tokens, dtype) + self.position_embedding(positions, dtype)  # type: ignore[no-any-return]
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
+
+
+class TextModel(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+        self.final_layer_norm = LayerNorm(config.width)
+
+
+class ClipTextModel(nn.Module):
+    """A text tower whose names begin with `text_model.`."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.text_model = TextModel(config)
+        self.text_projection: Linear | None = None
+        if config.projection is not None:
+            self.text_projection = Linear(config.width, config.projection, bias=False)
+
+    def forward(
+        self, tokens: Tensor, *, dtype: torch.dtype, skip: int = 1, final_norm: bool = True, pooled: bool = False
+    ) -> TextFeatures:
+        """tokens (batch, at most 77) of ids. skip: 1 takes the last layer's output, 2 the one before, as clip skip counts.
+
+        pooled needs all layers; without it those past the wanted one are not run.
+        """
+        model = self.text_model
+        last = len(model.encoder.layers)
+        wanted = max(last + 1 - skip, 0)
+        x = hidden = model.embeddings(tokens, dtype)
+        for number, layer in enumerate(model.encoder.layers, 1):
+            if number > wanted and not pooled:
+                break
+            x = layer(x)
+            if number == wanted:
+                hidden = x
+        vector = None
+        if pooled:
+            vector = pick_end(model.final_layer_norm(x), tokens)
+            if self.text_projection is not None:
+                vector = self.text_projection(vector)
+        return TextFeatures(model.final_layer_norm(hidden) if final_norm else hidden, vector)

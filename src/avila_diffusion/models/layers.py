@@ -1,0 +1,187 @@
+"""The layers that all networks are made of, and the one place where a weight on disk becomes a weight in use.
+
+A parameter here is a *source*: usually a tensor mapped from the checkpoint, in the file's dtype, never written to. What
+a layer computes with is derived from it by a pure function, `derive`: moved to the input's device and dtype, rounded
+once, laid out as the kernels like it. Layers keep what they derived (`keep = True`) or make it anew at every call
+(`keep = False`, for little memory); dropping it loses nothing. Where a gradient is wanted the source itself is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def derive(source: Tensor, *, device: torch.device, dtype: torch.dtype, channels_last: bool = False) -> Tensor:
+    """The effective weight: `source` on `device` in `dtype`; the source itself where that changes nothing.
+
+    channels_last lays a 4-D weight out by pixel, which the convolution kernels of processors and CUDA read fastest.
+    """
+    if source.device != device:
+        source = source.to(device)  # bytes of the file's dtype travel, not those of the compute dtype
+    if channels_last:
+        return source.to(dtype=dtype, memory_format=torch.channels_last)
+    return source.to(dtype)
+
+
+@dataclass(frozen=True)
+class _Derived:
+    source: Tensor
+    version: int
+    weight: Tensor
+
+    def serves(self, source: Tensor, like: Tensor) -> bool:
+        return (
+            self.source is source
+            and self.version == source._version
+            and self.weight.dtype == like.dtype
+            and self.weight.device == like.device
+        )
+
+
+class Layer(nn.Module):
+    """A module with parameters of its own, used through `effective`."""
+
+    keep = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._derived: dict[str, _Derived] = {}
+
+    def effective(self, name: str, x: Tensor) -> Tensor | None:
+        """The parameter `name` in the dtype and on the device of `x`; None where the layer has none of that name."""
+        source: Tensor | None = getattr(self, name)
+        if source is None:
+            return None
+        if torch.is_grad_enabled() and source.requires_grad:
+            return source.to(x.dtype)
+        kept = self._derived.get(name)
+        if kept is not None and kept.serves(source, x):
+            return kept.weight
+        # MPS has no channels_last kernels worth the change of layout.
+        by_pixel = source.dim() == 4 and x.device.type != "mps"
+        with torch.no_grad():
+            weight = derive(source.detach(), device=x.device, dtype=x.dtype, channels_last=by_pixel)
+        if self.keep:
+            self._derived[name] = _Derived(source, source._version, weight)
+        return weight
+
+    def release(self) -> None:
+        """Drop what was derived; it is made again when it is needed."""
+        self._derived.clear()
+
+
+class Linear(Layer):
+    """y = x Wᵀ + b; x (..., in_features)."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.effective("weight", x)
+        assert weight is not None
+        return F.linear(x, weight, self.effective("bias", x))
+
+
+class Conv2d(Layer):
+    """A 2-D convolution, x (batch, in_channels, height, width), zeros around the border."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int = 0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel, kernel))
+        self.bias = nn.Parameter(torch.empty(out_channels))
+        self.stride = stride
+        self.padding = padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.effective("weight", x)
+        assert weight is not None
+        return F.conv2d(x, weight, self.effective("bias", x), self.stride, self.padding)
+
+
+class GroupNorm(Layer):
+    """Group normalisation (Wu & He 2018) over 32 groups, or over as many as `channels` allow in narrow networks."""
+
+    def __init__(self, channels: int, eps: float, groups: int = 32) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels))
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.groups = groups
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.groups, self.effective("weight", x), self.effective("bias", x), self.eps)
+
+
+class LayerNorm(Layer):
+    """Layer normalisation (Ba et al. 2016) over the last dimension."""
+
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], self.effective("weight", x), self.effective("bias", x), self.eps)
+
+
+class Embedding(nn.Module):
+    """A table of vectors. Only the rows asked for are converted, never the table: a vocabulary is 150 MB in float32."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, width))
+
+    def forward(self, index: Tensor, dtype: torch.dtype) -> Tensor:
+        return take_rows(self.weight, index, dtype)
+
+
+class Upsample(nn.Module):
+    """Twice the size by nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+
+
+def take_rows(table: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows of `table` (rows, width) at `index`, in `dtype` and on the device of `index`."""
+    source = table if torch.is_grad_enabled() and table.requires_grad else table.detach()
+    place = index.to(source.device)
+    if source.dtype.itemsize == 1:  # the 8-bit floats have no gather of their own
+        rows = source.view(torch.uint8)[place].view(source.dtype)
+    else:
+        rows = F.embedding(place, source)
+    return rows.to(device=index.device, dtype=dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
+    """Scaled dot-product attention (Vaswani et al. 2017); q (batch, n, heads * d), k and v (batch, m, heads * d)."""
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # (batch, heads, tokens, d)
+    h = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return h.transpose(1, 2).flatten(2)
+
+
+def release(network: nn.Module) -> None:
+    """Drop every derived weight of `network`."""
+    for module in network.modules():
+        if isinstance(module, Layer):
+            module.release()
+
+
+def keep_derived(network: nn.Module, keep: bool) -> None:
+    """Set whether the layers of `network` keep what they derive (fast) or make it at every call (little memory)."""
+    for module in network.modules():
+        if isinstance(module, Layer):
+            module.keep = keep
+            if not keep:
+                module.release()

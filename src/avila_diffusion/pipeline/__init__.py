@@ -1,0 +1,1 @@
+"""Request → stages (text, sample, decode) → pictures: the room that knows all the others."""

@@ -1,0 +1,50 @@
+"""The driver: it advances a sampler's generator, makes the model calls that it asks for, and may stop between two."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import Cancelled
+from ..sampling.guidance import Call, Denoise, Denoised
+from ..sampling.samplers.run import Run
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A model call that was made: its number, from 1, what was asked and what came."""
+
+    number: int
+    call: Call
+    denoised: Denoised
+
+
+def drive(run: Run, denoise: Denoise, cancel: threading.Event | None = None) -> Iterator[Step | Tensor]:
+    """Run a sampler to its end: a Step after every model call, the finished latent last.
+
+    Raises Cancelled at the first chance after `cancel` is set; a model call that is under way is finished.
+    """
+    number = 0
+    try:
+        call = next(run)
+        while True:
+            check(cancel)
+            with torch.no_grad():
+                denoised = denoise(call)
+            number += 1
+            yield Step(number, call, denoised)
+            call = run.send(denoised)
+    except StopIteration as end:
+        yield end.value
+    finally:
+        run.close()
+
+
+def check(cancel: threading.Event | None) -> None:
+    """Raise Cancelled where that was asked for."""
+    if cancel is not None and cancel.is_set():
+        raise Cancelled("cancelled; nothing was written")

@@ -1,0 +1,160 @@
+"""A model and a request → pictures: text, then for each picture sampling and decoding, with an event after every call."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.load import Model
+from ..device import Policy
+from ..errors import RequestError, Unsupported
+from ..images import Image, check_model_size
+from ..infotext import write_infotext
+from ..request import GenerateRequest
+from ..result import GenerateResult, Progress
+from ..sampling.denoiser import Cond, Denoiser
+from ..sampling.guidance import Denoise, classifier_free_guidance
+from ..sampling.names import resolve_sampler, resolve_schedule
+from ..sampling.noise import initial_noise, noise_source, step_noise
+from ..sampling.samplers import sample, start
+from ..sampling.schedules import NoiseTable, calls, sampler_sigmas
+from ..text.conditioner import Conditioner
+from .driver import Step, check, drive
+from .latents import decode, preview, to_pixels
+
+@dataclass(frozen=True, eq=False)
+class ModelEngine:
+    """Runs requests on one loaded model.
+
+    file_hash: starts hashing the checkpoint in the background and returns its Future; None where there is no single file.
+    vae: path of a VAE given separately, for the metadata.
+    """
+
+    model: Model
+    policy: Policy
+    file_hash: Callable[[], Future[str]] | None = None
+
+    @property
+    def size(self) -> int:
+        """Default width and height in pixels."""
+        return self.model.spec.size
+
+    def generate(
+        self, request: GenerateRequest, cancel: threading.Event | None = None
+    ) -> Iterator[Progress | GenerateResult]:
+        """Progress events, the GenerateResult last. What cannot be run is refused before any work is done."""
+        request = request.resolved(self.size)
+        self._accept(request)
+        return self._run(request, cancel)
+
+    def _accept(self, request: GenerateRequest) -> None:
+        spec = self.model.spec
+        if spec.variant != "base":
+            raise Unsupported(
+                f"{self.model.path.name} is an {spec.variant} model of {spec.family}; it needs a picture beside the text, "
+                "and there is no pipeline for that yet"
+            )
+        assert request.width is not None and request.height is not None
+        check_model_size(request.width, request.height)
+        sampler, _ = resolve_sampler(request.sampler)
+        if request.eta is not None and not sampler.uses_eta:
+            raise RequestError(f"{sampler.name} takes no eta; leave it out, or choose an ancestral sampler or DDIM")
+
+    def _run(self, request: GenerateRequest, cancel: threading.Event | None) -> Iterator[Progress | GenerateResult]:
+        began = time.perf_counter()
+        images = len(request.seeds)
+        hashing = self.file_hash() if self.file_hash else None
+        yield Progress(stage="text", image=0, images=images, step=0, of=0)
+        denoise = self._conditioned(request)
+        check(cancel)
+        made = []
+        for index, seed in enumerate(request.seeds):
+            latent = yield from self._sample(request, seed, index, denoise, cancel)
+            yield Progress(stage="decode", image=index, images=images, step=0, of=0)
+            check(cancel)
+            picture = decode(self.model.vae, latent, self.model.spec.latent, self.policy.vae)
+            made.append(Image(to_pixels(picture), seed=seed))
+        check(cancel)
+        digest = hashing.result() if hashing else None
+        yield GenerateResult(
+            tuple(replace(image, infotext=self._infotext(request, image.seed, digest)) for image in made),
+            request,
+            seconds=time.perf_counter() - began,
+            report=self.model.report,
+        )
+
+    @torch.no_grad()
+    def _conditioned(self, request: GenerateRequest) -> Denoise:
+        """Encode both prompts and bind them to the UNet."""
+        spec, policy = self.model.spec, self.policy
+        assert request.width is not None and request.height is not None
+        conditioner = Conditioner(spec, self.model.text, policy.device, policy.text)
+        conds = []
+        embedded = spec.unet.guidance_channels is not None
+        prompts = [(request.prompt, False)]
+        if request.guidance_scale != 1 and not embedded:
+            prompts.append((request.negative_prompt, True))
+        for text, negative in prompts:
+            encoded = conditioner.encode(
+                text, width=request.width, height=request.height, clip_skip=request.clip_skip, negative=negative
+            )
+            conds.append(Cond(encoded.context.to(policy.unet), encoded.vector))
+        denoiser = Denoiser(
+            self.model.unet,
+            self.table,
+            spec.noise.prediction,
+            dtype=policy.unet,
+            guidance=request.guidance_scale if embedded else None,
+        )
+        scale = 1.0 if embedded else request.guidance_scale
+        return classifier_free_guidance(denoiser, conds[0], conds[1] if len(conds) > 1 else None, scale)
+
+    @cached_property
+    def table(self) -> NoiseTable:
+        """The model's noise levels."""
+        return NoiseTable.from_config(self.model.spec.noise)
+
+    def _sample(
+        self, request: GenerateRequest, seed: int, index: int, denoise: Denoise, cancel: threading.Event | None
+    ) -> Generator[Progress, None, Tensor]:
+        """One picture's latent, (1, channels, height / scale, width / scale); progress after every model call."""
+        spec = self.model.spec
+        assert request.width is not None and request.height is not None
+        sampler, _ = resolve_sampler(request.sampler)
+        sigmas = sampler_sigmas(sampler, resolve_schedule(request.schedule), request.steps, self.table)
+        source = noise_source(request.rng, seed)
+        shape = (spec.vae.latent_channels, request.height // spec.vae.scale, request.width // spec.vae.scale)
+        x = start(sampler, initial_noise(source, shape).to(self.policy.device), sigmas)
+        run = sample(sampler, x, sigmas, step_noise(source, x), eta=request.eta)
+        of, images = calls(sampler, sigmas), len(request.seeds)
+        yield Progress(stage="sample", image=index, images=images, step=0, of=of)
+        for event in drive(run, denoise, cancel):
+            if not isinstance(event, Step):
+                return event
+            yield Progress(
+                stage="sample",
+                image=index,
+                images=images,
+                step=event.number,
+                of=of,
+                sigma=event.call.sigma,
+                preview=partial(self._preview, event.denoised.x0),
+            )
+        raise AssertionError("a sampler ended without a latent")
+
+    def _preview(self, x0: Tensor) -> Image:
+        return Image(preview(x0, self.model.spec.latent))
+
+    def _infotext(self, request: GenerateRequest, seed: int | None, digest: str | None) -> str:
+        name = self.model.path.stem if self.model.path.is_file() else self.model.path.name
+        vae = self.model.vae_path
+        return write_infotext(
+            request, seed=seed, model=name, model_hash=digest[:10] if digest else None, vae=vae.name if vae else None
+        )

@@ -1,0 +1,76 @@
+"""Latents ⇄ pixels: the diffusion's scale, the VAE in half precision guarded, 8-bit pictures, rough previews."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..config import LatentConfig
+from ..errors import NotFinite
+from ..models.vae import VAE
+
+Pixels = npt.NDArray[np.uint8]
+
+# Linear maps from latents, as the UNet sees them, to red, green and blue of -1 to 1: published least-squares fits.
+PREVIEW = {
+    0.18215: (
+        ((0.3512, 0.2297, 0.3227), (0.325, 0.4974, 0.235), (-0.2829, 0.1762, 0.2721), (-0.212, -0.2616, -0.7177)),
+        (0.0, 0.0, 0.0),
+    ),
+    0.13025: (
+        ((0.3651, 0.4232, 0.4341), (-0.2533, -0.0042, 0.1068), (0.1076, 0.1111, -0.0362), (-0.3165, -0.2492, -0.2188)),
+        (0.1084, -0.0175, -0.0011),
+    ),
+}
+
+
+def to_vae(x: Tensor, latent: LatentConfig) -> Tensor:
+    """The diffusion's latent (batch, channels, h, w) → the autoencoder's."""
+    z = x / latent.scale
+    if latent.mean is not None and latent.std is not None:
+        mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device)[None, :, None, None] for v in (latent.mean, latent.std))
+        z = z * std + mean
+    return z
+
+
+def from_vae(z: Tensor, latent: LatentConfig) -> Tensor:
+    """The autoencoder's latent → the diffusion's; the inverse of `to_vae`."""
+    if latent.mean is not None and latent.std is not None:
+        mean, std = (torch.tensor(v, dtype=z.dtype, device=z.device)[None, :, None, None] for v in (latent.mean, latent.std))
+        z = (z - mean) / std
+    return z * latent.scale
+
+
+@torch.no_grad()
+def decode(vae: VAE, x: Tensor, latent: LatentConfig, dtype: torch.dtype) -> Tensor:
+    """The picture of a latent x (1, channels, h, w): (1, 3, height, width) in -1 to 1 and a little beyond, float32.
+
+    SDXL's VAE overflows in float16: where the result is not finite in half precision it is made again in float32.
+    Raises NotFinite where float32 does not help either.
+    """
+    z = to_vae(x, latent)
+    picture = vae.decode(z.to(dtype)).float()
+    if dtype.itemsize < 4 and not bool(picture.isfinite().all()):
+        picture = vae.decode(z.float())
+    if not bool(picture.isfinite().all()):
+        raise NotFinite("the VAE returned NaN or infinity in float32; the latent or the VAE's weights are damaged")
+    return picture
+
+
+def to_pixels(picture: Tensor) -> Pixels:
+    """(1, 3, height, width) in -1 to 1 → (height, width, 3) of 0 to 255, cut off and not rounded, as AUTOMATIC1111 does."""
+    scaled = ((picture[0].float() + 1) / 2).clamp(0, 1) * 255
+    return np.ascontiguousarray(scaled.permute(1, 2, 0).cpu().numpy().astype(np.uint8))
+
+
+def preview(x0: Tensor, latent: LatentConfig) -> Pixels:
+    """A rough picture of a latent, one pixel a latent cell: (h, w, 3). Grey where the latent space is not a known one."""
+    if latent.scale in PREVIEW and x0.shape[1] == 4 and latent.mean is None:
+        factors, bias = (torch.tensor(values) for values in PREVIEW[latent.scale])
+        picture = torch.einsum("bchw,cr->brhw", x0.float().cpu(), factors) + bias[None, :, None, None]
+    else:
+        grey = x0.float().cpu().mean(dim=1, keepdim=True)
+        picture = (grey / (3 * grey.std() + 1e-6)).expand(-1, 3, -1, -1)
+    return to_pixels(picture)

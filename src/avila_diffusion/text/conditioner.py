@@ -1,0 +1,90 @@
+"""Strings → what the UNet is conditioned on: the text towers' features, and for SDXL the pooled text and the sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..config import ModelSpec, TextEncoderSpec
+from ..models.clip import ClipTextModel, TextFeatures
+from ..models.open_clip import OpenClipTextModel
+from ..models.unet import embed_timesteps
+from .chunks import split_chunks
+from .tokenizer import END, START, ClipTokenizer, clip_tokenizer
+
+AESTHETIC, NEGATIVE_AESTHETIC = 6.0, 2.5
+"""Scores the SDXL refiner is told for the prompt and for the negative prompt, as AUTOMATIC1111 sets them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioning:
+    """context: (1, 77 · chunks, context_channels). vector: (1, adm_channels), None where the UNet takes none."""
+
+    context: Tensor
+    vector: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioner:
+    """The text side of a model. dtype: what the towers compute in; features come back in it, on `device`."""
+
+    spec: ModelSpec
+    towers: Sequence[ClipTextModel | OpenClipTextModel]
+    device: torch.device
+    dtype: torch.dtype
+    tokenizer: ClipTokenizer | None = None
+
+    def encode(self, text: str, *, width: int, height: int, clip_skip: int = 1, negative: bool = False) -> Conditioning:
+        """Encode one prompt for pictures of width x height pixels.
+
+        clip_skip applies to families that have it (SD 1). An empty negative prompt of SDXL gives zeros for the text,
+        as AUTOMATIC1111 does; the sizes stay.
+        """
+        chunks = split_chunks((self.tokenizer or clip_tokenizer()).encode(text))
+        features = [self._encode_chunks(tower, spec, chunks, clip_skip) for tower, spec in self._pairs()]
+        context = torch.cat([feature.hidden for feature in features], dim=-1)
+        pooled = [feature.pooled for feature in features if feature.pooled is not None]
+        empty = negative and not text and self.spec.adm != "none"
+        if empty:
+            context = torch.zeros_like(context)
+            pooled = [torch.zeros_like(vector) for vector in pooled]
+        vector = None
+        if self.spec.adm != "none":
+            vector = torch.cat([*pooled, self._embed_sizes(width, height, negative)], dim=-1)
+        return Conditioning(context, vector)
+
+    def _pairs(self) -> list[tuple[ClipTextModel | OpenClipTextModel, TextEncoderSpec]]:
+        return list(zip(self.towers, self.spec.text, strict=True))
+
+    def _encode_chunks(
+        self,
+        tower: ClipTextModel | OpenClipTextModel,
+        spec: TextEncoderSpec,
+        chunks: Sequence[Sequence[int]],
+        clip_skip: int,
+    ) -> TextFeatures:
+        """Each chunk alone, joined along the tokens; the pooled vector is the first chunk's."""
+        skip = max(clip_skip, spec.skip) if spec.clip_skip else spec.skip
+        tokens = torch.tensor([frame_chunk(chunk, spec) for chunk in chunks], device=self.device)
+        features = tower(tokens, dtype=self.dtype, skip=skip, final_norm=spec.final_norm, pooled=spec.pooled)
+        pooled = None if features.pooled is None else features.pooled[:1]
+        return TextFeatures(features.hidden.flatten(0, 1)[None], pooled)  # (1, chunks * 77, width)
+
+    def _embed_sizes(self, width: int, height: int, negative: bool) -> Tensor:
+        """Original size, crop, and target size or aesthetic score, each number embedded: (1, numbers · channels)."""
+        numbers = [height, width, 0.0, 0.0]
+        if self.spec.adm == "aesthetic":
+            numbers += [NEGATIVE_AESTHETIC if negative else AESTHETIC]
+        else:
+            numbers += [height, width]
+        values = torch.tensor(numbers, dtype=torch.float32, device=self.device)
+        return embed_timesteps(values, self.spec.size_channels).reshape(1, -1).to(self.dtype)
+
+
+def frame_chunk(chunk: Sequence[int], spec: TextEncoderSpec) -> list[int]:
+    """Start token, the chunk, end token, and the tower's pad to its context length."""
+    framed = [START, *chunk, END]
+    return framed + [spec.pad] * (spec.config.context_length - len(framed))
