@@ -1,0 +1,49 @@
+"""Samplers of the variance-preserving process x_t = sqrt(a) x0 + sqrt(1 - a) eps, a = 1 / (1 + sigma^2).
+
+Their x is kept as x_t / sqrt(a) = x0 + sigma eps, like every other sampler's.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+
+from torch import Tensor
+
+from ..guidance import Call
+from ..noise import StepNoise
+from .run import Run, steps
+
+
+def ddim(x: Tensor, sigmas: Tensor, noise: StepNoise, *, eta: float = 0.0) -> Run:
+    """DDIM: Song et al. 2021, equation 12, with sigma_t of equation 16.
+
+    It ends where its levels end, and what it returns is the variance-preserving latent x_t of that level, as
+    AUTOMATIC1111 hands it to the decoder. sigma_t is cut off at sqrt(1 - a_prev), which matters above eta 1 only.
+    """
+    a_prev = 1 / (1 + float(sigmas[0]) ** 2)
+    for step, sigma, sigma_prev in steps(sigmas):
+        denoised = yield Call(x, sigma, step)
+        eps = (x - denoised.x0) / sigma
+        a_t, a_prev = 1 / (1 + sigma**2), 1 / (1 + sigma_prev**2)
+        rest = sigma_prev**2 * a_prev  # 1 - a_prev, without cancellation
+        sigma_t = min(eta * sqrt(rest / (sigma**2 * a_t) * (1 - a_t / a_prev)), sqrt(rest))
+        x_prev = sqrt(a_prev) * denoised.x0 + sqrt(rest - sigma_t**2) * eps
+        if eta > 0 and sigma_prev > 0:
+            x_prev = x_prev + sigma_t * noise(sigma, sigma_prev)
+        x = x_prev / sqrt(a_prev)
+    return x * sqrt(a_prev)
+
+
+def ddpm(x: Tensor, sigmas: Tensor, noise: StepNoise) -> Run:
+    """DDPM: ancestral sampling of Ho et al. 2020, the posterior of equations 6 and 7 between any two levels.
+
+    In x0 + sigma eps its mean is a mixture of x0 and x by the ratio of the variances, its variance
+    sigma_prev^2 * (1 - ratio). Nothing is drawn on the way to 0.
+    """
+    for step, sigma, sigma_prev in steps(sigmas):
+        denoised = yield Call(x, sigma, step)
+        ratio = (sigma_prev / sigma) ** 2
+        x = (1 - ratio) * denoised.x0 + ratio * x
+        if sigma_prev > 0:
+            x = x + sigma_prev * sqrt(1 - ratio) * noise(sigma, sigma_prev)
+    return x
