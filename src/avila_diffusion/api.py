@@ -136,7 +136,9 @@ class AvilaDiffusion:
         """
         return self._engine.generate(request, cancel)
 
-    def _request(self, prompt: str, negative_prompt: str | None, options: dict[str, Any] | GenerateOptions) -> GenerateRequest:
+    def _request(
+        self, prompt: str, negative_prompt: str | None, options: dict[str, Any] | GenerateOptions
+    ) -> GenerateRequest:
         values = {**self._defaults, **options, "prompt": prompt, "negative_prompt": negative_prompt or ""}
         return GenerateRequest.from_dict(values)
 

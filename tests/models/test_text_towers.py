@@ -108,7 +108,9 @@ def test_mistakes_are_seen(fill: Any, assign: Any, close: Any) -> None:
         wrong_activation = _clip(state, "gelu", assign)(tokens, dtype=torch.float64)
         right = _clip(state, "quick_gelu", assign)
         wrong_skip = right(tokens, dtype=torch.float64, skip=2)
-        last_token = right(tokens.clamp(max=998), dtype=torch.float64, pooled=True)  # no end token: the start's is taken
+        last_token = right(
+            tokens.clamp(max=998), dtype=torch.float64, pooled=True
+        )  # no end token: the start's is taken
         for mistake, expected in (
             (wrong_activation.hidden, theirs.last_hidden_state),
             (wrong_skip.hidden, theirs.last_hidden_state),

@@ -70,7 +70,9 @@ def build_spec(
     report = parts.report
     wanted = {"sdxl": 2}.get(family.name, 1)
     if len(towers) < wanted:
-        which = "neither of its two text encoders" if wanted == 2 and not towers else "a text encoder less than it needs"
+        which = (
+            "neither of its two text encoders" if wanted == 2 and not towers else "a text encoder less than it needs"
+        )
         found = "no text encoder" if wanted == 1 else which
         raise MissingPart(f"{Path(report.source).name} has {found}; give it with --text-encoder FILE")
     if vae is None:
@@ -82,7 +84,9 @@ def build_spec(
     _check_contexts(unet, towers, pooled + numbers * size_channels)
     spec = ModelSpec(
         family=family.name,
-        variant=VARIANT_OF_CHANNELS.get(unet.in_channels, "base") if unet.in_channels != vae.latent_channels else "base",
+        variant=VARIANT_OF_CHANNELS.get(unet.in_channels, "base")
+        if unet.in_channels != vae.latent_channels
+        else "base",
         unet=unet,
         vae=vae,
         text=tuple(spec for _, spec in towers),
@@ -128,7 +132,9 @@ def _family(parts: Parts, config: UNetConfig) -> tuple[Family, str]:
         return FAMILIES[named], "metadata avila.family"
     context, adm = config.context_channels, config.adm_channels
     if context == 1024 and adm is not None:
-        raise Unsupported("this is an SD 2 unCLIP checkpoint (pictures as prompts), for which there is no pipeline here")
+        raise Unsupported(
+            "this is an SD 2 unCLIP checkpoint (pictures as prompts), for which there is no pipeline here"
+        )
     told = f"cross-attention over {context} channels"
     if adm is not None:
         two = config.context_channels == 2048 or len(_tower_prefixes(parts)) == 2
@@ -142,7 +148,9 @@ def _family(parts: Parts, config: UNetConfig) -> tuple[Family, str]:
 def _heads_rule(parts: Parts, family: Family) -> Callable[[int], int]:
     """Attention heads by channels: avila.* metadata, a diffusers config, else the family's rule."""
     heads = _number(parts, "avila.unet_heads") or family.heads
-    size = _number(parts, "avila.unet_head_channels") or (None if "avila.unet_heads" in parts.metadata else family.head_channels)
+    size = _number(parts, "avila.unet_head_channels") or (
+        None if "avila.unet_heads" in parts.metadata else family.head_channels
+    )
     listed = _diffusers_heads(parts)
 
     def heads_of(channels: int) -> int:
@@ -201,7 +209,9 @@ def read_towers(parts: Parts, family: Family) -> list[TowerRead]:
         last = index == len(prefixes) - 1
         if family.adm != "none":
             # SDXL and the refiner: penultimate layer, no final norm; the last tower's pooled projection joins the vector.
-            spec = TextEncoderSpec(config=config, skip=2, final_norm=False, clip_skip=False, pooled=last, pad=0 if last else 49407)
+            spec = TextEncoderSpec(
+                config=config, skip=2, final_norm=False, clip_skip=False, pooled=last, pad=0 if last else 49407
+            )
         elif family.name == "sd2":
             # diffusers cuts the unused last layer off, so its last is the original's penultimate.
             spec = TextEncoderSpec(config=config, skip=1 if config.kind == "clip" else 2, clip_skip=False, pad=0)
@@ -291,7 +301,9 @@ def _prediction(parts: Parts, family: Family, asked: str | None) -> tuple[Predic
     if family.name == "sd2" and name in parts.places:
         deviation = float(np.std(_small(parts, (name,))[name]))
         kind = "v" if deviation > V_NORM_DEVIATION else "epsilon"
-        return cast(Prediction, kind), f"{V_NORM} deviates by {deviation:.3f}; SD 2 models of v by more than {V_NORM_DEVIATION}"
+        return cast(
+            Prediction, kind
+        ), f"{V_NORM} deviates by {deviation:.3f}; SD 2 models of v by more than {V_NORM_DEVIATION}"
     return "epsilon", f"the habit of {family.name}; nothing in the file says otherwise"
 
 
@@ -334,7 +346,12 @@ def _own_schedule(parts: Parts, noise: NoiseConfig) -> NoiseConfig:
     usual = np.cumprod(1.0 - root**2)
     if found.shape == usual.shape and np.allclose(found, usual, rtol=2e-3, atol=1e-5):  # half precision rounds them
         return noise
-    if len(found) < 2 or not np.all(np.isfinite(found)) or not np.all((found > 0) & (found <= 1)) or np.any(np.diff(found) > 0):
+    if (
+        len(found) < 2
+        or not np.all(np.isfinite(found))
+        or not np.all((found > 0) & (found <= 1))
+        or np.any(np.diff(found) > 0)
+    ):
         parts.report.ignored["alphas_cumprod"] = "not a noise schedule: it must fall from 1 towards 0"
         return noise
     parts.report.decide("noise schedule", "the file's own", "its alphas_cumprod differ from the usual ones")

@@ -119,5 +119,3 @@ def _describe(
 def _shorten(value: str, most: int = 100) -> str:
     value = " ".join(value.split())
     return value if len(value) <= most else value[: most - 1] + "…"
-
-

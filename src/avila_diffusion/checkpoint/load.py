@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
 from torch import nn
@@ -27,7 +28,10 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A loaded model. Its networks' parameters are mapped from the files; nothing is converted before it is used."""
+    """A loaded model. Its networks' parameters are mapped from the files; nothing is converted before it is used.
+
+    path: of the checkpoint. vae_path: of the VAE given separately, None where the checkpoint's own is used.
+    """
 
     path: Path
     spec: ModelSpec
@@ -35,6 +39,7 @@ class Model:
     vae: Autoencoder
     text: tuple[TextModel, ...]
     report: LoadReport
+    vae_path: Path | None = None
 
 
 def load_model(
@@ -53,15 +58,22 @@ def load_model(
     """
     parts = gather(Path(path), vae=Path(vae) if vae else None, text_encoders=[Path(p) for p in text_encoders])
     spec, prefixes = detect(parts, prediction)
-    files = _Files(mapped)
+    with _Files(mapped) as files:
+        networks = _build_all(parts, spec, prefixes, files)
+    _refuse_gaps(parts.report)
+    return Model(Path(path), spec, *networks, report=parts.report, vae_path=Path(vae) if vae else None)
+
+
+def _build_all(
+    parts: Parts, spec: ModelSpec, prefixes: Sequence[str], files: _Files
+) -> tuple[UNet, Autoencoder, tuple[TextModel, ...]]:
     unet = _fill(build(lambda: UNet(spec.unet)), parts, UNET, "unet", files)
     autoencoder = _fill(build(lambda: Autoencoder(spec.vae)), parts, VAE, "vae", files)
     towers = []
     for index, (prefix, text) in enumerate(zip(prefixes, spec.text, strict=True), 1):
-        tower = build(lambda config=text.config: build_text_model(config))  # type: ignore[misc]
+        tower = build(partial(build_text_model, text.config))
         towers.append(_fill(tower, parts, prefix, f"text encoder {index}", files))
-    _refuse_gaps(parts.report)
-    return Model(Path(path), spec, unet, autoencoder, tuple(towers), parts.report)
+    return unet, autoencoder, tuple(towers)
 
 
 def build(make: Callable[[], Network]) -> Network:
@@ -81,6 +93,13 @@ class _Files:
     def __init__(self, mapped: bool) -> None:
         self._mapped = mapped
         self._open: dict[Path, TensorFile] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for file in self._open.values():
+            file.close()  # mappings live on in the tensors
 
     def tensor(self, header: Header, name: str) -> torch.Tensor:
         if header.path not in self._open:

@@ -273,7 +273,9 @@ def _weight_files(folder: Path) -> list[Path]:
     if len(files) == 1:
         return files
     if list(folder.glob("*.bin")):
-        raise PickleRefused(f"{folder} holds only pickled weights; convert them with: avila convert IN.bin OUT.safetensors")
+        raise PickleRefused(
+            f"{folder} holds only pickled weights; convert them with: avila convert IN.bin OUT.safetensors"
+        )
     raise MissingPart(f"{folder} has no weights; expected diffusion_pytorch_model.safetensors or model.safetensors")
 
 

@@ -29,6 +29,7 @@ from ..text.conditioner import Conditioner
 from .driver import Step, check, drive
 from .latents import decode, preview, to_pixels
 
+
 @dataclass(frozen=True, eq=False)
 class ModelEngine:
     """Runs requests on one loaded model.

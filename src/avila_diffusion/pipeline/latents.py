@@ -30,7 +30,9 @@ def to_vae(x: Tensor, latent: LatentConfig) -> Tensor:
     """The diffusion's latent (batch, channels, h, w) → the autoencoder's."""
     z = x / latent.scale
     if latent.mean is not None and latent.std is not None:
-        mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device)[None, :, None, None] for v in (latent.mean, latent.std))
+        mean, std = (
+            torch.tensor(v, dtype=x.dtype, device=x.device)[None, :, None, None] for v in (latent.mean, latent.std)
+        )
         z = z * std + mean
     return z
 
@@ -38,7 +40,9 @@ def to_vae(x: Tensor, latent: LatentConfig) -> Tensor:
 def from_vae(z: Tensor, latent: LatentConfig) -> Tensor:
     """The autoencoder's latent → the diffusion's; the inverse of `to_vae`."""
     if latent.mean is not None and latent.std is not None:
-        mean, std = (torch.tensor(v, dtype=z.dtype, device=z.device)[None, :, None, None] for v in (latent.mean, latent.std))
+        mean, std = (
+            torch.tensor(v, dtype=z.dtype, device=z.device)[None, :, None, None] for v in (latent.mean, latent.std)
+        )
         z = (z - mean) / std
     return z * latent.scale
 

@@ -43,10 +43,13 @@ class NoiseTable:
         alphas_cumprod: (steps,) in place of the betas of the config, such as a checkpoint's own buffer.
         Raises Unsupported where the config or the buffer does not describe growing noise.
         """
-        if config.prediction == "edm":
+        continuous = config.continuous or config.prediction == "edm"
+        if continuous:
             ends = torch.tensor((config.edm_sigma_min, config.edm_sigma_max), dtype=torch.float64).log()
             sigmas = torch.linspace(float(ends[0]), float(ends[1]), config.steps, dtype=torch.float64).exp()
         else:
+            if alphas_cumprod is None and config.alphas_cumprod is not None:
+                alphas_cumprod = torch.tensor(config.alphas_cumprod, dtype=torch.float64)
             alphas = _trained_alphas(config) if alphas_cumprod is None else alphas_cumprod.to("cpu", torch.float64)
             alphas = _zero_terminal_snr(alphas) if config.zero_terminal_snr else alphas
             sigmas = ((1 - alphas) / alphas).sqrt()
@@ -60,7 +63,7 @@ class NoiseTable:
                 f"the model's noise table of {sigmas.numel()} levels does not rise from above 0 to a finite level; "
                 "its betas or alphas_cumprod are damaged or of another kind"
             )
-        if config.prediction == "edm":
+        if continuous:
             return cls(sigmas, continuous=True, sigma_data=config.sigma_data)
         return cls(sigmas)
 
