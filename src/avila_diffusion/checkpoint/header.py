@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
 from ..errors import FileProblem, HeaderError, PickleRefused
-from .signatures import MAX_HEADER_BYTES, describe, kind_of, open_regular
+from .signatures import MAX_HEADER_BYTES, UNKNOWN, describe, kind_of, open_regular
 
 MAX_TENSORS = 100_000
 MAX_DIMENSIONS = 64
@@ -122,7 +122,7 @@ def _header_length(path: Path, head: bytes, size: int) -> int:
         )
     length = int.from_bytes(head[:8], "little")
     phrase = describe(head)
-    if kind == "other" and (phrase != "something else" or len(head) < 9 or head[8:9] != b"{"):
+    if kind == "other" and (phrase != UNKNOWN or len(head) < 9 or head[8:9] != b"{"):
         raise HeaderError(f"{path} is not a safetensors file: it is {phrase}")
     if length > MAX_HEADER_BYTES:
         raise HeaderError(f"{path} claims a header of {length:,} bytes; at most {MAX_HEADER_BYTES:,} are read")

@@ -170,6 +170,15 @@ class TensorFile:
             window = window.clone()
         return window.view(dtype).view(entry.shape)
 
+    def raw(self, name: str) -> memoryview:
+        """The bytes of the tensor of that name as they are in the file; nothing is copied where it is mapped."""
+        entry = _entry(self.header, name)
+        if self._file is None:
+            raise FileProblem(f"{self.header.path} was closed")
+        if self._map is None:
+            return memoryview(_read_bytes(self._file, entry, self.header))
+        return memoryview(self._map)[entry.start : entry.end]
+
     def prefetch(self) -> None:
         """Ask the system to read the whole file ahead, in the background; returns at once."""
         if self._map is not None and hasattr(mmap, "MADV_WILLNEED"):

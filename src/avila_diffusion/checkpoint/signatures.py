@@ -22,15 +22,14 @@ MAX_HEADER_BYTES = 16 * 1024 * 1024
 LEGACY_TORCH_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa850192e")
 """The pickled number that files of torch before 1.6 begin with, after the two bytes of the protocol."""
 
+UNKNOWN = "of no known kind"
+
 _TAR_MAGIC_AT = 257
 _HEAD_BYTES = 512
 
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"GGUF", "a GGUF file (quantized weights of the ggml family)"),
-    (
-        b"version https://git-lfs",
-        "a Git LFS pointer, cloned without the file itself: run `git lfs pull`",
-    ),
+    (b"version https://git-lfs", "a Git LFS pointer, cloned without the file itself: run `git lfs pull`"),
     (b"\x89PNG\r\n\x1a\n", "a PNG picture"),
     (b"\xff\xd8\xff", "a JPEG picture"),
     (b"GIF8", "a GIF picture"),
@@ -101,7 +100,7 @@ def describe(head: bytes) -> str:
         return "a JSON text (a configuration or an error answer of a server)"
     if not head.strip(b"\0"):
         return "filled with zero bytes: an interrupted download that reserved its space"
-    return "something else"
+    return UNKNOWN
 
 
 def _reason(problem: Exception) -> str:
