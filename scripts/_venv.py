@@ -22,7 +22,7 @@ MINIMUM = (3, 11)
 LEVELS = {"core": ".", "dev": ".[dev]"}
 """What is installed: the package alone for people who make pictures, or with all that the tests compare against."""
 
-BUILD = ("hatchling",)
+BUILD = ("hatchling", "editables")
 WITHOUT_DEPENDENCIES = {"core": (), "dev": ("k-diffusion",)}
 """k-diffusion's samplers are what the tests need; what it asks for beside them is gigabytes."""
 
@@ -216,11 +216,12 @@ def explain_pip(output: list[str]) -> str:
         return "no package index could be reached; check the network, or name an index in PIP_INDEX_URL"
     if "No space left" in text or "not enough space" in text:
         return "the disk is full; the packages need about 2 GB"
-    errors = [line.split("ERROR:", 1)[1].strip() for line in output if "ERROR:" in line]
+    stripped = [line.strip() for line in output if line.strip()]
+    errors = [line[len("error:") :].strip() for line in stripped if line.lower().startswith("error:")]
     missing = [line for line in errors if line.startswith("No matching distribution found for ")]
     if missing:
         return f"the package index has no {missing[-1].rsplit(' ', 1)[1]} for this Python and this system"
-    return "pip failed: " + (errors[0] if errors else output[-1] if output else "it said nothing")
+    return "pip failed: " + (errors[0] if errors else stripped[-1] if stripped else "it said nothing")
 
 
 def _find_python() -> tuple[str, str]:
