@@ -13,7 +13,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     doctor = commands.add_parser(
         "doctor",
         help="check versions, processor, graphics card, memory and folders",
-        description="Check versions, processor, graphics card, memory and folders. The exit code is 1 if one is broken.",
+        description="Check versions, processor, graphics card, memory and folders. Exit code 1 if one is broken.",
     )
     doctor.add_argument("--models-dir", metavar="DIR", type=Path, help="look for checkpoints here")
     doctor.add_argument("--json", action="store_true", help="one JSON object instead of lines")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tempfile
@@ -43,7 +44,7 @@ class Destination:
         return cls(folder=path.parent, stem=stem, pictures=pictures)
 
     def check(self) -> None:
-        """Raise OutputProblem, before anything long begins, where the pictures could not be written. Leaves no trace."""
+        """Raise OutputProblem, before anything long begins, where nothing can be written here. Leaves no trace."""
         try:
             ancestor = self.folder
             while not os.path.lexists(ancestor) and ancestor != ancestor.parent:
@@ -51,14 +52,14 @@ class Destination:
             with tempfile.TemporaryFile(dir=ancestor, prefix=".avila-"):
                 pass
             for index in range(self.pictures if self.stem is not None else 0):
+                with contextlib.suppress(FileNotFoundError):
+                    (ancestor / self._named(index).name).lstat()  # refuses a name that the file system cannot hold
                 target = self._named(index)
-                if os.path.lexists(target) and (target.is_dir() or not os.access(target, os.W_OK)):
+                if target.exists() and (target.is_dir() or not os.access(target, os.W_OK)):
                     raise OutputProblem(f"{target} cannot be replaced; it is a folder or read-only")
-                target.stat() if ancestor == self.folder and target.exists() else None
         except OSError as error:
-            raise OutputProblem(
-                f"{self.folder} cannot be written to ({error.strerror or error}); use another -o"
-            ) from None
+            said = error.strerror or error
+            raise OutputProblem(f"{self._named(0)} cannot be written ({said}); choose another -o") from None
 
     def save(self, image: Image, index: int, seed: int) -> Path:
         """Write picture `index` and return its path."""
@@ -68,7 +69,7 @@ class Destination:
                 return Path(image.save_png(self._named(index)))
             path = self._reserve(seed)
         except OSError as error:
-            raise OutputProblem(f"{self.folder} cannot be written to: {error.strerror or error}") from None
+            raise OutputProblem(f"{self._named(index)} cannot be written ({error.strerror or error})") from None
         try:
             return Path(image.save_png(path))
         except BaseException:
@@ -76,12 +77,14 @@ class Destination:
             raise
 
     def _named(self, index: int) -> Path:
+        if self.stem is None:
+            return self.folder
         number = "" if self.pictures == 1 else f"-{index + 1}"
         return self.folder / f"{self.stem}{number}.png"
 
     def _reserve(self, seed: int) -> Path:
         """The next free number as an empty file, made so that two runs at once cannot take the same."""
-        taken = [int(match[1]) for match in map(NUMBERED.match, os.listdir(self.folder)) if match]
+        taken = [int(match[1]) for match in (NUMBERED.match(path.name) for path in self.folder.iterdir()) if match]
         number = max(taken, default=0) + 1
         while True:
             path = self.folder / f"{number:05d}-{seed}.png"

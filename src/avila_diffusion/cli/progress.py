@@ -63,7 +63,7 @@ class ProgressDisplay:
         now = time.monotonic()
         if event.stage == self._stage and now - self._spoke < SECONDS_BETWEEN_LINES:
             return
-        if event.stage == self._stage or (event.stage == "sample" and not self._stage == "sample"):
+        if event.stage == self._stage or (event.stage == "sample" and self._stage != "sample"):
             which = f"picture {picture + 1} of {self._pictures}, " if self._pictures > 1 else ""
             self.say(f"{STAGES.get(event.stage, event.stage)}: {which}step {event.step} of {event.of}")
         self._stage, self._spoke = event.stage, now
