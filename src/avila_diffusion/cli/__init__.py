@@ -23,7 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options = build_parser().parse_args(sys.argv[1:] if argv is None else argv)
         code = int(options.run(options))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is under pythonw on Windows
+            sys.stdout.flush()
         return code
     except SystemExit as exit:  # argparse, after --help and --version
         return exit.code if isinstance(exit.code, int) else 0

@@ -65,7 +65,7 @@ def _add_request_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--cfg", "--cfg-scale", "--guidance-scale", dest="guidance_scale", type=float, metavar="X", help="default 7"
     )
-    group.add_argument("-s", "--seed", type=int, metavar="N", help="of the first picture; default: drawn by lot")
+    group.add_argument("-s", "--seed", type=int, metavar="N", help="of the first picture; default: random")
     group.add_argument("-b", "--batch", type=int, metavar="N", help="pictures made together, default 1")
     group.add_argument("--count", "--batch-count", type=int, metavar="N", help="batches one after another, default 1")
     group.add_argument("--clip-skip", type=int, metavar="N", help="1 is the text tower's last layer (default)")
