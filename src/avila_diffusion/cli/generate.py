@@ -1,0 +1,211 @@
+"""`avila generate`: a prompt becomes pictures in files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import RequestError
+
+if TYPE_CHECKING:
+    from ..api import AvilaDiffusion
+    from ..request import GenerateRequest
+    from ..result import GenerateResult
+    from .progress import ProgressDisplay
+
+REQUEST_FIELDS = (
+    "negative_prompt",
+    "width",
+    "height",
+    "steps",
+    "sampler",
+    "schedule",
+    "guidance_scale",
+    "seed",
+    "batch",
+    "count",
+    "clip_skip",
+    "rng",
+    "eta",
+)
+MODEL_OPTIONS = ("vae", "text_encoder", "prediction")
+WITHOUT_MODEL = "no model given: drawn by the procedural generator; -m FILE uses a checkpoint"
+
+
+def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add this family to the command line."""
+    generate = commands.add_parser(
+        "generate",
+        help="make pictures from a prompt",
+        description="Make pictures from a prompt: with a checkpoint (-m), or by the procedural generator without one.",
+    )
+    generate.add_argument("words", metavar="PROMPT", nargs="?", help="what to draw")
+    generate.add_argument("-p", "--prompt", metavar="TEXT", help="the same, as an option")
+    generate.set_defaults(run=run_generate)
+    _add_request_options(generate.add_argument_group("the picture"))
+    _add_model_options(generate.add_argument_group("the model"))
+    output = generate.add_argument_group("the output")
+    output.add_argument("-o", "--output", metavar="PATH", help="a PNG file, or a folder; default: numbered in outputs/")
+    output.add_argument("--json", action="store_true", help="one JSON object on stdout instead of the paths")
+    output.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
+    output.add_argument("-v", "--verbose", action="store_true", help="the whole load report on stderr")
+
+
+def _add_request_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("-n", "--negative-prompt", metavar="TEXT", help="what to stay away from")
+    group.add_argument("-W", "--width", type=int, metavar="PIXELS", help="default: the model's own size")
+    group.add_argument("-H", "--height", type=int, metavar="PIXELS", help="default: the model's own size")
+    group.add_argument("--steps", type=int, metavar="N", help="sampling steps, default 20")
+    group.add_argument("--sampler", "--sampling-method", metavar="NAME", help="see `avila samplers`; default DPM++ 2M")
+    group.add_argument("--schedule", "--scheduler", metavar="NAME", help="see `avila schedules`; default Automatic")
+    group.add_argument(
+        "--cfg", "--cfg-scale", "--guidance-scale", dest="guidance_scale", type=float, metavar="X", help="default 7"
+    )
+    group.add_argument("-s", "--seed", type=int, metavar="N", help="of the first picture; default: random")
+    group.add_argument("-b", "--batch", type=int, metavar="N", help="pictures made together, default 1")
+    group.add_argument("--count", "--batch-count", type=int, metavar="N", help="batches one after another, default 1")
+    group.add_argument("--clip-skip", type=int, metavar="N", help="1 is the text tower's last layer (default)")
+    group.add_argument("--rng", choices=("nv", "cpu"), help="whose random numbers: a GPU's (default) or a processor's")
+    group.add_argument("--eta", type=float, metavar="X", help="noise of ancestral samplers and DDIM")
+
+
+def _add_model_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("-m", "--model", metavar="MODEL", help="a checkpoint: a file, a folder, or a name to find")
+    group.add_argument("--procedural", action="store_true", help="no model: drawn by rules from the prompt")
+    group.add_argument("--vae", metavar="FILE", help="use this VAE in place of the checkpoint's")
+    group.add_argument("--text-encoder", metavar="FILE", action="append", help="use this text encoder; repeatable")
+    group.add_argument("--prediction", choices=("epsilon", "v", "edm"), help="what the UNet predicts, where files lie")
+    group.add_argument("--models-dir", metavar="DIR", type=Path, help="where names of models are looked up")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    group.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto")
+    group.add_argument("-t", "--threads", type=int, metavar="N", help="processor threads; default: one a core")
+    group.add_argument("--no-mmap", action="store_true", help="read the file into memory instead of mapping it")
+
+
+def run_generate(options: argparse.Namespace) -> int:
+    """`avila generate`."""
+    from .outputs import Destination
+    from .progress import ProgressDisplay
+
+    request = _request(options)
+    destination = Destination.planned(options.output, request.batch * request.count)
+    destination.check()
+    display = ProgressDisplay(request.batch * request.count, quiet=options.quiet)
+    started = time.monotonic()
+    results, paths = [], []
+    try:
+        engine, model = _engine(options, display)
+        for index in range(request.count):
+            result = _run_batch(engine, request, index, results, display)
+            results.append(result)
+            display.close()
+            for image, seed in zip(result.images, result.request.seeds, strict=True):
+                paths.append(destination.save(image, len(paths), seed))
+                if not options.json:
+                    print(paths[-1], flush=True)
+    finally:
+        display.close()
+    seconds = time.monotonic() - started
+    if options.json:
+        print(json.dumps(_summary(results, paths, model, seconds)))
+    else:
+        display.say(_account(results[0].request, model, seconds))
+    return 0
+
+
+def _request(options: argparse.Namespace) -> GenerateRequest:
+    """The request of a command line, checked. Raises RequestError."""
+    from ..request import GenerateRequest
+
+    if options.words is not None and options.prompt is not None:
+        raise RequestError("the prompt is given twice, as an argument and with --prompt; give it once")
+    prompt = options.words if options.prompt is None else options.prompt
+    if prompt is None:
+        raise RequestError('a prompt is needed: avila generate "a sunset over mountains"')
+    if options.model is not None and options.procedural:
+        raise RequestError("--procedural draws without a model; leave out -m or --procedural")
+    if options.model is None:
+        given = [f"--{name.replace('_', '-')}" for name in MODEL_OPTIONS if getattr(options, name) is not None]
+        if given:
+            raise RequestError(f"{', '.join(given)} only means something with a checkpoint; add -m FILE")
+    if options.threads is not None and options.threads < 1:
+        raise RequestError(f"threads is {options.threads}; it must be 1 or more")
+    given_fields = {name: getattr(options, name) for name in REQUEST_FIELDS if getattr(options, name) is not None}
+    return GenerateRequest(prompt=prompt, **given_fields)
+
+
+def _engine(options: argparse.Namespace, display: ProgressDisplay) -> tuple[AvilaDiffusion, str | None]:
+    """What draws, and the path of its checkpoint."""
+    from ..api import AvilaDiffusion
+
+    if options.model is None:
+        if not options.procedural:
+            display.say(WITHOUT_MODEL)
+        return AvilaDiffusion(), None
+    from ..checkpoint.folders import find_model
+
+    path = find_model(options.model, role="checkpoint", folder=options.models_dir)
+    vae = None if options.vae is None else find_model(options.vae, role="vae", folder=options.models_dir)
+    towers = [find_model(text, role="text_encoder", folder=options.models_dir) for text in options.text_encoder or ()]
+    display.say(f"loading {path}")
+    engine = AvilaDiffusion.with_model(
+        path,
+        vae=vae,
+        text_encoder=towers or None,
+        prediction=options.prediction,
+        device=options.device,
+        dtype=options.dtype,
+        threads=options.threads,
+        mmap=not options.no_mmap,
+    )
+    if engine.report is not None:
+        for line in engine.report.lines()[: None if options.verbose else 1]:
+            display.say(line)
+    return engine, str(path)
+
+
+def _run_batch(
+    engine: AvilaDiffusion,
+    request: GenerateRequest,
+    index: int,
+    before: list[GenerateResult],
+    display: ProgressDisplay,
+) -> GenerateResult:
+    """Batch `index` of the job as a run of its own, so that its pictures are on disk before the next one begins."""
+    from ..request import MAX_SEED
+    from ..result import GenerateResult
+
+    first = index * request.batch
+    seed = (before[0].seed + first) % (MAX_SEED + 1) if before else request.seed
+    for event in engine.generate(replace(request, count=1, seed=seed)):
+        if isinstance(event, GenerateResult):
+            return event
+        display.show(event, first)
+    raise RuntimeError("the engine ended without a result")
+
+
+def _summary(results: list[GenerateResult], paths: list[Path], model: str | None, seconds: float) -> dict[str, Any]:
+    """What `--json` prints. `paths`, `seeds` and `infotext` have one entry per picture."""
+    request, report = results[0].request, results[0].report
+    return {
+        "paths": [str(path) for path in paths],
+        "seed": request.seed,
+        "seeds": [seed for result in results for seed in result.request.seeds],
+        "size": [request.width, request.height],
+        "steps": request.steps,
+        "sampler": request.sampler,
+        "schedule": request.schedule,
+        "model": model,
+        "seconds": round(seconds, 3),
+        "infotext": [image.infotext for result in results for image in result.images],
+        "report": None if report is None else report.to_dict(),
+    }
+
+
+def _account(request: GenerateRequest, model: str | None, seconds: float) -> str:
+    how = f"{request.steps} steps, {request.sampler}, {request.schedule}, " if model is not None else ""
+    return f"{request.width}x{request.height}, {how}seed {request.seed}, {seconds:.1f} s"

@@ -1,0 +1,80 @@
+"""`avila models`, `avila inspect`, `avila convert`: the files on disk."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add this family to the command line."""
+    models = commands.add_parser(
+        "models",
+        help="list the checkpoints that -m finds by name",
+        description="List the checkpoints in the models folders: --models-dir, or the folders named in AVILA_MODELS.",
+    )
+    models.add_argument("--models-dir", metavar="DIR", type=Path, help="look here")
+    models.add_argument("--json", action="store_true", help="one JSON list instead of lines")
+    models.set_defaults(run=run_models)
+
+    inspect = commands.add_parser(
+        "inspect",
+        help="say what a model file is, without loading it",
+        description="Say what a model file is, from its header alone.",
+    )
+    inspect.add_argument("file", metavar="FILE", type=Path)
+    inspect.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    inspect.set_defaults(run=run_inspect)
+
+    convert = commands.add_parser(
+        "convert",
+        help="make a .safetensors file of a pickled checkpoint, or change a file's dtype",
+        description="Read a pickled checkpoint (.ckpt, .pt) or a .safetensors file and write a .safetensors file.",
+    )
+    convert.add_argument("source", metavar="IN", type=Path)
+    convert.add_argument("target", metavar="OUT", type=Path)
+    convert.add_argument("--dtype", choices=("f16", "bf16", "f32"), help="store floating-point tensors as this")
+    convert.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
+    convert.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    convert.set_defaults(run=run_convert)
+
+
+def run_models(options: argparse.Namespace) -> int:
+    """`avila models`."""
+    from ..checkpoint.folders import list_models
+
+    found = list_models(folder=options.models_dir)
+    if options.json:
+        rows = [{"name": file.name, "path": str(file.path), "role": file.role, "size": file.size} for file in found]
+        print(json.dumps(rows, indent=2))
+        return 0
+    if not found:
+        print("no checkpoints found; put .safetensors files in a folder and name it with --models-dir or AVILA_MODELS")
+        return 0
+    width = max(len(file.name) for file in found)
+    for file in found:
+        print(f"{file.name:<{width}}  {file.size / 1e9:6.2f} GB  {file.path}")
+    return 0
+
+
+def run_inspect(options: argparse.Namespace) -> int:
+    """`avila inspect`."""
+    from ..checkpoint.detect import inspect
+
+    _print(inspect(options.file), as_json=options.json)
+    return 0
+
+
+def run_convert(options: argparse.Namespace) -> int:
+    """`avila convert`."""
+    from ..checkpoint.convert import convert
+
+    report = convert(options.source, options.target, dtype=options.dtype, overwrite=options.overwrite)
+    _print(report, as_json=options.json)
+    return 0
+
+
+def _print(report: Any, *, as_json: bool) -> None:
+    print(json.dumps(report.to_dict(), indent=2) if as_json else "\n".join(report.lines()))

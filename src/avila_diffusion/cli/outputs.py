@@ -1,0 +1,95 @@
+"""Where pictures go: `outputs/00001-SEED.png` and onward, a folder of the caller's, or the very file that was named."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import OutputProblem, RequestError
+
+if TYPE_CHECKING:
+    from ..images import Image
+
+NUMBERED = re.compile(r"(\d{5,})-.*\.png$", re.IGNORECASE)
+DEFAULT_FOLDER = "outputs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Destination:
+    """A place for `pictures` pictures. stem None: numbered files that never replace one another."""
+
+    folder: Path
+    stem: str | None
+    pictures: int
+
+    @classmethod
+    def planned(cls, output: str | None, pictures: int) -> Destination:
+        """What `-o OUTPUT` means. Raises RequestError where the name is not one of a PNG file."""
+        if output is None:
+            return cls(folder=Path(DEFAULT_FOLDER), stem=None, pictures=pictures)
+        if not output:
+            raise RequestError("the output is an empty name; give -o a file or a folder")
+        path = Path(output)
+        if output.endswith(("/", os.sep)) or path.is_dir():
+            return cls(folder=path, stem=None, pictures=pictures)
+        suffix = path.suffix.lower()
+        if suffix in (".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"):
+            raise RequestError(f"pictures are written as PNG, not {suffix}; name the output {path.with_suffix('.png')}")
+        stem = path.stem if suffix == ".png" else path.name
+        return cls(folder=path.parent, stem=stem, pictures=pictures)
+
+    def check(self) -> None:
+        """Raise OutputProblem, before anything long begins, where nothing can be written here. Leaves no trace."""
+        try:
+            ancestor = self.folder
+            while not os.path.lexists(ancestor) and ancestor != ancestor.parent:
+                ancestor = ancestor.parent
+            with tempfile.TemporaryFile(dir=ancestor, prefix=".avila-"):
+                pass
+            for index in range(self.pictures if self.stem is not None else 0):
+                with contextlib.suppress(FileNotFoundError):
+                    (ancestor / self._named(index).name).lstat()  # refuses a name that the file system cannot hold
+                target = self._named(index)
+                if target.exists() and (target.is_dir() or not os.access(target, os.W_OK)):
+                    raise OutputProblem(f"{target} cannot be replaced; it is a folder or read-only")
+        except OSError as error:
+            said = error.strerror or error
+            raise OutputProblem(f"{self._named(0)} cannot be written ({said}); choose another -o") from None
+
+    def save(self, image: Image, index: int, seed: int) -> Path:
+        """Write picture `index` and return its path."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.stem is not None:
+                return Path(image.save_png(self._named(index)))
+            path = self._reserve(seed)
+        except OSError as error:
+            raise OutputProblem(f"{self._named(index)} cannot be written ({error.strerror or error})") from None
+        try:
+            return Path(image.save_png(path))
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    def _named(self, index: int) -> Path:
+        if self.stem is None:
+            return self.folder
+        number = "" if self.pictures == 1 else f"-{index + 1}"
+        return self.folder / f"{self.stem}{number}.png"
+
+    def _reserve(self, seed: int) -> Path:
+        """The next free number as an empty file, made so that two runs at once cannot take the same."""
+        taken = [int(match[1]) for match in (NUMBERED.match(path.name) for path in self.folder.iterdir()) if match]
+        number = max(taken, default=0) + 1
+        while True:
+            path = self.folder / f"{number:05d}-{seed}.png"
+            try:
+                path.open("xb").close()
+                return path
+            except FileExistsError:
+                number += 1

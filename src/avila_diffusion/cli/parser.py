@@ -1,0 +1,41 @@
+"""The parser of all commands: what is asked for, in which words. Nothing here knows how it is done."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from ..errors import RequestError
+from ..version import __version__
+
+EPILOG = "`avila COMMAND --help` lists a command's options. AVILA_DEBUG=1 shows the traceback of an error."
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with one line where a call is wrong, and no guessing at shortened options."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"{message} (see {self.prog} --help)")
+
+
+def build_parser() -> Parser:
+    """The whole command line as it is read by `avila`."""
+    from . import doctor, generate, listings, models
+
+    parser = Parser(prog="avila", description="Pictures from Stable Diffusion checkpoints.", epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=f"avila {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    generate.add_commands(commands)
+    models.add_commands(commands)
+    listings.add_commands(commands)
+    doctor.add_commands(commands)
+    return parser
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,61 @@
+"""How far a run is, as people see it."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from avila_diffusion.cli.progress import ProgressDisplay
+from avila_diffusion.result import Progress
+
+
+class Terminal(io.StringIO):
+    """stderr of a person."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def event(stage: str, step: int, image: int = 0) -> Progress:
+    return Progress(stage=stage, image=image, images=2, step=step, of=4)
+
+
+def play(display: ProgressDisplay) -> None:
+    display.show(event("text", 0))
+    for image in range(2):
+        for step in range(1, 5):
+            display.show(event("sample", step, image))
+        display.show(event("decode", 4, image))
+    display.say("done")
+    display.close()
+
+
+def test_on_a_terminal_it_is_one_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    play(ProgressDisplay(2, quiet=False))
+    said = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert "8/8" in said
+    assert "5/8" in said
+    assert "decoding" in said
+    assert said.endswith("avila: done\n")
+    assert said.count("\n") == 1
+
+
+def test_elsewhere_it_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    play(ProgressDisplay(2, quiet=False))
+    first = "avila: sampling: picture 1 of 2, step 1 of 4"
+    second = "avila: sampling: picture 2 of 2, step 1 of 4"
+    assert capsys.readouterr().err.splitlines() == [first, second, "avila: done"]
+    clock = iter(range(0, 10_000, 40))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    play(ProgressDisplay(2, quiet=False))
+    assert "avila: sampling: picture 1 of 2, step 3 of 4" in capsys.readouterr().err.splitlines()
+
+
+def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    play(ProgressDisplay(2, quiet=True))
+    assert capsys.readouterr().err == ""
