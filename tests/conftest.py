@@ -1,4 +1,4 @@
-"""What several test folders share: manifests of released files, files of their layout without weights, tiny whole models."""
+"""What several test folders share: manifests of released files, files of their layout, tiny whole models."""
 
 from __future__ import annotations
 

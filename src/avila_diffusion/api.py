@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
 
-from .errors import AvilaError, RequestError
+from .errors import AvilaError
 from .request import GenerateRequest, Rng
 from .result import GenerateResult, Progress
 
@@ -15,11 +15,9 @@ if TYPE_CHECKING:
     from .checkpoint.report import LoadReport
 
 
-class GenerateOptions(TypedDict, total=False):
-    """Every field of `GenerateRequest` but the prompts, as keyword options."""
+class RunOptions(TypedDict, total=False):
+    """The fields of `GenerateRequest` but prompts and size, as keyword options."""
 
-    width: int | None
-    height: int | None
     steps: int
     sampler: str
     schedule: str
@@ -30,6 +28,13 @@ class GenerateOptions(TypedDict, total=False):
     clip_skip: int
     rng: Rng
     eta: float | None
+
+
+class GenerateOptions(RunOptions, total=False):
+    """The fields of `GenerateRequest` but the prompts, as keyword options."""
+
+    width: int | None
+    height: int | None
 
 
 class Engine(Protocol):
@@ -111,17 +116,13 @@ class AvilaDiffusion:
         negative_prompt: str | None = None,
         width: int | None = None,
         height: int | None = None,
-        **options: Unpack[GenerateOptions],
+        **options: Unpack[RunOptions],
     ) -> GenerateResult:
         """Make pictures of a prompt. width, height: pixels, by default the model's own size.
 
         The result is a sequence of pictures; with one, which is usual, it can be saved and converted like a picture.
         """
-        sizes: GenerateOptions = {}
-        if width is not None:
-            sizes["width"] = width
-        if height is not None:
-            sizes["height"] = height
+        sizes = {name: side for name, side in (("width", width), ("height", height)) if side is not None}
         for event in self.generate(self._request(prompt, negative_prompt, {**options, **sizes})):
             if isinstance(event, GenerateResult):
                 return event
@@ -141,6 +142,3 @@ class AvilaDiffusion:
     ) -> GenerateRequest:
         values = {**self._defaults, **options, "prompt": prompt, "negative_prompt": negative_prompt or ""}
         return GenerateRequest.from_dict(values)
-
-
-__all__ = ["AvilaDiffusion", "Engine", "GenerateOptions", "RequestError"]

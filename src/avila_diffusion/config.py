@@ -28,7 +28,7 @@ class TransformerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class UNetBlockConfig:
-    """One entry of `input_blocks` or `output_blocks`, or the middle: a residual block, perhaps attention, perhaps a resize.
+    """One entry of `input_blocks` or `output_blocks`, or the middle: a residual block, attention or not, a resize or not.
 
     A pure downsampling entry has `residual=False`. For output blocks `in_channels` counts the skip connection too.
     """
@@ -129,8 +129,8 @@ class TextEncoderSpec:
 class NoiseConfig:
     """The training noise, and what the network predicts of it.
 
-    Discrete: 1,000 betas, linear in their square root, or the `alphas_cumprod` that a file brings. continuous: sigmas from
-    edm_sigma_min to edm_sigma_max instead (Karras et al. 2022), with sigma_data.
+    Discrete: 1,000 betas, linear in their square root, or the `alphas_cumprod` that a file brings. continuous: sigmas
+    from edm_sigma_min to edm_sigma_max instead (Karras et al. 2022), with sigma_data.
     """
 
     prediction: Prediction = "epsilon"
@@ -148,7 +148,7 @@ class NoiseConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentConfig:
-    """How VAE latents z become the UNet's: x = (z - mean) / std * scale, mean and std per channel where a file has them."""
+    """How VAE latents z become the UNet's: x = (z - mean) / std * scale; mean and std per channel, where a file has them."""
 
     scale: float = 0.18215
     mean: tuple[float, ...] | None = None

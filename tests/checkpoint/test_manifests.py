@@ -108,7 +108,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_kinds_by_name(kind: str, write_layout: Any, tmp_path: Path) -> None:
-    path = write_layout(tmp_path / "file.safetensors", {name: (4, 4) for name in KINDS[kind]})
+    path = write_layout(tmp_path / "file.safetensors", dict.fromkeys(KINDS[kind], (4, 4)))
     found = inspect(path)
     assert found.kind.key == kind
     json.dumps(found.to_dict())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -241,10 +242,8 @@ def read_latent(parts: Parts, family: Family) -> LatentConfig:
     told = parts.configs.get("vae", {}).get("scaling_factor")
     if isinstance(told, int | float) and told > 0:
         scale, reason = float(told), "scaling_factor of the VAE's config"
-    try:
+    with suppress(KeyError, ValueError):
         scale, reason = float(parts.metadata["avila.latent_scale"]), "metadata avila.latent_scale"
-    except (KeyError, ValueError):
-        pass
     parts.report.decide("latent scale", f"{scale:g}", reason)
     if "edm_mean" in parts.places and "edm_std" in parts.places:
         # Playground 2.5 standardises per channel and scales by its sigma_data of 0.5 instead.

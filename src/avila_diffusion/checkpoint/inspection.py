@@ -1,4 +1,4 @@
-"""`inspect`: what a file is, from its header and at most 64 kB of named small tensors. No torch, no network is built."""
+"""`inspect`: what a file is, from its header and at most 64 kB of small tensors. No torch, no network is built."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .safetensors import Header, read_header
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """kind: what the file is. report: the decisions a load would take, for checkpoints. problem: why a load would fail."""
+    """kind: what the file is. report: the decisions of a load, for checkpoints. problem: why a load would fail."""
 
     path: Path
     kind: Kind

@@ -1,4 +1,4 @@
-"""What a safetensors file is, told from its names: a checkpoint, one of its parts, an add-on, or another model. No torch."""
+"""What a safetensors file is, told from its names: a checkpoint, a part of one, an add-on, another model. No torch."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ class Kind:
 
 
 CHECKPOINT = Kind(key="checkpoint", title="a Stable Diffusion checkpoint")
+FOREIGN = frozenset({"flux", "sd3", "video", "cascade"})
+"""Kinds that may carry a UNet by our names and still are another network."""
 UNKNOWN = Kind(key="unknown", title="nothing that is known here")
 
 # Patterns over tensor names, tried in order: the first with a match decides. More telling ones stand first.
@@ -26,6 +28,7 @@ KINDS: tuple[tuple[str, Kind], ...] = (
     (r"(^|\.)joint_blocks\.\d+\.", Kind(key="sd3", title="a Stable Diffusion 3 model", advice="only SD 1, SD 2 and SDXL are run here")),
     (r"time_stack|temporal_transformer|motion_modules", Kind(key="video", title="a video or motion model")),
     (r"^(down_blocks|clip_txt_mapper|embedding\.1)\..*effnet|clip_txt_mapper", Kind(key="cascade", title="a Stable Cascade model")),
+    (r"^model\.diffusion_model\.input_blocks\.0\.0\.weight$", CHECKPOINT),
     (r"^lora_|^lycoris_|\.lora_(up|down|A|B)\.|\.(lora|lora_linear_layer)\.(up|down)\.|_lora\.(up|down)\.|\.hada_w1_a|\.lokr_w|\.oft_|(^|:)\d+:(up|down)$",
      Kind(key="lora", title="a LoRA", advice="it changes a checkpoint and is not one itself")),
     (r"(^|\.)ip_adapter\.|image_proj\.", Kind(key="ip_adapter", title="an IP-Adapter")),

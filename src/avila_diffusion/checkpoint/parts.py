@@ -1,8 +1,8 @@
 """Gathering the tensors of a model from the file, or the files, that hold them, under one set of names. No torch.
 
-A single-file checkpoint, a diffusers folder, a checkpoint with a VAE of its own choice: each becomes `Parts`, a table
-from our names (`model.diffusion_model.…`, `first_stage_model.…`, `conditioner.embedders.0.…`) to places in files. All that
-comes after, detection and loading, sees only that table.
+A single-file checkpoint, a diffusers folder, a checkpoint with a VAE given beside it: each becomes `Parts`, a table from
+our names (`model.diffusion_model.…`, `first_stage_model.…`, `conditioner.embedders.0.…`) to places in files. All that comes
+after, detection and loading, sees only that table.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import HeaderError, MissingPart, NotADiffusionModel, PickleRefused
 from .keys import is_diffusers_unet, is_diffusers_vae, unet_from_diffusers, vae_from_diffusers
-from .kinds import recognise
+from .kinds import FOREIGN, recognise
 from .report import LoadReport
 from .safetensors import Header, TensorEntry, read_header
 
@@ -26,9 +26,24 @@ TEXT = "cond_stage_model."
 TEXT_XL = "conditioner.embedders."
 
 SCHEDULE_BUFFERS = frozenset(
-    "betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod log_one_minus_alphas_cumprod "
-    "sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod posterior_variance posterior_log_variance_clipped posterior_mean_coef1 "
-    "posterior_mean_coef2 logvar lvlb_weights scale_factor denoiser.sigmas".split()
+    {
+        "betas",
+        "alphas_cumprod",
+        "alphas_cumprod_prev",
+        "sqrt_alphas_cumprod",
+        "sqrt_one_minus_alphas_cumprod",
+        "logvar",
+        "lvlb_weights",
+        "log_one_minus_alphas_cumprod",
+        "sqrt_recip_alphas_cumprod",
+        "sqrt_recipm1_alphas_cumprod",
+        "posterior_variance",
+        "posterior_log_variance_clipped",
+        "posterior_mean_coef1",
+        "posterior_mean_coef2",
+        "scale_factor",
+        "denoiser.sigmas",
+    }
 )
 MARKERS = frozenset(
     {"v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min", "alphas_cumprod"}
@@ -102,8 +117,8 @@ def _places(*headers: Header) -> dict[str, Place]:
 def _add_checkpoint(parts: Parts, header: Header) -> None:
     places = _places(header)
     renamed = _unet_only(header) or {_canonical(name): name for name in places}
-    if not any(name.startswith(UNET + "input_blocks.") for name in renamed):
-        kind = recognise(header)
+    kind = recognise(header)
+    if kind.key in FOREIGN or not any(name.startswith(UNET + "input_blocks.") for name in renamed):
         raise NotADiffusionModel(
             f"{header.path.name} is not a Stable Diffusion checkpoint; it looks like {kind.title}"
             + (f": {kind.advice}" if kind.advice else "")
@@ -122,7 +137,7 @@ def _add_checkpoint(parts: Parts, header: Header) -> None:
 
 
 def _unet_only(header: Header) -> dict[str, str]:
-    """The names of a file that holds a UNet and nothing else, in our dialect or diffusers'; empty for other files."""
+    """The names of a file that holds a UNet and nothing else, ours or diffusers'; empty for other files."""
     names = header.entries
     if is_diffusers_unet(names):
         renamed = unet_from_diffusers(names)
@@ -137,7 +152,7 @@ def _unet_only(header: Header) -> dict[str, str]:
 
 
 def _canonical(name: str) -> str:
-    """Small differences of single-file dialects: NovelAI's text tower names, LCM's cond_proj, two ways to store a tower."""
+    """Small differences of single-file dialects: NovelAI's text tower names, LCM's cond_proj."""
     short = TEXT + "transformer."
     if name.startswith(short) and not name.startswith((short + "text_model.", short + "text_projection.")):
         return f"{short}text_model.{name.removeprefix(short)}"

@@ -1,4 +1,4 @@
-"""What was decided about a file, and why: the load report, returned by the API and printed by `avila inspect`. No torch."""
+"""What was decided about a file and why: the load report, returned by the API and printed by `avila inspect`."""
 
 from __future__ import annotations
 

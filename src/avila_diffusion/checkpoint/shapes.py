@@ -94,7 +94,7 @@ def _levels(shapes: Shapes, prefix: str) -> tuple[int, ...]:
 
 
 def read_clip_config(shapes: Shapes, heads: int | None, activation: str | None) -> TextConfig:
-    """A tower under transformers' names. Without word of it, towers wider than 768 use the exact GELU, as H and bigG do."""
+    """A tower under transformers' names. Towers as wide as H and bigG use the exact GELU unless they say otherwise."""
     vocabulary, width = _shape(shapes, "text_model.embeddings.token_embedding.weight", 2)
     projection = shapes.get("text_projection.weight")
     exact = activation == "gelu" if activation else width in (1024, 1280)

@@ -14,7 +14,7 @@ from .layers import Embedding, LayerNorm, Linear, attend
 
 @dataclass(frozen=True, eq=False)
 class TextFeatures:
-    """hidden (batch, tokens, width): what cross-attention sees. pooled (batch, projection): one vector a text, or None."""
+    """hidden (batch, tokens, width): what cross-attention sees. pooled (batch, projection): a vector a text, or None."""
 
     hidden: Tensor
     pooled: Tensor | None
@@ -42,7 +42,7 @@ class Attention(nn.Module):
         self.out_proj = Linear(config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out_proj(attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, causal=True))  # type: ignore[no-any-return]
+        return self.out_proj(attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, causal=True))
 
 
 class MLP(nn.Module):
@@ -53,7 +53,7 @@ class MLP(nn.Module):
         self.fc2 = Linear(config.mlp, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(activate(self.fc1(x), self.activation))  # type: ignore[no-any-return]
+        return self.fc2(activate(self.fc1(x), self.activation))
 
 
 class EncoderLayer(nn.Module):
@@ -66,7 +66,7 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.self_attn(self.layer_norm1(x))
-        return x + self.mlp(self.layer_norm2(x))  # type: ignore[no-any-return]
+        return x + self.mlp(self.layer_norm2(x))
 
 
 class Embeddings(nn.Module):
@@ -77,7 +77,7 @@ class Embeddings(nn.Module):
 
     def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        return self.token_embedding(tokens, dtype) + self.position_embedding(positions, dtype)  # type: ignore[no-any-return]
+        return self.token_embedding(tokens, dtype) + self.position_embedding(positions, dtype)
 
 
 class Encoder(nn.Module):
@@ -108,7 +108,7 @@ class ClipTextModel(nn.Module):
     def forward(
         self, tokens: Tensor, *, dtype: torch.dtype, skip: int = 1, final_norm: bool = True, pooled: bool = False
     ) -> TextFeatures:
-        """tokens (batch, at most 77) of ids. skip: 1 takes the last layer's output, 2 the one before, as clip skip counts.
+        """tokens (batch, at most 77) of ids. skip: 1 takes the last layer's output, 2 the one before.
 
         pooled needs all layers; without it those past the wanted one are not run.
         """

@@ -150,7 +150,7 @@ class Upsample(nn.Module):
         self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 def take_rows(table: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
@@ -166,7 +166,7 @@ def take_rows(table: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
     """Scaled dot-product attention (Vaswani et al. 2017); q (batch, n, heads * d), k and v (batch, m, heads * d)."""
-    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # (batch, heads, tokens, d)
+    q, k, v = (t.view(*t.shape[:2], heads, -1).transpose(1, 2) for t in (q, k, v))  # (batch, heads, tokens, d)
     h = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     return h.transpose(1, 2).flatten(2)
 

@@ -25,7 +25,7 @@ class MultiheadAttention(Layer):
         weight = self.effective("in_proj_weight", x)
         assert weight is not None
         q, k, v = F.linear(x, weight, self.effective("in_proj_bias", x)).chunk(3, dim=-1)
-        return self.out_proj(attend(q, k, v, self.heads, causal=True))  # type: ignore[no-any-return]
+        return self.out_proj(attend(q, k, v, self.heads, causal=True))
 
 
 class MLP(nn.Module):
@@ -36,7 +36,7 @@ class MLP(nn.Module):
         self.c_proj = Linear(config.mlp, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(activate(self.c_fc(x), self.activation))  # type: ignore[no-any-return]
+        return self.c_proj(activate(self.c_fc(x), self.activation))
 
 
 class ResidualAttentionBlock(nn.Module):
@@ -49,7 +49,7 @@ class ResidualAttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
+        return x + self.mlp(self.ln_2(x))
 
 
 class Transformer(nn.Module):

@@ -17,7 +17,7 @@ from .layers import Conv2d, GroupNorm, LayerNorm, Linear, Upsample, attend
 
 
 def embed_timesteps(t: Tensor, channels: int, max_period: float = 10000.0) -> Tensor:
-    """Sinusoidal embedding of timesteps t (batch,), which may be fractional: (batch, channels), cosines first, float32."""
+    """Sinusoidal embedding of timesteps t (batch,), also fractional ones: (batch, channels), cosines first, float32."""
     half = channels // 2
     exponent = -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half
     angle = t.float()[:, None] * torch.exp(exponent)[None]
@@ -55,8 +55,8 @@ class TimeEmbed(nn.Sequential):
             if guidance is None:
                 raise ValueError("this UNet has a guidance embedding and needs the guidance scale")
             h = h + self.cond_proj(embed_guidance(guidance - 1.0, self.guidance_channels).to(dtype))
-        linear_1, silu, linear_2 = self[0], self[1], self[2]
-        return linear_2(silu(linear_1(h)))  # type: ignore[no-any-return]
+        out: Tensor = self[2](self[1](self[0](h)))
+        return out
 
 
 class ResBlock(nn.Module):
@@ -79,7 +79,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
-        return self.skip_connection(x) + self.out_layers(h)  # type: ignore[no-any-return]
+        return self.skip_connection(x) + self.out_layers(h)
 
 
 class CrossAttention(nn.Module):
@@ -94,7 +94,7 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Sequential(Linear(channels, channels), nn.Identity())
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        return self.to_out(attend(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))  # type: ignore[no-any-return]
+        return self.to_out(attend(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
 
 
 class GEGLU(nn.Module):
@@ -115,7 +115,7 @@ class FeedForward(nn.Module):
         self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), Linear(4 * channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)  # type: ignore[no-any-return]
+        return self.net(x)
 
 
 class BasicTransformerBlock(nn.Module):
@@ -135,7 +135,7 @@ class BasicTransformerBlock(nn.Module):
         h = self.norm1(x)
         x = x + self.attn1(h, h if self.self_attention else context)
         x = x + self.attn2(self.norm2(x), context)
-        return x + self.ff(self.norm3(x))  # type: ignore[no-any-return]
+        return x + self.ff(self.norm3(x))
 
 
 class SpatialTransformer(nn.Module):
@@ -164,7 +164,7 @@ class SpatialTransformer(nn.Module):
             h = block(h, context)
         if self.linear:
             h = self.proj_out(h)
-        h = h.unflatten(1, (height, width)).permute(0, 3, 1, 2)  # (batch, channels, height, width)
+        h = h.view(len(x), height, width, -1).permute(0, 3, 1, 2)  # (batch, channels, height, width)
         if not self.linear:
             h = self.proj_out(h)
         return x + h
@@ -176,10 +176,10 @@ class Downsample(nn.Module):
         self.op = Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)  # type: ignore[no-any-return]
+        return self.op(x)
 
 
-class Stage(nn.Sequential):
+class Stage(nn.ModuleList):
     """One row of the config: its modules in order, each given what it needs besides x."""
 
     def __init__(self, block: UNetBlockConfig, config: UNetConfig) -> None:
@@ -196,7 +196,7 @@ class Stage(nn.Sequential):
             modules.append(Downsample(block.in_channels, block.out_channels))
         if block.resample == "up":
             modules.append(Upsample(block.out_channels))
-        super().__init__(*modules)
+        super().__init__(modules)
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         for module in self:
@@ -286,4 +286,4 @@ class UNet(nn.Module):
                 h = F.interpolate(h, size=skip.shape[2:], mode="nearest")
             h = stage(torch.cat([h, skip], dim=1), emb, context)
 
-        return self.out(h)  # type: ignore[no-any-return]
+        return self.out(h)

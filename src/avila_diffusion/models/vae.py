@@ -27,7 +27,7 @@ class ResnetBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x), inplace=True))
         h = self.conv2(F.silu(self.norm2(h), inplace=True))
-        return (x if self.nin_shortcut is None else self.nin_shortcut(x)) + h  # type: ignore[no-any-return]
+        return (x if self.nin_shortcut is None else self.nin_shortcut(x)) + h
 
 
 class AttnBlock(nn.Module):
@@ -45,8 +45,8 @@ class AttnBlock(nn.Module):
         h = self.norm(x)
         q, k, v = (t.permute(0, 2, 3, 1).flatten(1, 2) for t in (self.q(h), self.k(h), self.v(h)))
         h = attend(q, k, v, heads=1)  # (batch, height * width, channels)
-        h = h.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
-        return x + self.proj_out(h)  # type: ignore[no-any-return]
+        h = h.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+        return x + self.proj_out(h)
 
 
 class Mid(nn.Module):
@@ -57,7 +57,7 @@ class Mid(nn.Module):
         self.block_2 = ResnetBlock(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x)))  # type: ignore[no-any-return]
+        return self.block_2(self.attn_1(self.block_1(x)))
 
 
 class Downsample(nn.Module):
@@ -66,7 +66,7 @@ class Downsample(nn.Module):
         self.conv = Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Level(nn.Module):
@@ -111,7 +111,7 @@ class Encoder(nn.Module):
         for level in self.down:
             h = level(h)
         h = self.mid(h)
-        return self.conv_out(F.silu(self.norm_out(h)))  # type: ignore[no-any-return]
+        return self.conv_out(F.silu(self.norm_out(h)))
 
 
 class Decoder(nn.Module):
@@ -134,7 +134,7 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h), inplace=True))  # type: ignore[no-any-return]
+        return self.conv_out(F.silu(self.norm_out(h), inplace=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,4 +184,4 @@ class VAE(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         if self.post_quant_conv is not None:
             z = self.post_quant_conv(z)
-        return self.decoder(z)  # type: ignore[no-any-return]
+        return self.decoder(z)

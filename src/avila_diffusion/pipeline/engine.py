@@ -1,4 +1,4 @@
-"""A model and a request → pictures: text, then for each picture sampling and decoding, with an event after every call."""
+"""A model and a request → pictures: text, then for each picture sampling and decoding, an event after every call."""
 
 from __future__ import annotations
 
@@ -34,8 +34,7 @@ from .latents import decode, preview, to_pixels
 class ModelEngine:
     """Runs requests on one loaded model.
 
-    file_hash: starts hashing the checkpoint in the background and returns its Future; None where there is no single file.
-    vae: path of a VAE given separately, for the metadata.
+    file_hash: starts hashing the checkpoint in the background; None where there is no single file.
     """
 
     model: Model
@@ -59,8 +58,8 @@ class ModelEngine:
         spec = self.model.spec
         if spec.variant != "base":
             raise Unsupported(
-                f"{self.model.path.name} is an {spec.variant} model of {spec.family}; it needs a picture beside the text, "
-                "and there is no pipeline for that yet"
+                f"{self.model.path.name} is an {spec.variant} model of {spec.family}; it needs a picture beside the "
+                "text, and there is no pipeline for that yet"
             )
         assert request.width is not None and request.height is not None
         check_model_size(request.width, request.height)

@@ -64,13 +64,13 @@ def decode(vae: VAE, x: Tensor, latent: LatentConfig, dtype: torch.dtype) -> Ten
 
 
 def to_pixels(picture: Tensor) -> Pixels:
-    """(1, 3, height, width) in -1 to 1 → (height, width, 3) of 0 to 255, cut off and not rounded, as AUTOMATIC1111 does."""
+    """(1, 3, height, width) in -1 to 1 → (height, width, 3) of 0 to 255, cut off, not rounded, as AUTOMATIC1111 does."""
     scaled = ((picture[0].float() + 1) / 2).clamp(0, 1) * 255
     return np.ascontiguousarray(scaled.permute(1, 2, 0).cpu().numpy().astype(np.uint8))
 
 
 def preview(x0: Tensor, latent: LatentConfig) -> Pixels:
-    """A rough picture of a latent, one pixel a latent cell: (h, w, 3). Grey where the latent space is not a known one."""
+    """A rough picture of a latent, one pixel a latent cell: (h, w, 3). Grey where the latent space is unknown."""
     if latent.scale in PREVIEW and x0.shape[1] == 4 and latent.mean is None:
         factors, bias = (torch.tensor(values) for values in PREVIEW[latent.scale])
         picture = torch.einsum("bchw,cr->brhw", x0.float().cpu(), factors) + bias[None, :, None, None]

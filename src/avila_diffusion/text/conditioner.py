@@ -13,7 +13,7 @@ from ..models.clip import ClipTextModel, TextFeatures
 from ..models.open_clip import OpenClipTextModel
 from ..models.unet import embed_timesteps
 from .chunks import split_chunks
-from .tokenizer import END, START, ClipTokenizer, clip_tokenizer
+from .tokenizer import clip_tokenizer
 
 AESTHETIC, NEGATIVE_AESTHETIC = 6.0, 2.5
 """Scores the SDXL refiner is told for the prompt and for the negative prompt, as AUTOMATIC1111 sets them."""
@@ -35,7 +35,6 @@ class Conditioner:
     towers: Sequence[ClipTextModel | OpenClipTextModel]
     device: torch.device
     dtype: torch.dtype
-    tokenizer: ClipTokenizer | None = None
 
     def encode(self, text: str, *, width: int, height: int, clip_skip: int = 1, negative: bool = False) -> Conditioning:
         """Encode one prompt for pictures of width x height pixels.
@@ -43,7 +42,7 @@ class Conditioner:
         clip_skip applies to families that have it (SD 1). An empty negative prompt of SDXL gives zeros for the text,
         as AUTOMATIC1111 does; the sizes stay.
         """
-        chunks = split_chunks((self.tokenizer or clip_tokenizer()).encode(text))
+        chunks = split_chunks(clip_tokenizer().encode(text))
         features = [self._encode_chunks(tower, spec, chunks, clip_skip) for tower, spec in self._pairs()]
         context = torch.cat([feature.hidden for feature in features], dim=-1)
         pooled = [feature.pooled for feature in features if feature.pooled is not None]
@@ -68,7 +67,8 @@ class Conditioner:
     ) -> TextFeatures:
         """Each chunk alone, joined along the tokens; the pooled vector is the first chunk's."""
         skip = max(clip_skip, spec.skip) if spec.clip_skip else spec.skip
-        tokens = torch.tensor([frame_chunk(chunk, spec) for chunk in chunks], device=self.device)
+        length, pad = spec.config.context_length, spec.pad
+        tokens = torch.tensor([clip_tokenizer().pad_chunk(chunk, length, pad) for chunk in chunks], device=self.device)
         features = tower(tokens, dtype=self.dtype, skip=skip, final_norm=spec.final_norm, pooled=spec.pooled)
         pooled = None if features.pooled is None else features.pooled[:1]
         return TextFeatures(features.hidden.flatten(0, 1)[None], pooled)  # (1, chunks * 77, width)
@@ -82,9 +82,3 @@ class Conditioner:
             numbers += [height, width]
         values = torch.tensor(numbers, dtype=torch.float32, device=self.device)
         return embed_timesteps(values, self.spec.size_channels).reshape(1, -1).to(self.dtype)
-
-
-def frame_chunk(chunk: Sequence[int], spec: TextEncoderSpec) -> list[int]:
-    """Start token, the chunk, end token, and the tower's pad to its context length."""
-    framed = [START, *chunk, END]
-    return framed + [spec.pad] * (spec.config.context_length - len(framed))
