@@ -1,0 +1,1 @@
+"""Speed, as ratios measured in one interleaved run: `scripts/bench`. Nothing here is a test."""
