@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from pathlib import Path
@@ -126,6 +127,9 @@ def test_prefetch_returns_and_harms_nothing(tmp_path: Path) -> None:
     for mapped in (True, False):
         with TensorFile(path, mapped=mapped) as file:
             file.prefetch()
+            for thread in threading.enumerate():
+                if thread.name == "prefetch":
+                    thread.join(10)
             assert file.tensor("w").sum() == 28
 
 
@@ -143,6 +147,16 @@ def test_a_file_changed_since_its_header_is_refused(tmp_path: Path) -> None:
     os.utime(path, ns=(header.mtime_ns, header.mtime_ns))
     with pytest.raises(HeaderError, match="changed on disk"):
         TensorFile(header, mapped=False)
+
+
+def test_an_unmapped_file_notices_a_change_between_two_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"v": torch.ones(2), "w": torch.arange(8.0)}, path)
+    with TensorFile(path, mapped=False) as file:
+        assert file.tensor("v").sum() == 2
+        save_file({"v": torch.ones(2), "w": torch.arange(9.0)}, path)
+        with pytest.raises(HeaderError, match="changed on disk"):
+            file.tensor("w")
 
 
 def test_small_tensors_are_decoded_without_torch(tmp_path: Path) -> None:
@@ -241,7 +255,7 @@ MALFORMED: list[tuple[object, bytes, str]] = [
     (b"{} x", b"", "not JSON"),
     (b'{"a":', b"", "not JSON"),
     (b'{"\xff":1}', b"", "not UTF-8"),
-    ({"a": F32}, b"\0" * 3, "truncated: the header promises 70 bytes, the file has 69"),
+    ({"a": F32}, b"\0" * 3, "truncated: the header promises 73 bytes, the file has 72; download"),
     ({"a": F32}, b"\0" * 5, "1 bytes after the last tensor"),
     ({"a": {**F32, "dtype": "F33"}}, b"\0" * 4, "unknown dtype 'F33'"),
     ({"a": {**F32, "dtype": ["F32"]}}, b"\0" * 4, "unknown dtype"),
@@ -405,7 +419,7 @@ def library_accepts(path: Path) -> bool:
 
 
 def test_thousands_of_hostile_headers_end_well(tmp_path: Path) -> None:
-    """Each is read or refused by an error of ours, at once and in little memory; what is read, the library reads too."""
+    """Each is read or refused by an error of ours, at once and in little memory; what is read, the library reads."""
     random_ = random.Random(20)
     good = tmp_path / "good.safetensors"
     save_file(
@@ -437,7 +451,7 @@ def test_thousands_of_hostile_headers_end_well(tmp_path: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert read > 100, "the mutations should leave some files whole"
+    assert read > 50, "the mutations should leave some files whole"
     assert slowest < 1.0
     assert peak < 20e6
 
