@@ -214,8 +214,12 @@ def _new_dtype(name: str, dtype: str, wanted: str | None) -> str:
 
 
 def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype, notes: list[str]) -> torch.Tensor:
+    import torch
+
     cast = tensor.to(dtype)
-    lost = (tensor.isfinite() if tensor.itemsize > 1 else tensor.float().isfinite()) & ~cast.isfinite()
+    if torch.finfo(dtype).max >= torch.finfo(tensor.dtype).max:
+        return cast
+    lost = tensor.isfinite() & ~cast.isfinite()
     if count := int(lost.sum()):
         largest = tensor[lost].abs().max().item()
         notes.append(f"{shown(name)[1:-1]}: {count:,} values up to {largest:.6g} became infinite in {dtype}")
@@ -298,6 +302,7 @@ def confine(source: Path, target: Path) -> None:
         allowed = pages * resource.getpagesize() + source.stat().st_size + _SPARE_MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
     result = str(target)
+    sys.dont_write_bytecode = True
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         if event.startswith(_FORBIDDEN):

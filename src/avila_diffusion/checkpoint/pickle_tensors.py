@@ -149,7 +149,9 @@ def is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < _MAX_TENSOR_BYTES
 
 
-def _view(storage: Any, dtype: str, offset: Any, shape: Any, stride: Any) -> TensorRef:
+def _view(storage: Any, dtype: str, offset: Any, shape: Any, stride: Any) -> TensorRef | Stub:
+    if isinstance(storage, Stub):
+        return storage
     if not isinstance(storage, Storage):
         raise TypeError("a tensor without a storage")
     if type(shape) is not tuple or type(stride) is not tuple or not len(shape) == len(stride) <= MAX_DIMENSIONS:
@@ -164,13 +166,15 @@ def _view(storage: Any, dtype: str, offset: Any, shape: Any, stride: Any) -> Ten
     return TensorRef(storage, dtype, offset, shape, stride)
 
 
-def _tensor(machine: PickleMachine, arguments: tuple[Any, ...]) -> TensorRef:
+def _tensor(machine: PickleMachine, arguments: tuple[Any, ...]) -> TensorRef | Stub:
     """(storage, offset, size, stride[, requires_grad, hooks, metadata])"""
+    if len(arguments) > 6 and arguments[6]:
+        return Stub("a conjugated or negated view of a tensor")
     storage, offset, shape, stride = arguments[:4]
     return _view(storage, storage.dtype if isinstance(storage, Storage) else "", offset, shape, stride)
 
 
-def _tensor_of_dtype(machine: PickleMachine, arguments: tuple[Any, ...]) -> TensorRef:
+def _tensor_of_dtype(machine: PickleMachine, arguments: tuple[Any, ...]) -> TensorRef | Stub:
     """(storage, offset, size, stride, requires_grad, hooks, dtype[, metadata]) on an untyped storage."""
     storage, offset, shape, stride, _, _, dtype = arguments[:7]
     if not isinstance(dtype, Global) or dtype.module != "torch" or dtype.name not in _BY_TORCH_NAME:

@@ -21,7 +21,7 @@ from typing import Any
 
 from ..errors import FileProblem, PickleRefused
 from .header import shown
-from .pickle_machine import Global, PickleMachine
+from .pickle_machine import Global, PickleMachine, Stub
 from .pickle_tensors import BUILDERS, ITEM_BYTES, STORAGE_DTYPES, Numpy, Storage, is_count, set_numpy_state
 from .signatures import LEGACY_TORCH_MAGIC, kind_of, open_regular
 
@@ -193,7 +193,7 @@ def _machine(memory: memoryview, position: int, locate: Callable[[str, str, int]
             raise ValueError("a view of a storage, as torch before 0.4 wrote; save it again with a newer torch")
         dtype = STORAGE_DTYPES.get(storage_type.name) if isinstance(storage_type, Global) else None
         if dtype is None or storage_type.module not in ("torch", "torch.storage", "torch.cuda"):
-            raise ValueError(f"a storage of unknown type {shown(str(storage_type))}")
+            return Stub("a storage of quantized or unknown numbers")
         return locate(dtype, key, count)
 
     states: dict[type, Callable[[Any, Any], None]] = {Numpy: set_numpy_state}

@@ -125,25 +125,27 @@ class TensorFile:
     mapped=True: a tensor is a window on a private copy-on-write mapping of the file. Nothing is copied (unaligned
     tensors excepted), pages are read when first touched, writing to a tensor never reaches the file, and the mapping
     lives as long as any tensor of it, also after `close`. While it lives, Windows lets nobody truncate, replace or
-    delete the file; elsewhere replacing by rename is harmless, but truncating it in place ends the process when a
-    lost page is touched (SIGBUS). mapped=False: each call reads its bytes into fresh memory, for network drives and
-    files that others may rewrite.
+    delete the file; elsewhere replacing by rename is harmless, but truncating it in place ends the process when a lost
+    page is touched (SIGBUS).
 
-    Raises HeaderError when the file's size or time differs from the header's.
+    mapped=False: each call opens the file and reads its bytes into fresh memory, for network drives and files that
+    others may rewrite.
+
+    Raises HeaderError when the file's size or time differs from the header's: on opening, and unmapped at each call.
     """
 
     def __init__(self, source: Header | str | os.PathLike[str], *, mapped: bool = True) -> None:
         self.header = source if isinstance(source, Header) else read_header(source)
-        self._file: BufferedReader | None = _reopen(self.header)
+        self._closed = False
         self._map: mmap.mmap | None = None
-        if mapped:
-            try:
-                self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
-            except (OSError, ValueError) as problem:
-                self.close()
-                raise FileProblem(
-                    f"{self.header.path} cannot be mapped into memory ({problem}); read it instead with --no-mmap"
-                ) from None
+        with _reopen(self.header) as file:
+            if mapped:
+                try:
+                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                except (OSError, ValueError) as problem:
+                    raise FileProblem(
+                        f"{self.header.path} cannot be mapped into memory ({problem}); read it instead with --no-mmap"
+                    ) from None
 
     @property
     def names(self) -> list[str]:
@@ -157,14 +159,12 @@ class TensorFile:
         import torch
 
         entry = _entry(self.header, name)
-        if self._file is None:
-            raise FileProblem(f"{self.header.path} was closed")
         dtype = torch_dtype(entry.dtype)
-        if entry.start == entry.end:
+        if entry.start == entry.end and not self._closed:
             return torch.empty(entry.shape, dtype=dtype)
         if self._map is None:
             # From a fresh bytearray, whose memory is aligned.
-            return torch.frombuffer(_read_bytes(self._file, entry, self.header), dtype=dtype).view(entry.shape)
+            return torch.frombuffer(self._read(entry), dtype=dtype).view(entry.shape)
         window = torch.frombuffer(self._map, dtype=torch.uint8, count=entry.end - entry.start, offset=entry.start)
         if entry.start % dtype.itemsize:
             window = window.clone()
@@ -173,11 +173,15 @@ class TensorFile:
     def raw(self, name: str) -> memoryview:
         """The bytes of the tensor of that name as they are in the file; nothing is copied where it is mapped."""
         entry = _entry(self.header, name)
-        if self._file is None:
-            raise FileProblem(f"{self.header.path} was closed")
         if self._map is None:
-            return memoryview(_read_bytes(self._file, entry, self.header))
+            return memoryview(self._read(entry))
         return memoryview(self._map)[entry.start : entry.end]
+
+    def _read(self, entry: TensorEntry) -> bytearray:
+        if self._closed:
+            raise FileProblem(f"{self.header.path} was closed")
+        with _reopen(self.header) as file:
+            return _read_bytes(file, entry, self.header)
 
     def prefetch(self) -> None:
         """Ask the system to read the whole file ahead, in the background; returns at once."""
@@ -191,9 +195,7 @@ class TensorFile:
         # Never mmap.close(): torch.frombuffer keeps the object but no export of its buffer, so closing would unmap
         # memory that tensors still point at. The last tensor frees the mapping.
         self._map = None
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._closed = True
 
     def __enter__(self) -> TensorFile:
         return self
