@@ -1,7 +1,7 @@
 """What CLIP's tokenizer takes a character for: normal form, white space, lower case, letter, number or neither.
 
-The answers come from a table (`scripts/make_clip_characters`) and not from `unicodedata`, whose version of Unicode changes
-with Python: the same text has to give the same tokens everywhere. Text in ASCII never loads the table.
+The answers come from a table (`scripts/make_clip_characters`) and not from `unicodedata`, whose version of Unicode
+changes with Python: the same text has to give the same tokens everywhere. Text in ASCII never loads the table.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """CLIP's byte-pair tokenizer: 49,408 tokens, the same ids as `CLIPTokenizer` of transformers 5 for any text. No torch.
 
-Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision"; Sennrich et al. 2016 for
-byte-pair encoding. The merges are OpenAI's (MIT, see data/clip_merges.LICENSE).
+Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision"; Sennrich et al.
+2016 for byte-pair encoding. The merges are OpenAI's (MIT, see data/clip_merges.LICENSE).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from heapq import heapify, heappop, heappush
+from itertools import pairwise
 
 from ..errors import RequestError
 from .characters import normalise, shape
@@ -33,8 +34,8 @@ _LONG_WORD = 64
 class ClipTokenizer:
     """Text to token ids and back.
 
-    merges: lines "left right" in order of rank; a shorter list gives a smaller vocabulary. Ids are: 256 bytes, 256 bytes
-    that end a word, one a merge, `start`, `end`.
+    merges: lines "left right" in order of rank; a shorter list gives a smaller vocabulary. Ids are: 256 bytes,
+    256 bytes that end a word, one a merge, `start`, `end`.
 
         >>> clip_tokenizer().encode("a photo of a cat")
         [320, 1125, 539, 320, 2368]
@@ -128,16 +129,20 @@ class ClipTokenizer:
 
         A heap of pairs over a linked list: n log n, so that a word of 100,000 letters is no way to stop a server.
         """
-        count, ranks = len(symbols), self._ranks
+        ranks = self._ranks
+        pairs = map(" ".join, pairwise(symbols))
+        heap = [(ranks[pair], left) for left, pair in enumerate(pairs) if pair in ranks]
         ids = [self._single_ids[symbol] for symbol in symbols]
+        if not heap:
+            return tuple(ids)
+        heapify(heap)
+        count = len(symbols)
         before, after = list(range(-1, count - 1)), list(range(1, count + 1))
 
         def rank_at(left: int) -> int | None:
             right = after[left]
             return ranks.get(f"{symbols[left]} {symbols[right]}") if right < count and symbols[left] else None
 
-        heap = [(rank, left) for left in range(count) if (rank := rank_at(left)) is not None]
-        heapify(heap)
         while heap:
             rank, left = heappop(heap)
             if rank_at(left) != rank:  # one side has been joined to something else meanwhile
