@@ -258,7 +258,7 @@ def _lock(root: Path) -> Iterator[None]:
 
 def _take(descriptor: int) -> bool:
     try:
-        if os.name == "nt":
+        if sys.platform == "win32":
             import msvcrt
 
             os.lseek(descriptor, 0, os.SEEK_SET)

@@ -73,10 +73,10 @@ class Diagnosis:
         return {"broken": self.broken, "findings": [asdict(finding) for finding in self.findings]}
 
 
-def diagnose(models_dir: Path | None = None) -> Diagnosis:
+def diagnose(models_dir: str | None = None) -> Diagnosis:
     """Look at everything; takes a few seconds, most of them to import torch and to measure.
 
-    models_dir: where checkpoints are looked for, in place of the usual folders.
+    models_dir: where checkpoints are looked for, in place of the folders named in AVILA_MODELS.
     """
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("versions", _check_versions),
@@ -162,8 +162,8 @@ def _check_device() -> Iterator[Finding]:
     import torch
 
     if torch.cuda.is_available():
-        card = torch.cuda.get_device_properties(0)
-        yield Finding("ok", "device", f"cuda: {card.name}, {card.total_memory / 1e9:.1f} GB")
+        properties = torch.cuda.get_device_properties(0)
+        yield Finding("ok", "device", f"cuda: {properties.name}, {properties.total_memory / 1e9:.1f} GB")
         return
     if torch.backends.mps.is_available():
         yield Finding("ok", "device", "mps: Apple silicon")
@@ -184,7 +184,7 @@ def remedy(card: machine.GraphicsCard, version: str | None = None) -> str:
         what = "this is an Intel Python" if machine.runs_translated() else "this torch has no Metal"
         return f"{what}; install Python and torch for arm64"
     if card.maker == "amd":
-        tag = {(2, 13): "rocm7.2", (2, 9): "rocm6.4"}.get(numbers_of(version)[:2])
+        tag = {"2.13": "rocm7.2", "2.9": "rocm6.4"}.get(".".join(version.split(".")[:2]))
         return (
             _install_line(version, tag) if tag else "install torch for ROCm: https://pytorch.org/get-started/locally/"
         )
@@ -214,19 +214,19 @@ def _check_memory() -> Iterator[Finding]:
         yield Finding("ok", "memory", text)
 
 
-def _check_models(models_dir: Path | None) -> Iterator[Finding]:
+def _check_models(models_dir: str | None) -> Iterator[Finding]:
     from .checkpoint.folders import list_models
 
-    source = "--models-dir" if models_dir else "AVILA_MODELS"
-    named = [str(models_dir)] if models_dir else os.environ.get("AVILA_MODELS", "").split(os.pathsep)
-    for folder in filter(None, named):
-        if not Path(folder).is_dir():
-            yield Finding("warn", "models", f"{folder} of {source} is not a folder", "correct it or make the folder")
     try:
-        found = list_models(folder=models_dir)
+        found = list_models("checkpoint", models_dir)
     except AvilaError as error:
         yield Finding("warn", "models", str(error))
         return
+    source = "AVILA_MODELS" if models_dir is None else "--models-dir"
+    named = os.environ.get("AVILA_MODELS", "") if models_dir is None else models_dir
+    for folder in filter(None, map(str.strip, named.split(os.pathsep))):
+        if not Path(folder).expanduser().is_dir():
+            yield Finding("warn", "models", f"{folder} of {source} is not a folder", "correct it or make the folder")
     if found:
         folders = sorted({str(file.path.parent) for file in found})
         yield Finding("ok", "models", f"{len(found)} checkpoints in {', '.join(folders)}")

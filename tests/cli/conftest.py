@@ -81,8 +81,8 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FlatEngine:
             flat.model, flat.options, flat.report = Path(path), options, FlatReport()
             return flat
 
-    def find_model(text: str, role: str = "checkpoint", folder: Path | None = None) -> Path:
-        return Path(folder or "found") / role / text
+    def find_model(text: str, role: str = "checkpoint", models: str | None = None) -> Path:
+        return Path(models or "found") / role / text
 
     install(monkeypatch, "avila_diffusion.api", AvilaDiffusion=Factory)
     install(monkeypatch, "avila_diffusion.checkpoint.folders", find_model=find_model)

@@ -23,6 +23,7 @@ class Found:
     path: Path
     role: str
     size: int
+    needs_conversion: bool
 
 
 class Told:
@@ -40,9 +41,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The calls that reach the rooms behind the commands."""
     made: list[Any] = []
 
-    def list_models(role: str = "checkpoint", folder: Path | None = None) -> list[Found]:
-        made.append((role, folder))
-        return [Found("a", Path("m/a.safetensors"), role, 2_130_000_000)] if folder else []
+    def list_models(role: str, models: str | None, *, notes: list[str]) -> list[Found]:
+        made.append((role, models))
+        notes.append("b.safetensors was skipped")
+        found = [Found("a", Path("m/a.safetensors"), role, 2_130_000_000, needs_conversion=False)]
+        found += [Found("old", Path("m/old.ckpt"), role, 4_270_000_000, needs_conversion=True)]
+        return found if models else []
 
     def inspect(path: Path) -> Told:
         made.append(path)
@@ -54,7 +58,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         made.append((source, target, options))
         return Told()
 
-    rooms = {"folders": {"list_models": list_models}, "detect": {"inspect": inspect}, "convert": {"convert": convert}}
+    rooms: dict[str, dict[str, Any]] = {
+        "folders": {"list_models": list_models},
+        "detect": {"inspect": inspect},
+        "convert": {"convert": convert},
+    }
     for room, members in rooms.items():
         module = types.ModuleType(room)
         module.__dict__.update(members)
@@ -64,11 +72,16 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_models_are_listed(calls: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--models-dir", "m"]) == 0
-    assert capsys.readouterr().out == f"a    2.13 GB  {Path('m/a.safetensors')}\n"
+    said = capsys.readouterr()
+    assert said.err == "avila: b.safetensors was skipped\n"
+    first, second = said.out.splitlines()
+    assert first == f"a      2.13 GB  {Path('m/a.safetensors')}"
+    assert second.startswith(f"old    4.27 GB  {Path('m/old.ckpt')}  (pickled: avila convert")
     assert main(["models", "--models-dir", "m", "--json"]) == 0
+    first_row, _ = json.loads(capsys.readouterr().out)
     row = {"name": "a", "path": str(Path("m/a.safetensors")), "role": "checkpoint", "size": 2_130_000_000}
-    assert json.loads(capsys.readouterr().out) == [row]
-    assert calls == [("checkpoint", Path("m"))] * 2
+    assert first_row == row
+    assert calls == [("checkpoint", "m")] * 2
 
 
 def test_no_models_is_said_with_what_to_do(calls: list[Any], capsys: pytest.CaptureFixture[str]) -> None:

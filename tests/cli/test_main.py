@@ -84,13 +84,14 @@ def test_what_the_machine_lacks_is_not_called_a_bug(
 
 
 def test_a_narrow_console_shows_an_escape(engine: FlatEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding="cp850", write_through=True) for _ in range(2))
+    out, err = io.BytesIO(), io.BytesIO()
+    stdout, stderr = (io.TextIOWrapper(buffer, encoding="cp850", write_through=True) for buffer in (out, err))
     monkeypatch.setattr(sys, "stdout", stdout)
     monkeypatch.setattr(sys, "stderr", stderr)
     assert main(["generate", "cat", "-q", "-o", "→.png"]) == 0
-    assert stdout.buffer.getvalue().decode("cp850").strip() == "\\u2192.png"  # type: ignore[attr-defined]
+    assert out.getvalue().decode("cp850").strip() == "\\u2192.png"
     assert main(["generate", "cat", "--sampler", "→"]) == 2
-    assert b"\\u2192" in stderr.buffer.getvalue()  # type: ignore[attr-defined]
+    assert b"\\u2192" in err.getvalue()
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:

@@ -33,9 +33,10 @@ def play(display: ProgressDisplay) -> None:
 
 
 def test_on_a_terminal_it_is_one_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     play(ProgressDisplay(2, quiet=False))
-    said = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    said = terminal.getvalue()
     assert "8/8" in said
     assert "5/8" in said
     assert "decoding" in said

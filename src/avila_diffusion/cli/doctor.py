@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 
@@ -15,7 +14,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
         help="check versions, processor, graphics card, memory and folders",
         description="Check versions, processor, graphics card, memory and folders. Exit code 1 if one is broken.",
     )
-    doctor.add_argument("--models-dir", metavar="DIR", type=Path, help="look for checkpoints here")
+    doctor.add_argument("--models-dir", metavar="DIR", help="look for checkpoints here")
     doctor.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     doctor.set_defaults(run=run_doctor)
 

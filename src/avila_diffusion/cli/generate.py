@@ -79,7 +79,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--vae", metavar="FILE", help="use this VAE in place of the checkpoint's")
     group.add_argument("--text-encoder", metavar="FILE", action="append", help="use this text encoder; repeatable")
     group.add_argument("--prediction", choices=("epsilon", "v", "edm"), help="what the UNet predicts, where files lie")
-    group.add_argument("--models-dir", metavar="DIR", type=Path, help="where names of models are looked up")
+    group.add_argument("--models-dir", metavar="DIR", help="where names of models are looked up")
     group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     group.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto")
     group.add_argument("-t", "--threads", type=int, metavar="N", help="processor threads; default: one a core")
@@ -96,7 +96,8 @@ def run_generate(options: argparse.Namespace) -> int:
     destination.check()
     display = ProgressDisplay(request.batch * request.count, quiet=options.quiet)
     started = time.monotonic()
-    results, paths = [], []
+    results: list[GenerateResult] = []
+    paths: list[Path] = []
     try:
         engine, model = _engine(options, display)
         for index in range(request.count):
@@ -148,9 +149,10 @@ def _engine(options: argparse.Namespace, display: ProgressDisplay) -> tuple[Avil
         return AvilaDiffusion(), None
     from ..checkpoint.folders import find_model
 
-    path = find_model(options.model, role="checkpoint", folder=options.models_dir)
-    vae = None if options.vae is None else find_model(options.vae, role="vae", folder=options.models_dir)
-    towers = [find_model(text, role="text_encoder", folder=options.models_dir) for text in options.text_encoder or ()]
+    folders = options.models_dir
+    path = find_model(options.model, "checkpoint", folders)
+    vae = None if options.vae is None else find_model(options.vae, "vae", folders)
+    towers = [find_model(text, "text_encoder", folders) for text in options.text_encoder or ()]
     display.say(f"loading {path}")
     engine = AvilaDiffusion.with_model(
         path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
         help="list the checkpoints that -m finds by name",
         description="List the checkpoints in the models folders: --models-dir, or the folders named in AVILA_MODELS.",
     )
-    models.add_argument("--models-dir", metavar="DIR", type=Path, help="look here")
+    models.add_argument("--models-dir", metavar="DIR", help="look here")
     models.add_argument("--json", action="store_true", help="one JSON list instead of lines")
     models.set_defaults(run=run_models)
 
@@ -45,7 +46,10 @@ def run_models(options: argparse.Namespace) -> int:
     """`avila models`."""
     from ..checkpoint.folders import list_models
 
-    found = list_models(folder=options.models_dir)
+    notes: list[str] = []
+    found = list_models("checkpoint", options.models_dir, notes=notes)
+    for note in notes:
+        print(f"avila: {note}", file=sys.stderr)
     if options.json:
         rows = [{"name": file.name, "path": str(file.path), "role": file.role, "size": file.size} for file in found]
         print(json.dumps(rows, indent=2))
@@ -55,7 +59,8 @@ def run_models(options: argparse.Namespace) -> int:
         return 0
     width = max(len(file.name) for file in found)
     for file in found:
-        print(f"{file.name:<{width}}  {file.size / 1e9:6.2f} GB  {file.path}")
+        hint = "  (pickled: avila convert makes a .safetensors file of it)" if file.needs_conversion else ""
+        print(f"{file.name:<{width}}  {file.size / 1e9:6.2f} GB  {file.path}{hint}")
     return 0
 
 
