@@ -30,17 +30,28 @@ class City:
     focus: float
 
 
+@dataclass(frozen=True)
+class Facade:
+    """A building's windows: their spacing (units), whether the wall is glass, the key of their pattern, share lit."""
+
+    across: float
+    down: float
+    glass: bool
+    key: int
+    lit: float
+
+
 def paint_city(canvas: Canvas, city: City, rng: np.random.Generator) -> None:
     """Four rows of buildings from the haze to the waterfront."""
-    for number, fade in enumerate((0.82, 0.58, 0.32, 0.06)):
+    for number, fade in enumerate((0.86, 0.66, 0.36, 0.05)):
         x = -canvas.span / 2 - 0.05
         while x < canvas.span / 2 + 0.05:
-            wide = float(rng.uniform(0.030, 0.075)) * (1.0 + 0.16 * number)
+            wide = float(rng.uniform(0.026, 0.070)) * (1.0 + 0.18 * number)
             near = np.exp(-(((x - city.focus) / 0.42) ** 2))
-            peak = city.tall * (0.30 + 0.62 * near) * (1.0, 0.95, 0.72, 0.40)[number]
-            high = peak * float(rng.uniform(0.38, 1.0)) ** 1.15
+            peak = city.tall * (0.26 + 0.74 * near) * (0.92, 1.0, 0.80, 0.40)[number]
+            high = peak * float(rng.uniform(0.36, 1.0)) ** 1.4
             _building(canvas, city, rng, x, wide, max(0.03, high), fade, 40.0 - 8 * number)
-            x += wide * float(rng.uniform(0.72, 1.18))
+            x += wide * float(rng.uniform(0.75, 1.35))
 
 
 def _building(canvas: Canvas, city: City, rng: np.random.Generator, x: float, wide: float, high: float, fade: float, depth: float) -> None:
@@ -49,12 +60,13 @@ def _building(canvas: Canvas, city: City, rng: np.random.Generator, x: float, wi
     night = city.lit > 0
     stone = linear(("8c8a90", "6d7684", "9a8c80", "5c6878", "a49c94")[int(rng.integers(5))])
     glass = float(rng.uniform(0, 1)) < 0.45
-    base = stone * (palette.shade * np.float32(0.62 if not night else 0.42) + palette.light * np.float32(0.10 * palette.power))
+    base = stone * (palette.shade * np.float32(0.62 if not night else 0.30) + palette.light * np.float32(0.10 * palette.power))
     crown = int(rng.integers(5))
     tiers = [(0.0, 1.0, high)]
     if crown in (1, 2) and high > 0.16:
         tiers = [(0.0, 1.0, high * 0.72), (0.14, 0.72, high * 0.9), (0.28, 0.44, high)]
-    style = (float(rng.uniform(0.0050, 0.0075)), float(rng.uniform(0.0085, 0.012)), glass, int(rng.integers(1 << 31)))
+    lit = city.lit * float(rng.uniform(0.25, 1.5)) * (1 - 0.35 * fade)
+    style = Facade(float(rng.uniform(0.0038, 0.0060)), float(rng.uniform(0.0060, 0.0085)), glass, int(rng.integers(1 << 31)), lit)
     for inset, share, top in tiers:
         _block(canvas, city, x + wide * inset, wide * share, city.ground - top, base, fade, depth, style)
     if crown in (2, 3) and high > 0.2:
@@ -67,13 +79,13 @@ def _building(canvas: Canvas, city: City, rng: np.random.Generator, x: float, wi
 
 
 def _block(canvas: Canvas, city: City, left: float, wide: float, top: float, base: Array, fade: float, depth: float,
-           style: tuple[float, float, bool, int]) -> None:
+           style: Facade) -> None:
     """A box of the building: lit side, windows in a grid, its foot in the haze."""
     place = canvas.box(left, top, left + wide, city.ground)
     y, x = canvas.y[place[0], None], canvas.x[None, place[1]]
     if y.size == 0 or x.size == 0:
         return
-    pitch_x, pitch_y, glass, key = style
+    pitch_x, pitch_y, glass, key = style.across, style.down, style.glass, style.key
     count = max(2, round(wide / pitch_x))
     across = (x - np.float32(left)) / np.float32(wide)
     toward = 1.0 if city.sun_x > left + wide / 2 else 0.0
@@ -82,7 +94,7 @@ def _block(canvas: Canvas, city: City, left: float, wide: float, top: float, bas
     if glass:
         climb = np.clip((np.float32(city.ground) - y) / np.float32(max(0.1, city.tall)), 0, 1)
         sky = mix(city.palette.low, city.palette.high, 0.5)
-        colour = colour + (sky - colour) * (np.float32(0.22) + np.float32(0.3) * climb)[..., None]
+        colour = colour + (sky - colour) * ((np.float32(0.22) + np.float32(0.3) * climb) * np.float32(0.45 if city.lit > 0.3 else 1.0))[..., None]
     cells_x, cells_y = across * np.float32(count), (y - np.float32(top)) / np.float32(pitch_y)
     ix, iy = np.floor(cells_x).astype(np.int64), np.floor(cells_y).astype(np.int64)
     fx, fy = cells_x - ix, cells_y - iy
@@ -93,7 +105,7 @@ def _block(canvas: Canvas, city: City, left: float, wide: float, top: float, bas
     number = (ix * 73856093 ^ iy * 19349663 ^ key) & 0x7FFFFFFF
     number = (number * 1103515245 + 12345) & 0x7FFFFFFF
     number = ((number >> 7) * 69069 + key) & 0xFFFF
-    on = number < int(65536 * city.lit)
+    on = number < int(65536 * style.lit)
     tones = np.stack(LAMPS)[(number >> 3) % 5] * (np.float32(0.55) + (number % 97).astype(np.float32)[..., None] / 75)
     dark = colour * np.float32(0.62 if not glass else 0.8)
     window = np.where(on[..., None], tones, dark)

@@ -57,7 +57,8 @@ def _corals(stage: Stage, rng: np.random.Generator, floor: Array, water: Array) 
     """Branching corals and weed: curves of dots that grow from the floor, far ones first."""
     canvas = stage.canvas
     codes = ("ff6a4c", "f8a03c", "e85c9c", "b05ce0", "58c878", "f4d860", "d84860")
-    for layer, (size, fade, count) in enumerate(((0.07, 0.68, 26), (0.12, 0.42, 15), (0.20, 0.12, 9))):
+    for layer, (size, fade, count) in enumerate(((0.07, 0.68, 26), (0.11, 0.42, 16), (0.15, 0.12, 10))):
+        parts: list[tuple[Array, Array, Array, Array]] = []
         for _ in range(int(count * max(1.0, canvas.span))):
             x = float(rng.uniform(-0.52, 0.52)) * canvas.span
             column = int(min(canvas.width - 1, max(0, canvas.column(x))))
@@ -65,15 +66,16 @@ def _corals(stage: Stage, rng: np.random.Generator, floor: Array, water: Array) 
             tone = linear(codes[int(rng.integers(len(codes)))])
             tone = (tone + (water - tone) * np.float32(fade)) * np.float32(0.62)
             weed = rng.uniform() < 0.3
-            for _ in range(7 if weed else 12):
+            for _ in range(7 if weed else 11):
                 reach = np.linspace(0, 1, 60)
-                lean = rng.normal(0, 0.16 if weed else 0.5)
+                lean = rng.normal(0, 0.16 if weed else 0.38)
                 sway = 0.05 * np.sin(reach * 7 + rng.uniform(0, 6)) if weed else 0.22 * lean * reach**2
                 xs = x + size * (lean * reach + sway)
-                ys = foot - size * (1.5 if weed else 0.8) * reach * rng.uniform(0.5, 1.0)
-                wide = size * (0.050 if weed else 0.060) * (1.1 - 0.7 * reach)
+                ys = foot - size * (1.7 if weed else 0.9) * reach * rng.uniform(0.5, 1.0)
+                wide = size * (0.050 if weed else 0.085) * (1.1 - 0.7 * reach)
                 shade = (0.45 + 0.75 * reach)[:, None] * tone
-                canvas.dots(xs, ys, shade.astype(np.float32), wide.astype(np.float32))
+                parts.append((xs, ys, shade.astype(np.float32), wide.astype(np.float32)))
+        canvas.dots(*(np.concatenate(field) for field in zip(*parts, strict=True)))
 
 
 def _fish(stage: Stage, rng: np.random.Generator, water: Array) -> None:

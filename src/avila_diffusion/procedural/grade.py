@@ -41,15 +41,16 @@ def resize(field: Array, rows: int, columns: int) -> Array:
     return _grow(field, rows, columns)
 
 
-def add_bloom(canvas: Canvas, strength: float, shafts: tuple[float, float] | None = None, rays: float = 0.0) -> None:
-    """Let what outshines white bleed over its surroundings; with `shafts` (x, y), draw it out in rays from there."""
+def add_bloom(canvas: Canvas, strength: float, shafts: tuple[float, float] | None = None, rays: float = 0.0,
+              horizon: float = 1.0) -> None:
+    """Let what outshines white bleed over its surroundings; with `shafts` (x, y), draw the sky's out in rays from there."""
     rows = max(1, min(canvas.height, 128))
     columns = max(1, min(canvas.width, round(128 * canvas.span)))
     for channel in range(3):
         small = _shrink(np.maximum(canvas.rgb[..., channel] - np.float32(0.82), 0), rows, columns)
         wide = gaussian_filter(small, 2.0) * 0.5 + gaussian_filter(small, 7.0) * 0.35 + gaussian_filter(small, 18.0) * 0.3
         if shafts is not None and rays > 0:
-            wide += np.float32(rays) * _radial(np.minimum(small, 1.5), shafts, canvas)
+            wide += np.float32(rays) * _radial(np.minimum(small, 1.5) * (np.arange(rows) < horizon * rows)[:, None], shafts, canvas)
         grown = _grow(np.asarray(wide, np.float32) * np.float32(strength), canvas.height, canvas.width)
         canvas.rgb[..., channel] += grown
 

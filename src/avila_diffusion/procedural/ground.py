@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .land import Cover, eroded, shader, veil
-from .noise import Array, ramp, sample, table, texture, value
+from .noise import Array, blocks, ramp, sample, table, texture, value
 from .palette import linear, mix, toward
 from .stage import FOCAL, Stage
 from .terrain import Ground, Height, View, paint_ground
@@ -41,7 +41,7 @@ def dunes(rng: np.random.Generator) -> Height:
         bend, _, _ = value(lattices[0], u / 17 + at[0], v / 17 + at[1])
         ease, _, _ = value(lattices[2], u / 9 + at[1], v / 9 + at[0])
         total = np.zeros(x.shape, np.float32)
-        for long_, tall in ((13.0, 1.0), (5.5, 0.22)):
+        for long_, tall in ((15.0, 1.0), (6.0, 0.25)):
             phase = (v + bend * np.float32(7.0) + ease * np.float32(1.6) + u * np.float32(0.35)) / np.float32(long_)
             part = phase - np.floor(phase)
             rise = np.where(part < 0.72, part / np.float32(0.72), (1 - part) / np.float32(0.28))
@@ -49,7 +49,7 @@ def dunes(rng: np.random.Generator) -> Height:
         ripple_at = (v + bend * 2 + ease * np.float32(0.8)) * np.float32(7.5)
         ripple = np.sin(ripple_at) * ramp(0.05, 0.012, footprint) * np.float32(0.012)
         size = np.float32(0.5) + np.float32(0.5) * ease
-        return total * (np.float32(0.35) + np.maximum(size, 0)) * np.float32(1.9) * ramp(0.5, 26.0, z) ** np.float32(0.6) + ripple
+        return total * (np.float32(0.35) + np.maximum(size, 0)) * np.float32(3.4) * ramp(1.0, 30.0, z) ** np.float32(0.6) + ripple
 
     return height
 
@@ -107,30 +107,45 @@ def paint_hills(stage: Stage, height: Height, near: float, floor: float, power: 
     paint_ground(stage.canvas, view, height, shader(palette, cover, stage.sun[0], 170.0, stage.low_sun), floor)
 
 
+STONE = ("b4582c", "c87848", "94401f", "d8a070", "a84c28", "e0b488", "8a3c24", "c46a38")
+
+
 def paint_mesas(stage: Stage, height: Height) -> None:
-    """Canyon land in its bands of red, ochre and pale stone."""
-    palette, rng = stage.palette, stage.rng("strata")
-    bands = np.stack([linear(code) for code in rng.permutation(["b4582c", "c87848", "94401f", "d8a070", "a84c28", "e0b488", "8a3c24", "c46a38"])])
+    """Canyon land in its bands of red, ochre and pale stone.
+
+    Only the light is drawn with the ground; the bands go on afterwards, by the height that each pixel's distance gives
+    it, because a cliff has many pixels between two samples of the ground.
+    """
+    canvas, palette, rng = stage.canvas, stage.palette, stage.rng("strata")
+    bands = np.stack([linear(code) for code in rng.permutation(STONE)])
     wished = stage.scene.tint("ground")
     if wished is not None:
         bands = np.stack([toward(band, wished) for band in bands])
-    cover = Cover(bands[0], bands[1], linear("f4f6fa"), 1e4, 1e4, haze=0.9 if stage.scene.time == "day" else 1.3, mist=0.15, mist_top=2.5)
-    plain = shader(palette, cover, stage.sun[0], 170.0, stage.low_sun)
-    scrub = texture(rng, 1.4, 6.0)
-
-    def shade(ground: Ground) -> Array:
-        white = Cover(np.ones(3, np.float32), np.ones(3, np.float32), np.ones(3, np.float32), 1e4, 1e4, 0.0, 0.0, 1.0)
-        light = shader(palette, white, stage.sun[0], 170.0, stage.low_sun)(ground)
-        wave = ground.h * np.float32(1.15) + np.float32(0.25) * sample(scrub, ground.x * np.float32(0.01), ground.z * np.float32(0.01))
+    white = np.ones(3, np.float32)
+    light = Cover(white, white, white, 1e4, 1e4, haze=0.0, mist=0.0, mist_top=1.0, crag=0.4)
+    air = Cover(white, white, white, 1e4, 1e4, haze=3.0 if stage.scene.has("fog") else 1.0, mist=0.12, mist_top=2.5)
+    view = View(3.2, stage.horizon, FOCAL, 3.0, 170.0)
+    paint_ground(canvas, view, height, shader(palette, light, stage.sun[0], 170.0, stage.low_sun))
+    scrub = texture(rng, 1.5, 6.0)
+    for part in blocks(canvas.height, canvas.width):
+        z = canvas.depth[part]
+        land = (z < 1e5)
+        if not land.any():
+            continue
+        z = np.minimum(z, 170.0)
+        x = canvas.x[None, :] * z / np.float32(FOCAL)
+        h = (np.float32(stage.horizon) - canvas.y[part, None]) * z / np.float32(FOCAL) + np.float32(view.eye)
+        wave = h * np.float32(1.3) + np.float32(0.5) * sample(scrub, x * np.float32(0.012), z * np.float32(0.012)) + 40
         index = np.floor(wave).astype(np.int64)
-        part = ramp(0.25, 0.75, wave - index)[..., None]
-        albedo = bands[index % 8] * (1 - part) + bands[(index + 1) % 8] * part
-        spots = ramp(0.6, 1.2, sample(scrub, ground.x * np.float32(0.06), ground.z * np.float32(0.06))) * ramp(0.7, 0.2, ground.h)
-        albedo = albedo + (linear("5c6434") - albedo) * (spots * np.float32(0.55))[..., None]
-        return veil(palette, cover, ground, np.asarray(albedo * light * np.float32(1.25), np.float32), stage.sun[0], 170.0)
-
-    _ = plain
-    paint_ground(stage.canvas, View(3.2, stage.horizon, FOCAL, 3.0, 170.0), height, shade)
+        within = ramp(0.3, 0.7, wave - index)[..., None]
+        albedo = bands[index % 8] * (1 - within) + bands[(index + 1) % 8] * within
+        grit = sample(scrub, x * np.float32(0.10), (z + h * 3) * np.float32(0.10))
+        spots = ramp(0.7, 1.3, sample(scrub, x * np.float32(0.05), z * np.float32(0.05))) * ramp(1.2, 0.4, h)
+        albedo = albedo + (linear("5c6434") - albedo) * (spots * np.float32(0.6))[..., None]
+        colour = canvas.rgb[part] * albedo * (np.float32(1.35) + np.float32(0.10) * grit)[..., None]
+        ground = Ground(x, z, h, x, x, np.broadcast_to(canvas.x[None, :], z.shape), z)
+        colour = veil(palette, air, ground, np.asarray(colour, np.float32), stage.sun[0], 170.0)
+        np.copyto(canvas.rgb[part], colour, where=land[..., None])
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .noise import Array, ramp, table, value
+from .noise import Array, ramp, sample, stream, table, texture, value
 from .palette import Palette
 from .terrain import Ground, Height, Shade
 
@@ -105,6 +105,7 @@ class Cover:
     haze: float
     mist: float
     mist_top: float
+    crag: float = 0.22
 
 
 def shader(palette: Palette, cover: Cover, sun_x: float, far: float, backlit: bool) -> Shade:
@@ -116,12 +117,18 @@ def shader(palette: Palette, cover: Cover, sun_x: float, far: float, backlit: bo
     direction = np.array([0.75 * side, 0.42, 0.5] if backlit else [0.85 * side, 0.55, -0.30], np.float32)
     direction /= np.linalg.norm(direction)
 
+    crags = texture(stream(1, "crags"), 1.3, 4.0, 256)
+
     def shade(ground: Ground) -> Array:
+        # Steep faces would show the map's detail drawn out downward; texture by height puts ledges across them.
+        craggy = sample(crags, (ground.x + ground.z * np.float32(0.6)) * np.float32(0.030), ground.h * np.float32(0.055))
         up = 1 / np.sqrt(1 + ground.slope_x**2 + ground.slope_z**2)
+        steep = 1 - up
         facing = (-ground.slope_x * direction[0] + direction[1] - ground.slope_z * direction[2]) * up
-        direct = np.clip(facing, 0, None) * np.float32(palette.power * 0.62)
+        facing += np.float32(cover.crag) * craggy * steep
+        direct = np.clip(facing, 0, None) * np.float32(palette.power * 0.66)
         ambient = (np.float32(0.35) + np.float32(0.3) * up) * np.float32(0.9)
-        snowy = ramp(-0.22, 0.22, ground.h / np.float32(cover.snow_from) - 1 + (up - np.float32(0.72)) * np.float32(0.9))
+        snowy = ramp(-0.22, 0.22, ground.h / np.float32(cover.snow_from) - 1 + (up - np.float32(0.62)) * np.float32(0.9) + craggy * np.float32(0.10))
         low = ground.h / np.float32(cover.low_to)
         green = np.maximum(ramp(1.15, 0.75, low), ramp(1.9, 0.8, low) * ramp(0.40, 0.75, up))
         albedo = cover.rock + (cover.low - cover.rock) * green[..., None]

@@ -28,7 +28,7 @@ def paint_stars(canvas: Canvas, seed: int, bottom: float, density: float, bright
 def paint_milky_way(canvas: Canvas, seed: int, bottom: float, palette: Palette, strength: float) -> None:
     """A band of star clouds parted by dust, slanting up from the horizon."""
     rng = stream(seed, "milky way")
-    cloud, dust = texture(rng, 1.7, 3.0), texture(rng, 1.5, 4.0)
+    cloud, dust = texture(rng, 1.9, 3.0), texture(rng, 1.9, 3.0)
     angle = rng.uniform(0.5, 1.05) * rng.choice([-1, 1])
     middle = rng.uniform(-0.18, 0.18) * canvas.span, bottom * 0.45
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
@@ -38,9 +38,9 @@ def paint_milky_way(canvas: Canvas, seed: int, bottom: float, palette: Palette, 
         along, aside = dx * cos + dy * sin, -dx * sin + dy * cos
         rough = sample(cloud, along * 0.6, aside * 0.6)
         band = np.exp(-(((aside + np.float32(0.02) * rough) / np.float32(0.15)) ** 2))
-        core = np.exp(-((aside / np.float32(0.05)) ** 2)) * (np.float32(0.5) + np.float32(0.5) * np.exp(-((along - 0.1) ** 2) * 5))
-        lane = sample(dust, along * 0.45 + np.float32(0.3), aside * 1.1) + np.float32(0.5) * sample(dust, along * 1.7, aside * 2.2)
-        gap = ramp(0.1, 1.3, lane) * np.exp(-((aside / np.float32(0.075)) ** 2)) * np.float32(0.9)
+        core = np.exp(-((aside / np.float32(0.07)) ** 2)) * (np.float32(0.4) + np.float32(0.5) * np.exp(-((along - 0.1) ** 2) * 5))
+        lane = sample(dust, along * 0.35 + np.float32(0.3), aside * 0.8) + np.float32(0.45) * sample(dust, along * 1.2, aside * 1.8)
+        gap = ramp(-0.3, 1.9, lane) * np.exp(-((aside / np.float32(0.085)) ** 2)) * np.float32(0.92)
         light = band * (np.float32(0.5) + np.float32(0.28) * np.clip(rough, -1.4, 2)) + core * np.float32(0.9)
         light = np.maximum(light, 0) * (1 - gap) * np.float32(strength * 0.34)
         tone = cold + (warm - cold) * np.clip(core * 1.1 + 0.1 * rough, 0, 1)[..., None]
@@ -103,26 +103,38 @@ def paint_aurora(canvas: Canvas, seed: int, bottom: float, colours: tuple[Array,
             canvas.rgb[part] += tone * glow[..., None]
 
 
-def paint_nebula(canvas: Canvas, seed: int, palette: Palette) -> None:
-    """Deep space: glowing gas folded by domain warping, dark dust before it, stars behind and before."""
+GASES = (
+    ("160a3c", "5a2a9c", "e0488c", "ffb070", "66b8ff"),
+    ("06203c", "0f6a8c", "38c8b8", "ffd890", "f06a9c"),
+    ("200818", "8c1c44", "f0683c", "ffd080", "5c8cff"),
+    ("0a1040", "2c48c0", "9a6cf0", "ff9ac0", "7ce8f0"),
+)
+
+
+def paint_nebula(canvas: Canvas, seed: int, tones: tuple[Array, ...] = ()) -> None:
+    """Deep space: glowing gas folded by domain warping, dark dust before it; `tones` are five colours, dark to bright."""
     rng = stream(seed, "nebula")
-    gas, dust = texture(rng, 2.0, 3.0), texture(rng, 1.8, 4.0)
+    gas, dust = texture(rng, 2.3, 2.0), texture(rng, 1.9, 3.0)
+    chosen = [linear(code) for code in GASES[int(rng.integers(len(GASES)))]]
+    void, deep, body, hot, rim = tones or chosen
     angle = rng.uniform(0, np.pi)
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     offset = rng.uniform(0, 1, 4).astype(np.float32)
+    heart = rng.uniform(-0.18, 0.18, 2).astype(np.float32)
     for part in blocks(canvas.height, canvas.width):
         x, y = canvas.x[None, :], canvas.y[part, None] - np.float32(0.5)
-        u, v = (x * cos + y * sin) * np.float32(0.42), (-x * sin + y * cos) * np.float32(0.42)
-        a = sample(gas, u * 0.6 + offset[0], v * 0.6 + offset[1])
-        b = sample(gas, u * 0.6 + offset[2], v * 0.6 + offset[3])
-        wu, wv = u + np.float32(0.10) * a, v + np.float32(0.10) * b
-        cloud = sample(gas, wu + offset[1], wv + offset[2]) + np.float32(0.35) * sample(dust, wu * 2.6, wv * 2.6)
-        veil = sample(dust, wu * 0.9 + offset[3], wv * 0.9 + offset[0]) + np.float32(0.4) * sample(dust, wu * 3, wv * 3)
-        band = np.exp(-(((v + np.float32(0.04) * a) / np.float32(0.20)) ** 2))
-        bright = np.clip(cloud * np.float32(0.45) + np.float32(0.35), 0, 2.2) ** 2 * band
-        hot = np.clip(bright - np.float32(0.75), 0, 2)
-        dark = np.float32(1) - np.float32(0.88) * ramp(0.1, 1.5, veil)
-        tone = palette.high + (palette.low - palette.high) * np.clip(a * 0.5 + 0.5, 0, 1)[..., None]
-        tone = tone + (palette.glow - tone) * np.clip(b * 0.55 + 0.1, 0, 1)[..., None]
-        colour = tone * (bright * dark * np.float32(1.25))[..., None] + palette.sun * (hot * dark * np.float32(0.5))[..., None]
-        canvas.rgb[part] = colour + linear("05060f") + palette.zenith * np.float32(0.12)
+        along, aside = x * cos + y * sin - heart[0], -x * sin + y * cos - heart[1]
+        u, v = along * np.float32(0.34), aside * np.float32(0.34)
+        a = sample(gas, u * 0.7 + offset[0], v * 0.7 + offset[1])
+        b = sample(gas, u * 0.7 + offset[2], v * 0.7 + offset[3])
+        wu, wv = u + np.float32(0.055) * a, v + np.float32(0.055) * b
+        cloud = sample(gas, wu + offset[1], wv + offset[2]) + np.float32(0.30) * sample(dust, wu * 2.2, wv * 2.2)
+        veil = sample(dust, wu * 0.8 + offset[3], wv * 0.8 + offset[0]) + np.float32(0.35) * sample(dust, wu * 2.7, wv * 2.7)
+        core = np.exp(-(along**2 * 3.0 + (aside + np.float32(0.05) * a) ** 2 * 9.0))
+        glow = np.clip(cloud * np.float32(0.36) + np.float32(0.18) + np.float32(0.75) * core, 0, 2.4)
+        dark = 1 - np.float32(0.86) * ramp(0.0, 1.9, veil) * ramp(1.9, 0.9, glow)
+        colour = void * np.float32(0.10) + deep * (np.float32(0.55) * glow)[..., None]
+        colour += body * (ramp(0.30, 1.25, glow) * ramp(-1.2, 0.9, b) * np.float32(0.75))[..., None]
+        colour += rim * (ramp(0.25, 1.0, glow) * ramp(0.3, 1.8, -b) * np.float32(0.60))[..., None]
+        colour += hot * (np.clip(glow - np.float32(0.85), 0, 1.5) ** 1.5 * np.float32(1.1))[..., None]
+        canvas.rgb[part] = colour * dark[..., None] + linear("03040a")

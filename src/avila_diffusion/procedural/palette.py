@@ -44,7 +44,7 @@ PALETTES: dict[str, tuple[str, float]] = {
     "sunset rose": ("2c3f78 7d69a8 ea8a9c ffcfa2 ff8f7c fff2d8 ffa08a 645f8c d094a0 ffb3a6 6a5684 27365f", 1.4),
     "sunset gold": ("2f5580 7091a6 ecbc76 ffe0a0 ffb04a fff6dc ffbe6e 5d6b80 d3ab80 ffd9a0 6d6670 23425c", 1.5),
     "sunset violet": ("18164a 4c3288 b84c92 ff9468 ff6a6a ffe6c4 ff8670 4f447c a4648e ff8f90 48306a 1d1d4c", 1.4),
-    "sunset crimson": ("23183c 6a2c52 c8483c ff8a3c ff5424 ffe2a8 ff7238 543a5a b4604c ff7a50 502a42 2a1c38", 1.4),
+    "sunset crimson": ("2a2248 6c3560 cc5648 ff9650 ff5424 ffe2a8 ff7238 543a5a b4604c ff7a50 502a42 2a1c38", 1.4),
     "sunrise peach": ("4a78b4 92abd2 f6c4b2 ffe6c2 ffb88a fff8e6 ffc896 7186ac dcc0b8 ffe0cc 8c8cac 345a80", 1.4),
     "sunrise mist": ("6890b8 a4bed2 eed8c6 fff0d6 ffd4a0 fffaf0 ffdcb0 7c92ac e2d4c8 fff0e0 9aa6b6 42667e", 1.2),
     "sunrise lilac": ("4460a4 9a94cc ecb4c8 ffdcb8 ffa890 fff4e0 ffbca0 7076ac d0b0c2 ffd4cc 8478a4 34508a", 1.3),
@@ -64,7 +64,7 @@ PALETTES: dict[str, tuple[str, float]] = {
 
 # What each hour may choose from; the seed decides.
 HOURS: dict[str, tuple[str, ...]] = {
-    "sunset": ("sunset ember", "sunset rose", "sunset gold", "sunset violet", "sunset crimson", "sunset ember"),
+    "sunset": ("sunset ember", "sunset rose", "sunset gold", "sunset violet", "sunset ember", "sunset rose", "sunset crimson"),
     "sunrise": ("sunrise peach", "sunrise mist", "sunrise lilac"),
     "day": ("day azure", "day alpine", "day soft"),
     "dusk": ("dusk blue", "dusk mauve"),

@@ -10,8 +10,12 @@ from .canvas import Canvas
 from .grade import add_bloom, grade, quantise
 from .scenes import DRAWERS
 from .stage import set_stage
+from .styles import STYLED
 from .understand import Scene, describe
 from .weather import paint_weather
+
+CLEAN = frozenset({"pixel art", "poster"})
+"""Styles whose flat colours must stay flat: no dither."""
 
 
 def draw(prompt: str, negative_prompt: str, width: int, height: int, seed: int) -> NDArray[np.uint8]:
@@ -32,6 +36,9 @@ def draw_scene(scene: Scene, width: int, height: int) -> NDArray[np.uint8]:
     DRAWERS[scene.kind](stage)
     paint_weather(stage)
     rays = 0.5 if stage.low_sun and scene.kind not in ("space", "abstract", "underwater") else 0.0
-    add_bloom(canvas, 0.6, stage.sun if rays else None, rays)
+    add_bloom(canvas, 0.6, stage.sun if rays else None, rays, stage.horizon)
     picture = grade(canvas)
-    return quantise(picture, scene.seed)
+    style = STYLED.get(scene.style)
+    if style is not None:
+        picture = style(picture, canvas, scene.seed)
+    return quantise(picture, scene.seed, dither=scene.style not in CLEAN)

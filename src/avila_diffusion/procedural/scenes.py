@@ -6,14 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .canvas import Canvas
 from .city import City, paint_city
 from .ground import bloom_field, canyon, dunes, hills, isles, paint_flowers, paint_hills, paint_mesas
 from .night import paint_nebula, paint_stars
 from .noise import Array, wiggle
-from .palette import linear, mix
+from .palette import linear, mix, toward
 from .stage import FOCAL, Stage, paint_heaven, paint_mountains
-from .trees import Tints, plant, tree_line
+from .trees import Grove, Tints, plant, tree_line
 from .water import Water, paint_beach, paint_water
 
 
@@ -22,8 +21,6 @@ def _water(stage: Stage, edge: float, waves: float, end: float = 1.0) -> None:
     colour = palette.water * np.float32(0.9)
     wished = scene.tint("water")
     if wished is not None:
-        from .palette import toward
-
         colour = toward(colour * np.float32(1.5), wished, 1.0)
     if scene.season == "winter" and scene.kind in ("lake", "river"):
         waves, colour = waves * 0.4, mix(colour, palette.haze, 0.35)
@@ -151,9 +148,9 @@ def draw_beach(stage: Stage) -> None:
         _islands(stage)
     _water(stage, stage.horizon + 0.003, 0.45, 0.97)
     _boat(stage)
-    bright = {"day": 0.92, "sunset": 0.5, "sunrise": 0.6, "dusk": 0.22, "night": 0.14}[scene.time]
+    bright = {"day": 0.92, "sunset": 0.55, "sunrise": 0.7, "dusk": 0.28, "night": 0.2}[scene.time]
     light = stage.palette.shade * np.float32(0.4) + stage.palette.light * np.float32(0.75)
-    sand = linear("eed9b0") * light
+    sand = linear("f2e0bc") * light
     paint_beach(stage.canvas, float(stage.rng("strand").uniform(0.78, 0.86)), np.asarray(sand, np.float32),
                 np.asarray(light * np.float32(bright * 1.15), np.float32), scene.seed, bright)
     if "palms" not in scene.without and (scene.has("palms") or stage.rng("framing").uniform() < 0.6):
@@ -169,18 +166,19 @@ def draw_forest(stage: Stage) -> None:
     rng = stage.rng("forest")
     leafy = scene.season in ("autumn", "spring") or rng.uniform() < 0.25
     kind = "conifer" if scene.season == "winter" or not leafy else "leafy"
+    grove = Grove(rng, False) if kind == "leafy" else None
     rows = 6
     for number in range(rows):
         part = number / (rows - 1)
-        base = stage.horizon - 0.06 + 0.46 * part**1.25
+        base = stage.horizon - 0.10 + 0.50 * part**1.25
         foot = np.float32(base) + wiggle(rng, canvas.x, 1.6, 5) * np.float32(0.035 * (1.1 - 0.6 * part))
         fade = (0.90 - 0.86 * part) if scene.has("fog") or stage.low_sun else (0.78 - 0.76 * part)
         air = mix(palette.haze, palette.horizon, 0.55 * (1 - part))
         dark = stage.near(stage.leaf("1e3020") if kind == "leafy" or scene.season == "winter" else "1e3020", 0.75)
         lit = stage.near(_season_mix(stage, rng), 1.5)
-        tall = 0.10 + 0.42 * part**1.3
+        tall = (0.16 + 0.55 * part**1.4) * (0.7 if kind == "leafy" else 1.0)
         tree_line(canvas, kind, rng, foot.astype(np.float32), tall, Tints(dark, lit, air, max(0.0, fade)), 40 * (1.02 - part),
-                  0.30 if kind == "conifer" else 0.5)
+                  0.30 if kind == "conifer" else 0.5, grove)
         if number < rows - 1:
             _mist(stage, base + 0.02, 0.10 + 0.05 * part, (0.55 if scene.has("fog") else 0.34) * (1 - part * 0.6))
 
@@ -244,9 +242,9 @@ def draw_city(stage: Stage) -> None:
     paint_heaven(stage)
     if scene.has("mountains"):
         paint_mountains(stage, 40.0, stage.horizon, 0.8, 0.8, woods=False)
-    lit = {"day": 0.0, "sunset": 0.16, "sunrise": 0.10, "dusk": 0.38, "night": 0.46}[scene.time]
+    lit = {"day": 0.0, "sunset": 0.16, "sunrise": 0.10, "dusk": 0.30, "night": 0.40}[scene.time]
     city = City(palette, stage.horizon, lit, scene.style == "neon" or (stage.night and scene.has("rain")),
-                float(rng.uniform(0.42, 0.54)), stage.sun[0], float(rng.uniform(-0.16, 0.16)))
+                float(rng.uniform(0.46, 0.60)), stage.sun[0], float(rng.uniform(-0.16, 0.16)))
     _glow_of_the_city(stage, lit)
     paint_city(stage.canvas, city, rng)
     _water(stage, stage.horizon, 0.34 if not scene.has("rain") else 0.22)
@@ -260,12 +258,16 @@ def _glow_of_the_city(stage: Stage, lit: float) -> None:
     tone = mix(linear("ff9a50"), stage.palette.glow, 0.5)
     if stage.scene.style == "neon":
         tone = linear("ff3ca0")
-    canvas.rgb += tone * (dome * np.float32(0.16))[..., None].astype(np.float32)
+    canvas.rgb += tone * (dome * np.float32(0.26))[..., None].astype(np.float32)
 
 
 def draw_space(stage: Stage) -> None:
     canvas, scene = stage.canvas, stage.scene
-    paint_nebula(canvas, scene.seed, stage.palette)
+    tones: tuple[Array, ...] = ()
+    if scene.colours:
+        codes = ("160a3c", "5a2a9c", "e0488c", "ffc890", "8cc8ff")
+        tones = tuple(toward(linear(code), scene.colours[i % len(scene.colours)], 0.9) for i, code in enumerate(codes))
+    paint_nebula(canvas, scene.seed, tones)
     paint_stars(canvas, scene.seed, 1.0, 1.5, 1.2)
 
 

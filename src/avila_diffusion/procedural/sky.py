@@ -118,32 +118,27 @@ def _lay(canvas: Canvas, part: slice, sky: Sky, alpha: Array, lit: Array, near: 
 def paint_cumulus(canvas: Canvas, sky: Sky, cover: float) -> None:
     """Heaped clouds standing above the horizon: billows with round lit tops and flat shaded feet."""
     rng = stream(sky.seed, "cumulus")
-    body, billow = texture(rng, 2.0, 3.0), texture(rng, 1.9, 9.0)
-    billow = np.abs(billow)
+    body, billow = texture(rng, 2.4, 3.0), np.abs(texture(rng, 2.0, 6.0))
+    fine = np.abs(texture(rng, 1.7, 8.0))
     bottom = canvas.row(sky.horizon)
-    side = 1.0 if sky.sun[0] > 0 else -1.0
-    for tier, (foot, size, amount) in enumerate(((0.08, 0.8, 0.75), (0.25, 0.5, 0.95))):
+    side = np.float32(0.010 if sky.sun[0] > 0 else -0.010)
+    for tier, (foot, size, tall) in enumerate(((0.05, 0.62, 0.22), (0.22, 0.40, 0.34))):
         offset = np.float32(rng.uniform(0, 1))
-        base = np.float32(sky.horizon * (1 - foot))
-        tall = np.float32(0.30 * sky.horizon / 0.6 * (1 + 0.4 * tier))
-        top = canvas.row(float(base) - float(tall) * 1.5)
+        base, high = np.float32(sky.horizon * (1 - foot)), np.float32(tall * sky.horizon / 0.6)
         for part in blocks(bottom, canvas.width):
-            if part.stop < top:
-                continue
             u = canvas.x[None, :] * np.float32(size) + offset
-            climb = (base - canvas.y[part, None]) / tall
-            v = canvas.y[part, None] * np.float32(size)
-            u, v = np.broadcast_arrays(u, v)
-            puff = sample(billow, u * 0.8, v * 0.8)
-            fine = sample(billow, u * 2.3, v * 2.3)
-            mass = sample(body, u * 0.55, v * 0.3 + np.float32(tier * 0.37))
-            bulge = np.float32(0.55) - np.float32(0.32) * puff - np.float32(0.13) * fine
-            density = mass * np.float32(0.62) + bulge - np.maximum(climb, 0) * np.float32(1.25) + np.float32(cover * 1.3 - 0.95)
-            foot_edge = ramp(-0.10, 0.06, climb + np.float32(0.05) * (puff - fine))
-            alpha = ramp(0.0, 0.22, density) * foot_edge * np.float32(amount)
-            ahead = sample(billow, u * 0.8 + np.float32(side * 0.012), v * 0.8 - np.float32(0.018))
-            lit = np.float32(0.34) + np.float32(0.62) * np.clip(climb, 0, 1.1) + np.float32(0.75) * (ahead - puff)
-            lit += np.float32(0.25) * ramp(0.35, 0.0, density) - np.float32(0.18) * fine
+            climb = (base - canvas.y[part, None]) / high
+            u, v = np.broadcast_arrays(u, canvas.y[part, None] * np.float32(size * 1.25))
+            mass = sample(body, u * 0.5, v * 0.16 + np.float32(0.37 * tier))
+            puff = sample(billow, u * 0.75, v * 0.75)
+            curl = sample(fine, u * 1.7, v * 1.7)
+            ahead = sample(billow, u * 0.75 + side, v * 0.75 - np.float32(0.016))
+            lumps = np.float32(0.42) * puff + np.float32(0.14) * curl
+            crown = mass * np.float32(0.55) + np.float32(cover * 1.7 - 0.85) - lumps
+            density = crown - np.maximum(climb, 0) * np.float32(0.95) + np.float32(0.30)
+            alpha = ramp(0.0, 0.16, density) * ramp(-0.10, 0.14, climb - np.float32(0.10) * (puff - 0.7))
+            lit = np.float32(0.52) + np.float32(0.45) * np.clip(climb * 1.3, -0.5, 1) + np.float32(0.55) * (ahead - puff)
+            lit += np.float32(0.30) * ramp(0.55, 0.05, density) - np.float32(0.22) * (curl - 0.6)
             dx, dy = canvas.x[None, :] - np.float32(sky.sun[0]), canvas.y[part, None] - np.float32(sky.sun[1])
-            near = np.exp(-np.sqrt(dx * dx + dy * dy) * 3.2)
-            _lay(canvas, part, sky, alpha, np.clip(lit, 0.0, 1.1), near * np.float32(0.6))
+            near = np.exp(-np.sqrt(dx * dx + dy * dy) * 3.2) * np.float32(0.5)
+            _lay(canvas, part, sky, alpha * np.float32(0.80 + 0.18 * tier), np.clip(lit, 0.05, 1.1), near)

@@ -150,8 +150,8 @@ def _paint_weather_clouds(stage: Stage, sky: Sky) -> None:
     if stage.night:
         if scene.has("clouds"):
             paint_clouds(stage.canvas, sky, form, 0.5)
-        elif not scene.has("stars", "milky way", "aurora"):
-            paint_clouds(stage.canvas, sky, "wisps", 0.30)
+        elif not scene.has("stars", "milky way", "aurora") and rng.uniform() < 0.6:
+            paint_clouds(stage.canvas, sky, "streaks", 0.34)
         return
     if scene.time == "day" and (heaps or scene.has("clouds")):
         paint_cumulus(stage.canvas, sky, 0.55 if not scene.has("clouds") else 0.75)

@@ -51,14 +51,13 @@ def depths(view: View, count: int) -> Array:
     part = np.linspace(0, 1, count)
     ratio = view.near * (view.far / view.near) ** part
     even = 1 / (1 / view.near + (1 / view.far - 1 / view.near) * part)
-    split = count * 2 // 5
-    both = np.sort(np.concatenate([even[:: max(1, count // split)], ratio]))
-    return np.unique(both).astype(np.float32)
+    split = count * 3 // 10
+    return np.unique(np.concatenate([even[:: max(1, count // split)], ratio]).astype(np.float32))
 
 
 def paint_ground(canvas: Canvas, view: View, height: Height, shade: Shade, floor: float = 1.0) -> None:
     """Draw the ground over the canvas, down to y = `floor` (1 for the picture's bottom)."""
-    z = depths(view, int(min(1100, max(120, canvas.height * 0.7))))[:, None]
+    z = depths(view, int(min(1100, max(120, canvas.height * 0.8))))[:, None]
     step = max(1, BLOCK // z.shape[0])
     pixel = canvas.span / canvas.width
     for left in range(0, canvas.width, step):

@@ -38,79 +38,87 @@ def conifer(rng: np.random.Generator, rows: int, columns: int) -> Array:
     return np.maximum(crown, trunk)
 
 
-def leafy(rng: np.random.Generator, rows: int, columns: int, bare: bool = False) -> tuple[Array, Array]:
-    """Coverage and light (0 shadow to 1 sun) of a broad-leaved tree, each (rows, columns); light falls from the left."""
-    points, light = [], []
-    for _ in range(26):
-        angle, out = rng.uniform(0, 2 * np.pi), np.sqrt(rng.uniform(0, 1))
-        middle = np.array([0.5 + 0.33 * out * np.cos(angle), 0.36 + 0.25 * out * np.sin(angle)])
-        size = rng.uniform(0.07, 0.14)
-        count = 40 if bare else 260
-        offset = rng.normal(0, 0.5, (count, 2))
-        points.append(middle + offset * size * np.array([1.15, 0.85]))
-        height = 0.55 - offset[:, 1] * 0.42 - offset[:, 0] * 0.22 - (middle[1] - 0.36) * 1.3
-        light.append(height + rng.normal(0, 0.12, count))
-    place = np.clip(np.concatenate(points), 0.01, 0.985)
+def leafy(rng: np.random.Generator, bare: bool = False) -> tuple[Array, Array]:
+    """Coverage and light (0 shadow to 1 sun) of a broad-leaved tree, each (CELL, CELL); light falls from the left."""
+    groups, leaves = 30, 30 if bare else 240
+    angle, out = rng.uniform(0, 2 * np.pi, groups), np.sqrt(rng.uniform(0, 1, groups))
+    middle = np.stack([0.5 + 0.34 * out * np.cos(angle), 0.36 + 0.25 * out * np.sin(angle)], axis=1)[:, None, :]
+    size = rng.uniform(0.06, 0.13, (groups, 1, 1))
+    offset = rng.normal(0, 0.5, (groups, leaves, 2))
+    place = np.clip((middle + offset * size * np.array([1.2, 0.8])).reshape(-1, 2), 0.01, 0.985)
+    bright = 0.52 - offset[..., 1] * 0.42 - offset[..., 0] * 0.24 - (middle[..., 1] - 0.36) * 1.3
+    bright = (bright + rng.normal(0, 0.12, bright.shape)).ravel()
     index = (place[:, 1] * CELL).astype(np.int64) * CELL + (place[:, 0] * CELL).astype(np.int64)
-    bright = np.concatenate(light)
-    mass = gaussian_filter(np.bincount(index, minlength=CELL * CELL).reshape(CELL, CELL).astype(np.float32), 0.9)
-    glow = gaussian_filter(np.bincount(index, bright, CELL * CELL).reshape(CELL, CELL).astype(np.float32), 0.9)
+    mass = gaussian_filter(np.bincount(index, minlength=CELL * CELL).reshape(CELL, CELL).astype(np.float32), 0.8)
+    glow = gaussian_filter(np.bincount(index, bright, CELL * CELL).reshape(CELL, CELL).astype(np.float32), 0.8)
     shade = np.clip(glow / np.maximum(mass, 1e-4), 0, 1.2)
     alpha = np.clip(1 - np.exp(-mass * 3.2), 0, 1)
-    wood = _branches(rng)
-    shade = shade * alpha + 0.12 * (1 - alpha)
-    alpha = np.maximum(alpha, wood)
-    return resize(alpha.astype(np.float32), rows, columns), resize(shade.astype(np.float32), rows, columns)
+    shade = shade * alpha + 0.10 * (1 - alpha)
+    return np.maximum(alpha, _branches(rng)).astype(np.float32), shade.astype(np.float32)
 
 
 def _branches(rng: np.random.Generator) -> Array:
-    """A trunk that forks five times, on the CELL grid."""
+    """A trunk that forks six times, on the CELL grid; lines are dots thickened by their own width."""
     wood = np.zeros((CELL, CELL), np.float32)
-    grow = [(0.5, 0.995, -np.pi / 2, 0.26, 0.026)]
+    grow = np.array([[0.5, 0.995, -np.pi / 2, 0.26, 0.030]])
+    steps = np.linspace(0, 1, 60)
     for _ in range(6):
-        following = []
-        for x, y, angle, length, thick in grow:
-            steps = np.linspace(0, 1, 40)
-            xs = x + np.cos(angle) * length * steps + 0.01 * np.sin(steps * 5 + angle * 9)
-            ys = y + np.sin(angle) * length * steps
-            for px, py in zip(xs * CELL, ys * CELL, strict=True):
-                reach = max(0.5, thick * CELL / 2)
-                top, left = int(max(0, py - reach)), int(max(0, px - reach))
-                wood[top : int(py + reach) + 1, left : int(px + reach) + 1] = 1
-            for side in (-1, 1):
-                fork = angle + side * rng.uniform(0.25, 0.6)
-                following.append((xs[-1], ys[-1], fork, length * rng.uniform(0.6, 0.78), thick * 0.62))
-        grow = following[:16]
+        x, y, angle, length, thick = (grow[:, i : i + 1] for i in range(5))
+        xs, ys = x + np.cos(angle) * length * steps, y + np.sin(angle) * length * steps
+        xs = xs + 0.008 * np.sin(steps * 5 + angle * 9) * np.sin(steps * np.pi)
+        for offset in np.linspace(-0.5, 0.5, 7):
+            columns = np.clip((xs + offset * thick * (1.15 - 0.4 * steps)) * CELL, 0, CELL - 1).astype(np.int64)
+            wood[np.clip(ys * CELL, 0, CELL - 1).astype(np.int64), columns] = 1
+        forks = np.repeat(np.concatenate([xs[:, -1:], ys[:, -1:], angle, length, thick], axis=1), 2, axis=0)
+        forks[:, 2] += np.tile([-1, 1], len(grow)) * rng.uniform(0.2, 0.6, len(forks))
+        forks[:, 3] *= rng.uniform(0.6, 0.8, len(forks))
+        forks[:, 4] *= 0.62
+        grow = forks[:20]
     return np.asarray(gaussian_filter(wood, 0.5), np.float32)
+
+
+class Grove:
+    """A few leafy trees grown once for a picture and used again at other sizes, mirrored."""
+
+    def __init__(self, rng: np.random.Generator, bare: bool, count: int = 5) -> None:
+        self.grown = [leafy(rng, bare) for _ in range(count)]
+
+    def pick(self, rng: np.random.Generator, rows: int, columns: int) -> tuple[Array, Array]:
+        """One of them at a size: coverage and light, each (rows, columns)."""
+        alpha, light = self.grown[int(rng.integers(len(self.grown)))]
+        if rng.uniform() < 0.5:
+            alpha = alpha[:, ::-1]
+        return resize(alpha, rows, columns), resize(light, rows, columns)
 
 
 def palm(rng: np.random.Generator, rows: int, columns: int) -> Array:
     """Coverage (rows, columns) of a coconut palm: a bowed trunk and hanging fronds combed into leaflets."""
-    side = 256
-    lean = rng.uniform(0.10, 0.24) * rng.choice([-1, 1])
-    steps = np.linspace(0, 1, 420)
-    trunk_x, trunk_y = 0.5 - lean + lean * 2 * steps**1.6 * 0.8, 1 - 0.66 * steps
-    xs, ys = [], []
-    for offset in np.linspace(-1, 1, 9):
-        xs.append(trunk_x + offset * (0.016 - 0.007 * steps))
-        ys.append(trunk_y)
-    top_x, top_y = trunk_x[-1], trunk_y[-1]
-    for number in range(13):
-        angle = np.pi * (number + rng.uniform(0.1, 0.9)) / 13
-        length = rng.uniform(0.24, 0.34)
-        reach = np.linspace(0, 1, 110)
-        fx = top_x + np.cos(angle) * length * reach * 1.15
-        fy = top_y - np.sin(angle) * length * 0.75 * reach + reach**2.2 * rng.uniform(0.16, 0.30)
-        for drop in np.linspace(0, 1, 26):
-            hang = drop * 0.085 * np.sin(np.pi * np.clip(reach * 0.93 + 0.05, 0, 1)) ** 0.7
-            comb = (np.arange(110) % 3 != 0) | (drop < 0.15)
-            xs.append((fx + np.cos(angle) * hang * 0.5)[comb])
-            ys.append((fy + hang)[comb])
+    side = 360
+    lean = rng.uniform(0.10, 0.22) * rng.choice([-1, 1])
+    steps = np.linspace(0, 1, 600)
+    trunk_x, trunk_y = 0.5 - lean + lean * 1.6 * steps**1.6, 1 - 0.68 * steps
+    xs = [trunk_x + offset * (0.014 - 0.007 * steps) for offset in np.linspace(-1, 1, 13)]
+    ys = [trunk_y] * 13
+    for number in range(11):
+        angle = np.pi * (number + rng.uniform(0.1, 0.9)) / 11
+        length, droop = rng.uniform(0.25, 0.36), rng.uniform(0.16, 0.30)
+        reach = np.repeat(np.linspace(0.06, 1, 44), 2)
+        fx = trunk_x[-1] + np.cos(angle) * length * reach * 1.1
+        fy = trunk_y[-1] - np.sin(angle) * length * 0.8 * reach + reach**2.0 * droop
+        long_ = 0.10 * np.sin(np.pi * np.clip(reach * 0.85 + 0.12, 0, 1)) * rng.uniform(0.7, 1.1, len(reach))
+        turn = np.tile([-1.0, 1.0], 44)
+        way = np.arctan2(-np.sin(angle) * 0.8 + 2 * reach * droop / length, np.cos(angle)) + turn * 0.75
+        for part in np.linspace(0, 1, 46):
+            xs.append(fx + np.cos(way) * long_ * part)
+            ys.append(fy + np.sin(way) * long_ * part * 0.8 + long_ * part * part * 0.55)
+        spine = np.linspace(0, 1, 300)
+        xs.append(trunk_x[-1] + np.cos(angle) * length * spine * 1.1)
+        ys.append(trunk_y[-1] - np.sin(angle) * length * 0.8 * spine + spine**2.0 * droop)
     place_x, place_y = np.concatenate(xs), np.concatenate(ys)
     inside = (place_x > 0) & (place_x < 1) & (place_y > 0) & (place_y < 1)
     index = (place_y[inside] * side).astype(np.int64) * side + (place_x[inside] * side).astype(np.int64)
     mass = np.bincount(index, minlength=side * side).reshape(side, side).astype(np.float32)
-    return resize(np.clip(gaussian_filter(mass, 0.55) * 1.6, 0, 1).astype(np.float32), rows, columns)
+    return resize(np.clip(gaussian_filter(np.minimum(mass, 1), 0.5) * 1.5, 0, 1).astype(np.float32), rows, columns)
 
 
 @dataclass(frozen=True)
@@ -124,8 +132,8 @@ class Tints:
 
 
 def plant(canvas: Canvas, kind: str, rng: np.random.Generator, x: float, foot: float, tall: float, tints: Tints,
-          depth: float) -> None:
-    """One tree with its foot at (x, foot), `tall` units high, laid over the canvas."""
+          depth: float, grove: Grove | None = None) -> None:
+    """One tree with its foot at (x, foot), `tall` units high, laid over the canvas; leafy ones come from a grove."""
     broad = {"conifer": 0.44, "leafy": 0.95, "bare": 0.95, "palm": 1.0}[kind] * tall * rng.uniform(0.85, 1.15)
     rows, columns = round(tall * canvas.height), round(broad * canvas.across)
     top, left = round(foot * canvas.height) - rows, round(canvas.column(x) - columns / 2)
@@ -133,7 +141,7 @@ def plant(canvas: Canvas, kind: str, rng: np.random.Generator, x: float, foot: f
         return
     light: Array | None = None
     if kind in ("leafy", "bare"):
-        alpha, light = leafy(rng, rows, columns, kind == "bare")
+        alpha, light = (grove or Grove(rng, kind == "bare", 1)).pick(rng, rows, columns)
     else:
         alpha = conifer(rng, rows, columns) if kind == "conifer" else palm(rng, rows, columns)
     cut = slice(max(0, -top), rows - max(0, top + rows - canvas.height))
@@ -150,7 +158,7 @@ def plant(canvas: Canvas, kind: str, rng: np.random.Generator, x: float, foot: f
 
 
 def tree_line(canvas: Canvas, kind: str, rng: np.random.Generator, foot: Array, tall: float, tints: Tints, depth: float,
-              spread: float = 0.42) -> None:
+              spread: float = 0.42, grove: Grove | None = None) -> None:
     """A row of trees along `foot` (width,), the ground below them filled; smaller ones stand between taller ones."""
     span = canvas.span
     x = -span / 2 - tall * 0.2
@@ -163,5 +171,5 @@ def tree_line(canvas: Canvas, kind: str, rng: np.random.Generator, foot: Array, 
     while x < span / 2 + tall * 0.2:
         size = tall * float(rng.uniform(0.45, 1.0)) ** 1.3
         column = int(min(canvas.width - 1, max(0, canvas.column(x))))
-        plant(canvas, kind, rng, x, float(foot[column]) + 0.02 * tall + 0.004, size, tints, depth)
+        plant(canvas, kind, rng, x, float(foot[column]) + 0.02 * tall + 0.004, size, tints, depth, grove)
         x += spread * tall * float(rng.uniform(0.25, 0.9))

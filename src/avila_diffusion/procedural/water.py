@@ -43,21 +43,21 @@ def paint_water(canvas: Canvas, water: Water, seed: int) -> None:
         rows = slice(first + part.start, first + part.stop)
         y = canvas.y[rows, None]
         away = 1 / (y - np.float32(water.edge) + gap)
-        u = canvas.x[None, :] * away * np.float32(0.055)
-        v = np.broadcast_to(away * np.float32(0.11), u.shape)
+        u = canvas.x[None, :] * away * np.float32(0.030 + 0.05 * water.waves)
+        v = np.broadcast_to(away * np.float32(0.09 + 0.16 * water.waves), u.shape)
         slope = sample(swell, u, v) + np.float32(0.55) * sample(ripple, u * 1.9 + np.float32(0.37), v * 1.3)
         below = np.maximum(y - np.float32(water.edge), 0)
-        reach = np.float32(0.010 + 0.085 * water.waves) * (np.float32(0.08) + np.minimum(below, 0.5) * np.float32(2.0))
+        reach = np.float32(0.008 + 0.16 * water.waves) * (np.float32(0.05) + np.minimum(below, 0.3) * np.float32(1.4))
         seen = _mirror(canvas, source, first, rows, slope, reach)
-        part_mirror = np.float32(water.mirror) + np.float32(1 - water.mirror) * np.exp(-below * np.float32(3.2))
-        part_mirror = np.clip(part_mirror - np.float32(0.16 * water.waves) * np.maximum(-slope, 0), 0.1, 0.97)
+        part_mirror = np.float32(water.mirror) + np.float32(1 - water.mirror) * np.exp(-below * np.float32(2.6))
+        part_mirror = np.clip(part_mirror - np.float32(0.20 * water.waves) * np.clip(-slope, -0.8, 1.5), 0.1, 0.97)
         lift = np.float32(1 + 0.16 * water.waves) + np.float32(0.10 * water.waves) * slope
         body = water.colour * lift[..., None]
         colour = body + (seen * np.float32(0.92) - body) * part_mirror[..., None]
         if water.sun[1] > 0:
             width = np.float32(0.035) + below * np.float32(0.28)
             column = np.exp(-(((canvas.x[None, :] - np.float32(water.sun[0])) / width) ** 2))
-            crest = ramp(0.75, 2.2, slope + np.float32(0.55) * column) * column
+            crest = ramp(0.55, 1.7, slope + np.float32(0.5) * column) * column
             colour += water.glint * (crest * np.float32(water.sun[1]))[..., None]
         canvas.rgb[rows] = colour
         canvas.depth[rows] = np.minimum(water.depth, np.maximum(0.5, 1.5 / np.maximum(below, 1e-3)))
@@ -101,7 +101,7 @@ def paint_beach(canvas: Canvas, start: float, sand: Array, foam: Array, seed: in
         dune = sample(folds, x * 0.5 + 0 * y, y * 1.6 + 0 * x)
         dry = ramp(0.02, 0.12, into)[..., None]
         shine = canvas.rgb[part]
-        wet = sand * np.float32(0.34) + shine * np.float32(0.45)
+        wet = sand * np.float32(0.42) + shine * np.float32(0.40)
         lit = np.float32(grain_light) * (1 + np.float32(0.05) * grain + np.float32(0.07) * dune)
         colour = wet + (sand * lit[..., None] - wet) * dry
         alpha = ramp(-1.0 / canvas.height, 1.0 / canvas.height, into)
