@@ -24,12 +24,18 @@ def paint_underwater(stage: Stage) -> None:
     floor = 0.80 + wiggle(rng, canvas.x, 1.4, 4) * np.float32(0.035)
     for part in blocks(canvas.height, canvas.width):
         x, y = canvas.x[None, :], canvas.y[part, None]
-        down = y**np.float32(0.8)
-        water = np.where(down[..., None] < 0.4, top + (middle - top) * (down[..., None] / 0.4), middle + (deep - middle) * ((down[..., None] - 0.4) / 0.6))
+        down = y ** np.float32(0.8)
+        water = np.where(
+            down[..., None] < 0.4,
+            top + (middle - top) * (down[..., None] / 0.4),
+            middle + (deep - middle) * ((down[..., None] - 0.4) / 0.6),
+        )
         colour = np.broadcast_to(water, (*np.broadcast_shapes(x.shape, y.shape), 3)).copy()
         dx = x - np.float32(light_x)
         angle = np.arctan2(dx, y + np.float32(0.35))
-        rays = sample(soft, angle * np.float32(1.1), np.float32(0.13) + y * np.float32(0.02)) + np.float32(0.6) * sample(soft, angle * 3.1, np.float32(0.61) + y * np.float32(0.02))
+        rays = sample(soft, angle * np.float32(1.1), np.float32(0.13) + y * np.float32(0.02)) + np.float32(
+            0.6
+        ) * sample(soft, angle * 3.1, np.float32(0.61) + y * np.float32(0.02))
         beam = ramp(0.0, 1.9, rays) * np.exp(-y * np.float32(2.0)) * np.exp(-(dx**2) * np.float32(2.2))
         colour += (top * np.float32(0.9) + 0.1) * (beam * np.float32(0.75))[..., None]
         away = 1 / (y + np.float32(0.06))
@@ -50,7 +56,12 @@ def paint_underwater(stage: Stage) -> None:
     _corals(stage, rng, floor, middle)
     _fish(stage, rng, middle)
     bubbles = rng.uniform(0, 1, (140, 2))
-    canvas.splat((bubbles[:, 0] - 0.5) * canvas.span, bubbles[:, 1] * 0.95, np.tile(top * np.float32(0.20), (140, 1)).astype(np.float32), 0.0022)
+    canvas.splat(
+        (bubbles[:, 0] - 0.5) * canvas.span,
+        bubbles[:, 1] * 0.95,
+        np.tile(top * np.float32(0.20), (140, 1)).astype(np.float32),
+        0.0022,
+    )
 
 
 def _corals(stage: Stage, rng: np.random.Generator, floor: Array, water: Array) -> None:
@@ -95,8 +106,12 @@ def _fish(stage: Stage, rng: np.random.Generator, water: Array) -> None:
             tail = np.minimum(np.minimum(-0.75 - dx, dx + 1.35), (-dx - 0.75) * 0.75 + 0.06 - np.abs(dy))
             shape = np.maximum(body, tail)
             light = np.clip(0.75 - dy * 1.1, 0.3, 1.3)[..., None]
-            canvas.cover(place, np.asarray(tone * light * np.ones((*shape.shape, 1)), np.float32),
-                         np.clip(shape * reach * canvas.height + 0.5, 0, 1).astype(np.float32), 8.0)
+            canvas.cover(
+                place,
+                np.asarray(tone * light * np.ones((*shape.shape, 1)), np.float32),
+                np.clip(shape * reach * canvas.height + 0.5, 0, 1).astype(np.float32),
+                8.0,
+            )
 
 
 def paint_abstract(stage: Stage) -> None:
@@ -120,9 +135,9 @@ def paint_abstract(stage: Stage) -> None:
     for part in blocks(canvas.height, canvas.width):
         u, v = np.broadcast_arrays(canvas.x[None, :] * np.float32(0.36), canvas.y[part, None] * np.float32(0.36))
         a, b = sample(field, u + offset[0], v + offset[1]), sample(field, u + offset[2], v + offset[3])
-        qu, qv = u + np.float32(0.11) * a, v + np.float32(0.11) * b
+        qu, qv = u + np.float32(0.085) * a, v + np.float32(0.085) * b
         c, d = sample(field, qu + offset[4], qv), sample(field, qu, qv + offset[5])
-        ru, rv = u + np.float32(0.10) * c, v + np.float32(0.10) * d
+        ru, rv = u + np.float32(0.075) * c, v + np.float32(0.075) * d
         height = sample(field, ru, rv)
         rise = sample(field, ru + np.float32(0.006) * light[0], rv + np.float32(0.006) * light[1]) - height
         bands = height * np.float32(0.75) + np.float32(0.3) * c

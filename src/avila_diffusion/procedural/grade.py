@@ -41,16 +41,21 @@ def resize(field: Array, rows: int, columns: int) -> Array:
     return _grow(field, rows, columns)
 
 
-def add_bloom(canvas: Canvas, strength: float, shafts: tuple[float, float] | None = None, rays: float = 0.0,
-              horizon: float = 1.0) -> None:
+def add_bloom(
+    canvas: Canvas, strength: float, shafts: tuple[float, float] | None = None, rays: float = 0.0, horizon: float = 1.0
+) -> None:
     """Let what outshines white bleed over its surroundings; with `shafts` (x, y), draw the sky's out in rays from there."""
     rows = max(1, min(canvas.height, 128))
     columns = max(1, min(canvas.width, round(128 * canvas.span)))
     for channel in range(3):
         small = _shrink(np.maximum(canvas.rgb[..., channel] - np.float32(0.82), 0), rows, columns)
-        wide = gaussian_filter(small, 2.0) * 0.5 + gaussian_filter(small, 7.0) * 0.35 + gaussian_filter(small, 18.0) * 0.3
+        wide = (
+            gaussian_filter(small, 2.0) * 0.5 + gaussian_filter(small, 7.0) * 0.35 + gaussian_filter(small, 18.0) * 0.3
+        )
         if shafts is not None and rays > 0:
-            wide += np.float32(rays) * _radial(np.minimum(small, 1.5) * (np.arange(rows) < horizon * rows)[:, None], shafts, canvas)
+            wide += np.float32(rays) * _radial(
+                np.minimum(small, 1.5) * (np.arange(rows) < horizon * rows)[:, None], shafts, canvas
+            )
         grown = _grow(np.asarray(wide, np.float32) * np.float32(strength), canvas.height, canvas.width)
         canvas.rgb[..., channel] += grown
 
@@ -84,7 +89,9 @@ def grade(canvas: Canvas, contrast: float = 1.0, saturation: float = 1.06, vigne
         np.maximum(area, 0, out=area)
         high = area > 0.7
         area[high] = 0.7 + 0.3 * np.tanh((area[high] - np.float32(0.7)) * np.float32(1 / 0.62))
-        encoded = np.where(area <= 0.0031308, area * 12.92, 1.055 * np.maximum(area, 1e-9) ** np.float32(1 / 2.4) - 0.055)
+        encoded = np.where(
+            area <= 0.0031308, area * 12.92, 1.055 * np.maximum(area, 1e-9) ** np.float32(1 / 2.4) - 0.055
+        )
         curve = encoded * encoded * (3 - 2 * encoded)
         area[:] = encoded + (curve - encoded) * np.float32(0.28 * contrast)
     return rgb
@@ -101,4 +108,3 @@ def quantise(picture: Array, seed: int, dither: bool = True) -> np.ndarray[tuple
             area += (noise[..., 0] - noise[..., 1])[..., None]
         out[part] = np.clip(np.rint(area), 0, 255).astype(np.uint8)
     return out
-

@@ -45,11 +45,14 @@ def dunes(rng: np.random.Generator) -> Height:
             phase = (v + bend * np.float32(7.0) + ease * np.float32(1.6) + u * np.float32(0.35)) / np.float32(long_)
             part = phase - np.floor(phase)
             rise = np.where(part < 0.72, part / np.float32(0.72), (1 - part) / np.float32(0.28))
-            total += np.float32(tall) * rise**np.float32(1.35)
+            total += np.float32(tall) * rise ** np.float32(1.35)
         ripple_at = (v + bend * 2 + ease * np.float32(0.8)) * np.float32(7.5)
         ripple = np.sin(ripple_at) * ramp(0.05, 0.012, footprint) * np.float32(0.012)
         size = np.float32(0.5) + np.float32(0.5) * ease
-        return total * (np.float32(0.35) + np.maximum(size, 0)) * np.float32(3.4) * ramp(1.0, 30.0, z) ** np.float32(0.6) + ripple
+        return (
+            total * (np.float32(0.35) + np.maximum(size, 0)) * np.float32(3.4) * ramp(1.0, 30.0, z) ** np.float32(0.6)
+            + ripple
+        )
 
     return height
 
@@ -62,7 +65,11 @@ def canyon(rng: np.random.Generator) -> Height:
     def height(x: Array, z: Array, footprint: Array) -> Array:
         n = eroded(lattices, x / 24 + at[0], z / 24 + at[1], footprint / 24, 7, 0.0)
         n = n + np.float32(0.06) * ramp(8, 60, z)
-        steps = np.float32(0.35) * ramp(0.06, 0.12, n) + np.float32(0.30) * ramp(0.14, 0.17, n) + np.float32(0.35) * ramp(0.21, 0.235, n)
+        steps = (
+            np.float32(0.35) * ramp(0.06, 0.12, n)
+            + np.float32(0.30) * ramp(0.14, 0.17, n)
+            + np.float32(0.35) * ramp(0.21, 0.235, n)
+        )
         talus = np.maximum(n, -0.2) * np.float32(0.5)
         return (steps * np.float32(9.0) + talus * np.float32(3.0)) * ramp(5.0, 30.0, z)
 
@@ -74,7 +81,10 @@ def isles(rng: np.random.Generator, span: float, tall: float) -> Height:
     lattices = [table(rng) for _ in range(3)]
     at = rng.uniform(20, 200, 2).astype(np.float32)
     count = int(rng.integers(1, 4))
-    places = [(float(rng.uniform(-0.42, 0.42)) * span, float(rng.uniform(48, 110)), float(rng.uniform(0.10, 0.26))) for _ in range(count)]
+    places = [
+        (float(rng.uniform(-0.42, 0.42)) * span, float(rng.uniform(48, 110)), float(rng.uniform(0.10, 0.26)))
+        for _ in range(count)
+    ]
 
     def height(x: Array, z: Array, footprint: Array) -> Array:
         n = eroded(lattices, x / 16 + at[0], z / 16 + at[1], footprint / 16, 7, 0.5)
@@ -89,7 +99,7 @@ def isles(rng: np.random.Generator, span: float, tall: float) -> Height:
     return height
 
 
-def paint_hills(stage: Stage, height: Height, near: float, floor: float, power: float, eye: float = 0.7, sand: bool = False) -> None:
+def paint_hills(stage: Stage, height: Height, near: float, floor: float, eye: float = 0.7, sand: bool = False) -> None:
     """Grass, or sand, on a gentle landform."""
     scene, palette = stage.scene, stage.palette
     low = linear({"winter": "dfe7f2", "autumn": "a8823c", "spring": "6c9638", "summer": "587c2e"}[scene.season])
@@ -101,8 +111,18 @@ def paint_hills(stage: Stage, height: Height, near: float, floor: float, power: 
     rock = mix(low, linear("6c6054"), 0.0 if sand else 0.5)
     fog = scene.has("fog")
     day = scene.time == "day"
-    cover = Cover(rock * np.float32(1.15), low * np.float32(1.15), linear("f4f6fa"), 1e4, 1e4, haze=4.0 if fog else 0.9 if day else 1.4,
-                  mist=0.9 if fog else 0.10 if day else 0.28, mist_top=2.5)
+    cover = Cover(
+        rock * np.float32(1.15),
+        low * np.float32(1.15),
+        linear("f4f6fa"),
+        1e4,
+        1e4,
+        haze=4.0 if fog else 0.9 if day else 1.4,
+        mist=0.9 if fog else 0.10 if day else 0.28,
+        mist_top=2.5,
+        crag=0.0,
+        sharp=2.2 if sand else 1.0,
+    )
     view = View(eye, stage.horizon, FOCAL, near, 170.0)
     paint_ground(stage.canvas, view, height, shader(palette, cover, stage.sun[0], 170.0, stage.low_sun), floor)
 
@@ -129,13 +149,13 @@ def paint_mesas(stage: Stage, height: Height) -> None:
     scrub = texture(rng, 1.5, 6.0)
     for part in blocks(canvas.height, canvas.width):
         z = canvas.depth[part]
-        land = (z < 1e5)
+        land = z < 1e5
         if not land.any():
             continue
         z = np.minimum(z, 170.0)
         x = canvas.x[None, :] * z / np.float32(FOCAL)
         h = (np.float32(stage.horizon) - canvas.y[part, None]) * z / np.float32(FOCAL) + np.float32(view.eye)
-        wave = h * np.float32(1.3) + np.float32(0.5) * sample(scrub, x * np.float32(0.012), z * np.float32(0.012)) + 40
+        wave = h * np.float32(1.3) + np.float32(0.18) * sample(scrub, x * np.float32(0.006), z * np.float32(0.002)) + 40
         index = np.floor(wave).astype(np.int64)
         within = ramp(0.3, 0.7, wave - index)[..., None]
         albedo = bands[index % 8] * (1 - within) + bands[(index + 1) % 8] * within
@@ -185,8 +205,14 @@ def paint_flowers(stage: Stage, height: Height, bloom: Bloom, eye: float) -> Non
     h = height(x[None, :], z[None, :], np.full((1, len(x)), 0.02, np.float32))[0] + rng.uniform(0.03, 0.16, len(x))
     y = stage.horizon - FOCAL * (h - eye) / z
     light = stage.palette.shade * np.float32(0.35) + stage.palette.light * np.float32(0.85)
+    light = mix(light, np.full(3, light.mean(), np.float32), 0.65)  # else an orange light makes every flower orange
     tone = np.stack(bloom.colours)[rng.integers(0, len(bloom.colours), len(x))] * light
     tone = tone * (rng.uniform(0.65, 1.15, len(x)) * (0.3 + 0.7 * stage.dim) * 1.1)[:, None]
     fade = (1 - np.exp(-z / 60.0))[:, None]
     tone = tone + (stage.palette.haze - tone) * fade
-    canvas.dots(x * FOCAL / z, y, tone.astype(np.float32), (0.030 * rng.uniform(0.6, 1.25, len(x)) / z * FOCAL).astype(np.float32))
+    canvas.dots(
+        x * FOCAL / z,
+        y,
+        tone.astype(np.float32),
+        (0.030 * rng.uniform(0.6, 1.25, len(x)) / z * FOCAL).astype(np.float32),
+    )

@@ -21,18 +21,24 @@ def eroded(lattices: list[Array], x: Array, z: Array, footprint: Array, octaves:
     total = np.zeros(x.shape, np.float32)
     slope_x, slope_z = np.zeros(x.shape, np.float32), np.zeros(x.shape, np.float32)
     amplitude, cell = np.float32(0.5), np.float32(1.0)
+    rows = x.shape[0]
     for octave in range(octaves):
         seen = ramp(1.0, 0.35, footprint / cell)
-        if not seen.any():
+        if seen.shape[0] > 1:  # the far rows, where this octave is finer than a pixel, are left alone
+            rows = min(rows, int(seen.any(axis=1).sum()))
+            seen = seen[:rows]
+        if rows == 0 or not seen.any():
             break
+        x, z = x[:rows], z[:rows]
         n, nx, nz = value(lattices[octave % len(lattices)], x, z)
         if ridge > 0 and octave < 4:
             sharp = np.sqrt(n * n + np.float32(0.003))
             n = n + np.float32(ridge) * (np.float32(0.62) - 2 * sharp - n)
-        slope_x += nx * np.float32(0.6)
-        slope_z += nz * np.float32(0.6)
-        total += (amplitude * seen) * n / (1 + slope_x * slope_x + slope_z * slope_z)
-        amplitude *= np.float32(0.5)
+        along, aside = slope_x[:rows], slope_z[:rows]
+        along += nx * np.float32(0.6)
+        aside += nz * np.float32(0.6)
+        total[:rows] += (amplitude * seen) * n / (1 + along * along + aside * aside)
+        amplitude *= np.float32(0.46)
         cell *= np.float32(0.5)
         x, z = (_TURN[0] * x - _TURN[1] * z) * 2, (_TURN[1] * x + _TURN[0] * z) * 2
     return total
@@ -106,6 +112,7 @@ class Cover:
     mist: float
     mist_top: float
     crag: float = 0.22
+    sharp: float = 1.0
 
 
 def shader(palette: Palette, cover: Cover, sun_x: float, far: float, backlit: bool) -> Shade:
@@ -121,14 +128,26 @@ def shader(palette: Palette, cover: Cover, sun_x: float, far: float, backlit: bo
 
     def shade(ground: Ground) -> Array:
         # Steep faces would show the map's detail drawn out downward; texture by height puts ledges across them.
-        craggy = sample(crags, (ground.x + ground.z * np.float32(0.6)) * np.float32(0.030), ground.h * np.float32(0.055))
+        craggy = sample(
+            crags, (ground.x + ground.z * np.float32(0.6)) * np.float32(0.030), ground.h * np.float32(0.055)
+        )
         up = 1 / np.sqrt(1 + ground.slope_x**2 + ground.slope_z**2)
         steep = 1 - up
-        facing = (-ground.slope_x * direction[0] + direction[1] - ground.slope_z * direction[2]) * up
+        facing = (-ground.slope_x * direction[0] - ground.slope_z * direction[2]) * np.float32(cover.sharp) + direction[
+            1
+        ]
+        facing *= up
         facing += np.float32(cover.crag) * craggy * steep
-        direct = np.clip(facing, 0, None) * np.float32(palette.power * 0.66)
+        direct = np.clip(facing, 0, None) * np.float32(palette.power * (0.48 if backlit else 0.66))
         ambient = (np.float32(0.35) + np.float32(0.3) * up) * np.float32(0.9)
-        snowy = ramp(-0.22, 0.22, ground.h / np.float32(cover.snow_from) - 1 + (up - np.float32(0.62)) * np.float32(0.9) + craggy * np.float32(0.10))
+        snowy = ramp(
+            -0.22,
+            0.22,
+            ground.h / np.float32(cover.snow_from)
+            - 1
+            + (up - np.float32(0.62)) * np.float32(0.9)
+            + craggy * np.float32(0.10),
+        )
         low = ground.h / np.float32(cover.low_to)
         green = np.maximum(ramp(1.15, 0.75, low), ramp(1.9, 0.8, low) * ramp(0.40, 0.75, up))
         albedo = cover.rock + (cover.low - cover.rock) * green[..., None]
@@ -146,7 +165,9 @@ def veil(palette: Palette, cover: Cover, ground: Ground, colour: Array, sun_x: f
     mist = np.float32(cover.mist) * low * (1 - np.exp(-ground.z * np.float32(4.0 / far)))
     part = 1 - (1 - thick) * (1 - np.clip(mist, 0, 1))
     toward = np.exp(-np.abs(ground.screen_x - np.float32(sun_x)) * np.float32(2.6)) * np.float32(0.55)
-    air = palette.haze + (palette.horizon - palette.haze) * (toward + np.float32(0.25) * thick)[..., None]
+    # What scatters toward the eye from nearby air is the colour of the shade; the sun's own comes in with distance.
+    base = palette.shade + (palette.haze - palette.shade) * np.clip(thick * np.float32(1.35), 0, 1)[..., None]
+    air = base + (palette.horizon - base) * (toward + np.float32(0.20) * thick)[..., None]
     air += palette.glow * (toward * thick * np.float32(0.22 * min(1.0, palette.power)))[..., None]
     colour += (air - colour) * part[..., None]
     return colour

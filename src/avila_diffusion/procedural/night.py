@@ -38,8 +38,12 @@ def paint_milky_way(canvas: Canvas, seed: int, bottom: float, palette: Palette, 
         along, aside = dx * cos + dy * sin, -dx * sin + dy * cos
         rough = sample(cloud, along * 0.6, aside * 0.6)
         band = np.exp(-(((aside + np.float32(0.02) * rough) / np.float32(0.15)) ** 2))
-        core = np.exp(-((aside / np.float32(0.07)) ** 2)) * (np.float32(0.4) + np.float32(0.5) * np.exp(-((along - 0.1) ** 2) * 5))
-        lane = sample(dust, along * 0.35 + np.float32(0.3), aside * 0.8) + np.float32(0.45) * sample(dust, along * 1.2, aside * 1.8)
+        core = np.exp(-((aside / np.float32(0.07)) ** 2)) * (
+            np.float32(0.4) + np.float32(0.5) * np.exp(-((along - 0.1) ** 2) * 5)
+        )
+        lane = sample(dust, along * 0.35 + np.float32(0.3), aside * 0.8) + np.float32(0.45) * sample(
+            dust, along * 1.2, aside * 1.8
+        )
         gap = ramp(-0.3, 1.9, lane) * np.exp(-((aside / np.float32(0.085)) ** 2)) * np.float32(0.92)
         light = band * (np.float32(0.5) + np.float32(0.28) * np.clip(rough, -1.4, 2)) + core * np.float32(0.9)
         light = np.maximum(light, 0) * (1 - gap) * np.float32(strength * 0.34)
@@ -60,9 +64,14 @@ def paint_moon(canvas: Canvas, x: float, y: float, radius: float, palette: Palet
     seas, rough = texture(rng, 2.0, 3.0, 256), texture(rng, 1.2, 6.0, 256)
     phase = 0.0 if full else rng.uniform(0.35, 0.95) * rng.choice([-1, 1])
     for part in blocks(canvas.height, canvas.width):
-        dx, dy = (canvas.x[None, :] - np.float32(x)) / np.float32(radius), (canvas.y[part, None] - np.float32(y)) / np.float32(radius)
+        dx, dy = (
+            (canvas.x[None, :] - np.float32(x)) / np.float32(radius),
+            (canvas.y[part, None] - np.float32(y)) / np.float32(radius),
+        )
         far = np.sqrt(dx * dx + dy * dy)
-        halo = np.float32(0.16) * np.exp(-far * np.float32(0.42)) + np.float32(0.30) * np.exp(-np.maximum(far - 1, 0) * np.float32(2.4))
+        halo = np.float32(0.16) * np.exp(-far * np.float32(0.42)) + np.float32(0.30) * np.exp(
+            -np.maximum(far - 1, 0) * np.float32(2.4)
+        )
         canvas.rgb[part] += palette.glow * (halo * ramp(0.0, 1.0, far))[..., None]
         if float(far.min()) > 1.1:
             continue
@@ -96,7 +105,9 @@ def paint_aurora(canvas: Canvas, seed: int, bottom: float, colours: tuple[Array,
             shift = ((y - np.float32(bottom * 0.6)) * slant) * np.float32(canvas.across)
             column = np.clip(np.arange(width)[None, :] + np.rint(shift).astype(np.int64), 0, width - 1)
             up = (base[column] - y) / tall[column]
-            glow = np.where(up > 0, np.exp(-np.maximum(up, 0) * 1.7) * ramp(0.0, 0.10, up), np.exp(np.minimum(up, 0) * 14) * 0.0)
+            glow = np.where(
+                up > 0, np.exp(-np.maximum(up, 0) * 1.7) * ramp(0.0, 0.10, up), np.exp(np.minimum(up, 0) * 14) * 0.0
+            )
             glow = glow * rays[column] + np.exp(-np.abs(up - 0.15) * 2.6) * np.float32(0.22)
             glow = glow * gust[column] * strength
             tone = lower + (upper - lower) * np.clip(up * np.float32(0.75) - np.float32(0.12), 0, 1)[..., None]
@@ -129,7 +140,9 @@ def paint_nebula(canvas: Canvas, seed: int, tones: tuple[Array, ...] = ()) -> No
         b = sample(gas, u * 0.7 + offset[2], v * 0.7 + offset[3])
         wu, wv = u + np.float32(0.055) * a, v + np.float32(0.055) * b
         cloud = sample(gas, wu + offset[1], wv + offset[2]) + np.float32(0.30) * sample(dust, wu * 2.2, wv * 2.2)
-        veil = sample(dust, wu * 0.8 + offset[3], wv * 0.8 + offset[0]) + np.float32(0.35) * sample(dust, wu * 2.7, wv * 2.7)
+        veil = sample(dust, wu * 0.8 + offset[3], wv * 0.8 + offset[0]) + np.float32(0.35) * sample(
+            dust, wu * 2.7, wv * 2.7
+        )
         core = np.exp(-(along**2 * 3.0 + (aside + np.float32(0.05) * a) ** 2 * 9.0))
         glow = np.clip(cloud * np.float32(0.36) + np.float32(0.18) + np.float32(0.75) * core, 0, 2.4)
         dark = 1 - np.float32(0.86) * ramp(0.0, 1.9, veil) * ramp(1.9, 0.9, glow)

@@ -64,7 +64,15 @@ PALETTES: dict[str, tuple[str, float]] = {
 
 # What each hour may choose from; the seed decides.
 HOURS: dict[str, tuple[str, ...]] = {
-    "sunset": ("sunset ember", "sunset rose", "sunset gold", "sunset violet", "sunset ember", "sunset rose", "sunset crimson"),
+    "sunset": (
+        "sunset ember",
+        "sunset rose",
+        "sunset gold",
+        "sunset violet",
+        "sunset ember",
+        "sunset rose",
+        "sunset crimson",
+    ),
     "sunrise": ("sunrise peach", "sunrise mist", "sunrise lilac"),
     "day": ("day azure", "day alpine", "day soft"),
     "dusk": ("dusk blue", "dusk mauve"),

@@ -25,23 +25,41 @@ def _water(stage: Stage, edge: float, waves: float, end: float = 1.0) -> None:
     if scene.season == "winter" and scene.kind in ("lake", "river"):
         waves, colour = waves * 0.4, mix(colour, palette.haze, 0.35)
     mirror = {"day": 0.42, "night": 0.55}.get(scene.time, 0.62) * (0.6 if wished else 1.0)
-    glitter = {"day": 0.25, "sunset": 1.5, "sunrise": 1.2, "dusk": 0.15, "night": 0.9 if stage.moonlit else 0.0}[scene.time]
+    glitter = {"day": 0.25, "sunset": 1.5, "sunrise": 1.2, "dusk": 0.15, "night": 0.9 if stage.moonlit else 0.0}[
+        scene.time
+    ]
     if scene.has("storm", "rain", "fog") or "sun" in scene.without:
         glitter *= 0.15
         waves = min(1.0, waves * 1.4)
     glint = palette.glow * np.float32(0.5) + palette.sun * np.float32(0.6)
-    paint_water(stage.canvas, Water(edge, stage.horizon, waves, colour, mirror, (stage.sun[0], glitter), glint, end), scene.seed)
+    paint_water(
+        stage.canvas, Water(edge, stage.horizon, waves, colour, mirror, (stage.sun[0], glitter), glint, end), scene.seed
+    )
 
 
 def _frame(stage: Stage, kind: str, size: float, sides: tuple[float, ...] = (-1, 1), foot: float = 1.03) -> None:
     """Tall dark trees in the near corners."""
     rng, half = stage.rng("frame"), stage.canvas.span / 2
-    tints = Tints(stage.near("24301e" if kind == "conifer" else stage.leaf("3c5424"), 0.55), stage.near(stage.leaf("4c6a2c")), stage.palette.haze)
+    winter = stage.scene.season == "winter"
+    tints = Tints(
+        stage.near("2c3a3a" if winter else "24301e", 0.55),
+        stage.near("8a98a4" if winter else "4c6a2c"),
+        stage.palette.haze,
+    )
     for side in sides:
         count = int(rng.integers(2, 5))
         for number in range(count):
             x = side * (half - 0.02 - abs(float(rng.normal(0, 0.07))) - 0.045 * number)
-            plant(stage.canvas, kind, rng, x, foot + float(rng.uniform(-0.02, 0.05)), size * float(rng.uniform(0.55, 1.1)) * (1 - 0.12 * number), tints, 1.5)
+            plant(
+                stage.canvas,
+                kind,
+                rng,
+                x,
+                foot + float(rng.uniform(-0.02, 0.05)),
+                size * float(rng.uniform(0.55, 1.1)) * (1 - 0.12 * number),
+                tints,
+                1.5,
+            )
 
 
 def _shore(stage: Stage, at: float, kind: str) -> None:
@@ -49,8 +67,12 @@ def _shore(stage: Stage, at: float, kind: str) -> None:
     rng, canvas = stage.rng("shore"), stage.canvas
     side = float(rng.choice([-1, 1]))
     tilt = float(rng.uniform(0.04, 0.10))
-    foot = np.float32(at) - np.float32(tilt * side) * canvas.x / np.float32(canvas.span) * 2 + wiggle(rng, canvas.x, 3, 5) * np.float32(0.012)
-    code = stage.leaf("2c3a20") if stage.scene.season == "winter" else "222c1a"
+    foot = (
+        np.float32(at)
+        - np.float32(tilt * side) * canvas.x / np.float32(canvas.span) * 2
+        + wiggle(rng, canvas.x, 3, 5) * np.float32(0.012)
+    )
+    code = "5c6870" if stage.scene.season == "winter" else "222c1a"
     tints = Tints(stage.near(code, 0.6), stage.near("4c5c30", 0.8), stage.palette.haze, 0.02)
     size = 0.24 if kind == "conifer" else 0.3
     top = canvas.row(float(foot.min()) - 0.03)
@@ -63,7 +85,16 @@ def _shore(stage: Stage, at: float, kind: str) -> None:
     for number in range(int(rng.integers(4, 8))):
         x = side * (canvas.span / 2 - 0.02 - 0.07 * number - float(rng.uniform(0, 0.05)))
         column = int(min(canvas.width - 1, max(0, canvas.column(x))))
-        plant(canvas, kind, rng, x, float(foot[column]) + 0.012, size * float(rng.uniform(0.6, 1.25)) * (1 - 0.06 * number), tints, 1.5)
+        plant(
+            canvas,
+            kind,
+            rng,
+            x,
+            float(foot[column]) + 0.012,
+            size * float(rng.uniform(0.6, 1.25)) * (1 - 0.06 * number),
+            tints,
+            1.5,
+        )
 
 
 def draw_mountains(stage: Stage) -> None:
@@ -78,14 +109,28 @@ def draw_lake(stage: Stage) -> None:
     edge = stage.horizon + 0.035
     paint_heaven(stage)
     if scene.has("hills") and not scene.has("mountains"):
-        paint_hills(stage, hills(stage.rng("land"), 0.6), 30.0, edge, 1.0)
+        paint_hills(stage, hills(stage.rng("land"), 0.6), 30.0, edge + 0.012)
     elif "mountains" not in scene.without:
-        paint_mountains(stage, 22.0, edge, 0.8, 0.7)
+        paint_mountains(stage, 22.0, edge + 0.012, 0.8, 0.7)
     if "forest" not in scene.without:
         rng = stage.rng("far woods")
         foot = np.full(stage.canvas.width, edge, np.float32)
-        tints = Tints(stage.near(stage.leaf("2c4020"), 0.8), stage.near(stage.leaf("44602c")), stage.palette.haze, 0.42 if not scene.has("fog") else 0.75)
-        tree_line(stage.canvas, "conifer", rng, foot - wiggle(rng, stage.canvas.x, 2, 4) * np.float32(0.006) - np.float32(0.004), 0.045, tints, 20.0, 0.30)
+        tints = Tints(
+            stage.near(stage.leaf("2c4020"), 0.8),
+            stage.near(stage.leaf("44602c")),
+            stage.palette.haze,
+            0.22 if not scene.has("fog") else 0.7,
+        )
+        tree_line(
+            stage.canvas,
+            "conifer",
+            rng,
+            foot - wiggle(rng, stage.canvas.x, 2, 4) * np.float32(0.006) - np.float32(0.004),
+            0.045,
+            (tints,),
+            20.0,
+            0.30,
+        )
     _water(stage, edge, 0.16 if scene.kind == "lake" else 0.3)
     if stage.rng("framing").uniform() < 0.7:
         _shore(stage, 0.95, "conifer")
@@ -101,7 +146,13 @@ def draw_sea(stage: Stage) -> None:
 
 
 def _islands(stage: Stage) -> None:
-    paint_hills(stage, isles(stage.rng("land"), stage.canvas.span, 1.9 if stage.scene.has("mountains") else 1.0), 40.0, stage.horizon + 0.004, 0.9, 0.3)
+    paint_hills(
+        stage,
+        isles(stage.rng("land"), stage.canvas.span, 1.9 if stage.scene.has("mountains") else 1.0),
+        40.0,
+        stage.horizon + 0.014,
+        0.3,
+    )
 
 
 def draw_island(stage: Stage) -> None:
@@ -114,10 +165,11 @@ def draw_island(stage: Stage) -> None:
 
 
 def _boat(stage: Stage) -> None:
-    """A sailing boat, where one is asked for."""
-    if not stage.scene.has("boat"):
+    """A sailing boat, where one is asked for, and now and then on a calm sea."""
+    canvas, scene, rng = stage.canvas, stage.scene, stage.rng("boat")
+    chance = rng.uniform() < 0.35 and not scene.has("storm") and scene.kind == "sea" and "boat" not in scene.without
+    if not (scene.has("boat") or chance):
         return
-    canvas, rng = stage.canvas, stage.rng("boat")
     x, foot, size = float(rng.uniform(-0.3, 0.3)) * canvas.span, stage.horizon + 0.075, 0.15
     place = canvas.box(x - size, foot - size * 1.3, x + size, foot + size * 1.1)
     dx, dy = (canvas.x[None, place[1]] - x) / size, (canvas.y[place[0], None] - foot) / size
@@ -129,8 +181,12 @@ def _boat(stage: Stage) -> None:
         main = np.minimum(np.minimum(up - 0.17, 1.12 - up * 1.0 - (dx + wave) * 2.6), dx + wave - 0.015)
         jib = np.minimum(np.minimum(up - 0.2, 0.95 - up + (dx + wave) * 2.6), -(dx + wave) - 0.02)
         for shape, code in ((hull, "2a1a14"), (main, "f4ead8"), (jib, "e4d8c4")):
-            light = stage.near(code, 1.8 if code != "2a1a14" else 0.8) + stage.palette.glow * np.float32(0.1 if code != "2a1a14" else 0)
-            canvas.cover(place, np.asarray(light, np.float32), np.clip(shape * soft + 0.5, 0, 1) * np.float32(strength), 10.0)
+            light = stage.near(code, 1.8 if code != "2a1a14" else 0.8) + stage.palette.glow * np.float32(
+                0.1 if code != "2a1a14" else 0
+            )
+            canvas.cover(
+                place, np.asarray(light, np.float32), np.clip(shape * soft + 0.5, 0, 1) * np.float32(strength), 10.0
+            )
 
 
 def _palms(stage: Stage) -> None:
@@ -138,7 +194,16 @@ def _palms(stage: Stage) -> None:
     side = float(rng.choice([-1, 1]))
     tints = Tints(stage.near("1e3018", 0.7), stage.near("406028"), stage.palette.haze)
     for number in range(int(rng.integers(2, 4))):
-        plant(stage.canvas, "palm", rng, side * (half - 0.10 - 0.15 * number), 1.04, float(rng.uniform(0.6, 0.85)) * (1 - 0.15 * number), tints, 1.0)
+        plant(
+            stage.canvas,
+            "palm",
+            rng,
+            side * (half - 0.10 - 0.15 * number),
+            1.04,
+            float(rng.uniform(0.6, 0.85)) * (1 - 0.15 * number),
+            tints,
+            1.0,
+        )
 
 
 def draw_beach(stage: Stage) -> None:
@@ -151,8 +216,14 @@ def draw_beach(stage: Stage) -> None:
     bright = {"day": 0.92, "sunset": 0.55, "sunrise": 0.7, "dusk": 0.28, "night": 0.2}[scene.time]
     light = stage.palette.shade * np.float32(0.4) + stage.palette.light * np.float32(0.75)
     sand = linear("f2e0bc") * light
-    paint_beach(stage.canvas, float(stage.rng("strand").uniform(0.78, 0.86)), np.asarray(sand, np.float32),
-                np.asarray(light * np.float32(bright * 1.15), np.float32), scene.seed, bright)
+    paint_beach(
+        stage.canvas,
+        float(stage.rng("strand").uniform(0.78, 0.86)),
+        np.asarray(sand, np.float32),
+        np.asarray(light * np.float32(bright * 1.15), np.float32),
+        scene.seed,
+        bright,
+    )
     if "palms" not in scene.without and (scene.has("palms") or stage.rng("framing").uniform() < 0.6):
         _palms(stage)
 
@@ -170,25 +241,39 @@ def draw_forest(stage: Stage) -> None:
     rows = 6
     for number in range(rows):
         part = number / (rows - 1)
-        base = stage.horizon - 0.10 + 0.50 * part**1.25
+        base = stage.horizon - 0.10 + 0.43 * part**1.25
         foot = np.float32(base) + wiggle(rng, canvas.x, 1.6, 5) * np.float32(0.035 * (1.1 - 0.6 * part))
         fade = (0.90 - 0.86 * part) if scene.has("fog") or stage.low_sun else (0.78 - 0.76 * part)
         air = mix(palette.haze, palette.horizon, 0.55 * (1 - part))
-        dark = stage.near(stage.leaf("1e3020") if kind == "leafy" or scene.season == "winter" else "1e3020", 0.75)
-        lit = stage.near(_season_mix(stage, rng), 1.5)
+        dark = stage.near(
+            {"autumn": "4a2814", "spring": "4a4434", "winter": "38464c"}.get(scene.season, "1e3020"), 0.75
+        )
+        leaves = [stage.near(code, 1.5) for code in _leaf_codes(stage)]
         tall = (0.16 + 0.55 * part**1.4) * (0.7 if kind == "leafy" else 1.0)
-        tree_line(canvas, kind, rng, foot.astype(np.float32), tall, Tints(dark, lit, air, max(0.0, fade)), 40 * (1.02 - part),
-                  0.30 if kind == "conifer" else 0.5, grove)
-        if number < rows - 1:
+        tree_line(
+            canvas,
+            kind,
+            rng,
+            foot.astype(np.float32),
+            tall,
+            tuple(Tints(dark, lit, air, max(0.0, fade)) for lit in leaves),
+            40 * (1.02 - part),
+            0.30 if kind == "conifer" else 0.5,
+            grove,
+        )
+        if number < rows - 2:
             _mist(stage, base + 0.02, 0.10 + 0.05 * part, (0.55 if scene.has("fog") else 0.34) * (1 - part * 0.6))
 
 
-def _season_mix(stage: Stage, rng: np.random.Generator) -> str:
-    if stage.scene.tint("foliage") is None and stage.scene.season == "autumn":
-        return str(rng.choice(["d8681c", "c83c1c", "e8a828", "b8541c"]))
-    if stage.scene.tint("foliage") is None and stage.scene.season == "spring":
-        return str(rng.choice(["f0b0c4", "f4c8d4", "a8c050", "e898b0"]))
-    return stage.leaf("4c7038")
+def _leaf_codes(stage: Stage) -> tuple[str, ...]:
+    """Colours of the crowns of a wood."""
+    if stage.scene.tint("foliage") is not None:
+        return (stage.leaf("4c7038"),)
+    return {
+        "autumn": ("d8681c", "c83c1c", "e8a828", "b8541c"),
+        "spring": ("f0b0c4", "f4c8d4", "a8c050", "e898b0"),
+        "winter": ("d0d8e0",),
+    }.get(stage.scene.season, ("4c7038", "587c34", "40683c"))
 
 
 def _mist(stage: Stage, y: float, deep: float, strength: float) -> None:
@@ -209,13 +294,28 @@ def draw_meadow(stage: Stage) -> None:
     if scene.has("mountains"):
         paint_mountains(stage, 40.0, 1.0, 0.85, 1.6)
     height = hills(stage.rng("land"), 0.55 if scene.has("mountains") else 1.0)
-    paint_hills(stage, height, 1.6, 1.0, 1.0, 1.6)
+    paint_hills(stage, height, 1.6, 1.0, 1.6)
     rng = stage.rng("lone trees")
     if "forest" not in scene.without and rng.uniform() < 0.8:
-        tints = Tints(stage.near(stage.leaf("28401c"), 0.55), stage.near(stage.leaf("64883a"), 1.35), stage.palette.haze, 0.06)
+        tints = Tints(
+            stage.near(stage.leaf("28401c"), 0.55), stage.near(stage.leaf("64883a"), 1.35), stage.palette.haze, 0.06
+        )
         x, z = float(rng.uniform(-0.30, 0.30)) * stage.canvas.span, float(rng.uniform(9, 14))
-        h = float(height(np.array([[x * z / FOCAL]], np.float32), np.array([[z]], np.float32), np.array([[0.05]], np.float32))[0, 0])
-        plant(stage.canvas, "leafy" if scene.season != "winter" else "bare", rng, x, stage.horizon - FOCAL * (h - 1.6) / z + 0.008, 0.26, tints, z)
+        h = float(
+            height(
+                np.array([[x * z / FOCAL]], np.float32), np.array([[z]], np.float32), np.array([[0.05]], np.float32)
+            )[0, 0]
+        )
+        plant(
+            stage.canvas,
+            "leafy" if scene.season != "winter" else "bare",
+            rng,
+            x,
+            stage.horizon - FOCAL * (h - 1.6) / z + 0.008,
+            0.26,
+            tints,
+            z,
+        )
     if scene.has("flowers") or scene.season == "spring" or (scene.season == "summer" and rng.uniform() < 0.6):
         if "flowers" not in scene.without:
             paint_flowers(stage, height, bloom_field(stage), 1.6)
@@ -229,7 +329,7 @@ def draw_desert(stage: Stage) -> None:
     paint_heaven(stage)
     if stage.scene.has("mountains"):
         paint_mountains(stage, 60.0, 1.0, 0.7, 2.0, woods=False)
-    paint_hills(stage, dunes(stage.rng("land")), 2.2, 1.0, 1.0, 2.4, sand=True)
+    paint_hills(stage, dunes(stage.rng("land")), 2.2, 1.0, 2.4, sand=True)
 
 
 def draw_canyon(stage: Stage) -> None:
@@ -241,10 +341,18 @@ def draw_city(stage: Stage) -> None:
     scene, palette, rng = stage.scene, stage.palette, stage.rng("city")
     paint_heaven(stage)
     if scene.has("mountains"):
-        paint_mountains(stage, 40.0, stage.horizon, 0.8, 0.8, woods=False)
+        paint_mountains(stage, 40.0, stage.horizon + 0.012, 0.8, 0.8, woods=False)
     lit = {"day": 0.0, "sunset": 0.16, "sunrise": 0.10, "dusk": 0.30, "night": 0.40}[scene.time]
-    city = City(palette, stage.horizon, lit, scene.style == "neon" or (stage.night and scene.has("rain")),
-                float(rng.uniform(0.46, 0.60)), stage.sun[0], float(rng.uniform(-0.16, 0.16)))
+    city = City(
+        palette,
+        stage.horizon,
+        lit,
+        scene.style == "neon" or (stage.night and scene.has("rain")),
+        float(rng.uniform(0.46, 0.60)),
+        stage.sun[0],
+        float(rng.uniform(-0.16, 0.16)),
+        0.42 if stage.low_sun else 1.0,
+    )
     _glow_of_the_city(stage, lit)
     paint_city(stage.canvas, city, rng)
     _water(stage, stage.horizon, 0.34 if not scene.has("rain") else 0.22)
@@ -300,5 +408,3 @@ DRAWERS: dict[str, Callable[[Stage], None]] = {
     "underwater": _draw_underwater,
     "abstract": _draw_abstract,
 }
-
-

@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from .canvas import Canvas
 from .noise import Array, blocks, ramp, sample, stream, texture
-from .palette import Palette
+from .palette import Palette, linear
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Sky:
     """What lights the scene, in canvas units.
 
     horizon: y of the horizon. sun: (x, y) of the sun or the moon. disc: its radius, 0 to leave it out.
-    glow: strength of the air's glow around it. clouds: 0 none to 1 overcast. kind: form of the clouds.
+    glow: strength of the air's glow around it. kind: "plain", or "retro" for a striped disc.
     """
 
     palette: Palette
@@ -25,7 +25,6 @@ class Sky:
     sun: tuple[float, float]
     disc: float
     glow: float
-    clouds: float
     kind: str
     seed: int
 
@@ -51,7 +50,18 @@ def paint_sky(canvas: Canvas, sky: Sky) -> None:
         area += (palette.glow - area * np.float32(0.35)) * wide[..., None]
         near = np.float32(sky.glow) * (0.55 * np.exp(-radius * 13) + 0.9 * np.exp(-radius * 34))
         area += palette.sun * near[..., None]
-        if sky.disc > 0:
+        if sky.disc > 0 and sky.kind == "retro":
+            below = dy / np.float32(sky.disc)
+            slats = ramp(
+                -0.25, 0.25, np.sin(below * 17) + np.float32(1.1) - np.float32(1.15) * np.clip(below + 0.2, 0, 1.2)
+            )
+            edge = ramp(1.0, -1.0, (radius - np.float32(sky.disc)) * np.float32(canvas.height * 0.7)) * slats
+            tone = (
+                palette.sun * np.float32(1.05)
+                + (linear("ff2e88") - palette.sun) * np.clip(below * 0.5 + 0.5, 0, 1)[..., None]
+            )
+            area += (tone * np.float32(1.15) - area) * edge[..., None]
+        elif sky.disc > 0:
             edge = ramp(1.0, -1.0, (radius - np.float32(sky.disc)) * np.float32(canvas.height * 0.7))
             area += (palette.sun * np.float32(5.0)) * (edge * np.float32(min(1.0, sky.glow + 0.2)))[..., None]
 
@@ -137,7 +147,9 @@ def paint_cumulus(canvas: Canvas, sky: Sky, cover: float) -> None:
             crown = mass * np.float32(0.55) + np.float32(cover * 1.7 - 0.85) - lumps
             density = crown - np.maximum(climb, 0) * np.float32(0.95) + np.float32(0.30)
             alpha = ramp(0.0, 0.16, density) * ramp(-0.10, 0.14, climb - np.float32(0.10) * (puff - 0.7))
-            lit = np.float32(0.52) + np.float32(0.45) * np.clip(climb * 1.3, -0.5, 1) + np.float32(0.55) * (ahead - puff)
+            lit = (
+                np.float32(0.52) + np.float32(0.45) * np.clip(climb * 1.3, -0.5, 1) + np.float32(0.55) * (ahead - puff)
+            )
             lit += np.float32(0.30) * ramp(0.55, 0.05, density) - np.float32(0.22) * (curl - 0.6)
             dx, dy = canvas.x[None, :] - np.float32(sky.sun[0]), canvas.y[part, None] - np.float32(sky.sun[1])
             near = np.exp(-np.sqrt(dx * dx + dy * dy) * 3.2) * np.float32(0.5)

@@ -54,7 +54,9 @@ class Stage:
 
     def near(self, code: str, strength: float = 1.0) -> Array:
         """A near thing of that sRGB colour in this light."""
-        light = self.palette.shade * np.float32(0.55) + self.palette.light * np.float32(0.62 * min(1.0, self.palette.power))
+        light = self.palette.shade * np.float32(0.55) + self.palette.light * np.float32(
+            0.62 * min(1.0, self.palette.power)
+        )
         return np.asarray(linear(code) * light * np.float32(self.dim * 1.35 * strength), np.float32)
 
     def leaf(self, code: str) -> str:
@@ -76,11 +78,17 @@ def light_of(scene: Scene) -> Palette:
     """The scene's palette under its weather, with its colour words in it."""
     palette = named(scene.palette)
     if scene.has("storm"):
-        palette = blend(palette, named("storm"), 0.0 if scene.palette == "storm" else (0.25 if scene.time == "night" else 0.55))
+        palette = blend(
+            palette, named("storm"), 0.0 if scene.palette == "storm" else (0.25 if scene.time == "night" else 0.55)
+        )
     elif scene.has("rain"):
-        palette = blend(palette, named("overcast"), 0.5 if scene.time == "day" else (0.06 if scene.time == "night" else 0.25))
+        palette = blend(
+            palette, named("overcast"), 0.5 if scene.time == "day" else (0.06 if scene.time == "night" else 0.25)
+        )
     elif scene.has("fog"):
-        palette = blend(palette, named("overcast"), 0.3 if scene.time == "day" else (0.05 if scene.time == "night" else 0.12))
+        palette = blend(
+            palette, named("overcast"), 0.3 if scene.time == "day" else (0.05 if scene.time == "night" else 0.12)
+        )
     return bend(palette, scene.colours, scene.avoided)
 
 
@@ -97,7 +105,11 @@ def set_stage(canvas: Canvas, scene: Scene) -> Stage:
         wished = "moon" in scene.subjects or (moon and not busy and "stars" not in scene.subjects)
         moonlit = wished and not {"moon"} & set(scene.without)
         return Stage(canvas, scene, light_of(scene), horizon, (x, high), moonlit)
-    y = {"day": -0.12, "dusk": horizon + 0.03}.get(scene.time, horizon - low - (0.06 if scene.kind == "mountains" else 0))
+    if scene.style == "neon":
+        low += 0.03
+    y = {"day": -0.12, "dusk": horizon + 0.03}.get(
+        scene.time, horizon - low - (0.06 if scene.kind == "mountains" else 0)
+    )
     if scene.time == "day" and "sun" in scene.subjects:
         y = high * 0.7
     return Stage(canvas, scene, light_of(scene), horizon, (x, y), False)
@@ -110,7 +122,11 @@ def paint_heaven(stage: Stage) -> None:
     sunless = "sun" in scene.without or grim
     glow = {"day": 0.30, "sunset": 1.0, "sunrise": 0.85, "dusk": 0.35, "night": 0.0}[scene.time]
     disc = 0.0 if sunless or scene.time in ("dusk", "night") or stage.sun[1] < 0 else 0.03
-    sky = Sky(palette, stage.horizon, stage.sun, disc, glow * (0.35 if sunless else 1.0), 0.0, "", scene.seed)
+    retro = scene.style == "neon" and disc > 0 and stage.low_sun
+    glow *= 0.35 if sunless else (0.45 if retro else 1.0)
+    sky = Sky(
+        palette, stage.horizon, stage.sun, 0.15 if retro else disc, glow, "retro" if retro else "plain", scene.seed
+    )
     paint_sky(canvas, sky)
     if stage.night or scene.time == "dusk":
         _paint_night(stage, grim)
@@ -129,7 +145,9 @@ def _paint_night(stage: Stage, grim: bool) -> None:
     if scene.has("aurora"):
         lower, upper = linear("2cff9a"), linear("8a3cff")
         if scene.colours:
-            lower, upper = (toward(c, scene.colours[min(i, len(scene.colours) - 1)], 0.95) for i, c in enumerate((lower, upper)))
+            lower, upper = (
+                toward(c, scene.colours[min(i, len(scene.colours) - 1)], 0.95) for i, c in enumerate((lower, upper))
+            )
         paint_aurora(canvas, scene.seed, stage.horizon, (lower, upper))
     if stage.moonlit and stage.night and not scene.has("storm"):
         paint_moon(canvas, *stage.sun, 0.05, palette, scene.seed, "moon" in scene.subjects)
@@ -145,7 +163,7 @@ def _paint_weather_clouds(stage: Stage, sky: Sky) -> None:
         paint_clouds(stage.canvas, sky, "banks", 0.95)
         paint_clouds(stage.canvas, sky, "streaks", 0.62, 0.4)
         return
-    if scene.has("fog") and not scene.has("clouds"):
+    if (scene.has("fog") or sky.kind == "retro") and not scene.has("clouds"):
         return
     if stage.night:
         if scene.has("clouds"):
@@ -159,19 +177,35 @@ def _paint_weather_clouds(stage: Stage, sky: Sky) -> None:
     paint_clouds(stage.canvas, sky, form, min(0.8, cover + (0.2 if scene.has("clouds") else 0.0)))
 
 
-def paint_mountains(stage: Stage, near: float, floor: float, tall: float = 1.0, eye: float = 3.0, woods: bool = True) -> None:
+def paint_mountains(
+    stage: Stage, near: float, floor: float, tall: float = 1.0, eye: float = 3.0, woods: bool = True
+) -> None:
     """The ranges at the back of many scenes, from `near` on, down to y = floor."""
     scene, palette, rng = stage.scene, stage.palette, stage.rng("relief")
-    trees = 0.0 if not woods or "forest" in scene.without else 0.30
-    size = float(rng.uniform(15, 24))
+    trees = 0.0 if not woods or "forest" in scene.without or scene.season == "winter" else 0.30
+    size = float(rng.uniform(24, 36))
     ridge = float(rng.uniform(0.55, 0.95))
-    height = float(rng.uniform(40, 54)) * tall
-    relief = Relief(size=size, tall=height, ridge=ridge, start=near, full=float(rng.uniform(55, 75)), gap=float(rng.uniform(0.45, 0.7)),
-                    gap_x=stage.sun[0] / FOCAL, trees=trees, treeline=float(rng.uniform(4.5, 7)))
+    height = float(rng.uniform(48, 64)) * tall
+    relief = Relief(
+        size=size,
+        tall=height,
+        ridge=ridge,
+        start=near,
+        full=float(rng.uniform(55, 75)),
+        gap=float(rng.uniform(0.45, 0.7)),
+        gap_x=stage.sun[0] / FOCAL,
+        trees=trees,
+        treeline=float(rng.uniform(4.5, 7)),
+    )
     view = View(eye, stage.horizon, FOCAL, near, 190.0)
     cover = mountain_cover(stage, relief)
-    paint_ground(stage.canvas, view, mountains(stage.rng("land"), relief),
-                 shader(palette, cover, stage.sun[0], 190.0, stage.low_sun), floor)
+    paint_ground(
+        stage.canvas,
+        view,
+        mountains(stage.rng("land"), relief),
+        shader(palette, cover, stage.sun[0], 190.0, stage.low_sun),
+        floor,
+    )
 
 
 def mountain_cover(stage: Stage, relief: Relief) -> Cover:
@@ -181,11 +215,21 @@ def mountain_cover(stage: Stage, relief: Relief) -> Cover:
     winter = scene.season == "winter"
     low = linear({"winter": "6a7480", "autumn": "8a5a22", "spring": "50702c", "summer": "34502a"}[scene.season])
     rock = linear("70665c")
+    snow = linear("dfe6f0" if winter else "f6f8fc")
     wished = scene.tint("ground")
     if wished is not None:
         low, rock = toward(low, wished), toward(rock, wished)
     low, rock = low * np.float32(1.2), rock * np.float32(1.15)
     fog = scene.has("fog")
     snow_from = 1.5 if winter else relief.tall * 0.20
-    return Cover(rock, mix(low, linear("e4ebf4"), 0.55 if winter else 0.0), linear("f6f8fc"), snow_from, relief.treeline,
-                 haze=(4.5 if fog else 0.75 if day else 1.3), mist=(0.95 if fog else 0.14 if day else 0.34), mist_top=(3.2 if fog else 2.0))
+    return Cover(
+        rock,
+        mix(low, linear("e4ebf4"), 0.55 if winter else 0.0),
+        snow,
+        snow_from,
+        relief.treeline,
+        haze=(4.5 if fog else 0.75 if day else 1.3),
+        mist=(0.95 if fog else 0.14 if day else 0.34),
+        mist_top=(3.2 if fog else 2.0),
+        sharp=1.5 if winter else 1.0,
+    )

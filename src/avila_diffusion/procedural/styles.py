@@ -37,7 +37,9 @@ def _blur(picture: Array, sigma: float) -> Array:
 def _paper(canvas: Canvas, seed: int, name: str, cells: float = 3.2) -> Array:
     """Grain of paper, mean 0 and deviation 1, (height, width)."""
     fibre = texture(stream(seed, name), 0.9, 12.0)
-    u, v = np.broadcast_arrays(canvas.x[None, :] * np.float32(cells * 0.31), canvas.y[:, None] * np.float32(cells * 0.31))
+    u, v = np.broadcast_arrays(
+        canvas.x[None, :] * np.float32(cells * 0.31), canvas.y[:, None] * np.float32(cells * 0.31)
+    )
     return sample(fibre, u, v)
 
 
@@ -73,7 +75,7 @@ def watercolour(picture: Array, canvas: Canvas, seed: int) -> Array:
     bled = grey + (bled - grey) * np.float32(1.22)
     pigment = np.clip(bled * np.float32(0.86) + np.float32(0.14), 0.02, 1) ** (density[..., None] * np.float32(0.80))
     paper = np.array([0.985, 0.97, 0.94], np.float32) * (1 + np.float32(0.018) * grain)[..., None]
-    margin = _margin(canvas, 0.035, a * np.float32(0.007) + b * np.float32(0.004))
+    margin = _margin(canvas, 0.035, a * np.float32(0.0035) + b * np.float32(0.002))
     out = paper * (1 - margin[..., None] + margin[..., None] * pigment)
     return np.clip(out, 0, 1)
 
@@ -99,7 +101,7 @@ def pixel_art(picture: Array, canvas: Canvas, seed: int) -> Array:
     small = np.clip(grey + (small - grey) * np.float32(1.25), 0, 1)
     colours = _choose_colours(small, 24, seed)
     pattern = np.tile(BAYER, (rows // 4 + 1, columns // 4 + 1))[:rows, :columns]
-    dithered = small + pattern[..., None] * np.float32(0.075)
+    dithered = small + pattern[..., None] * np.float32(0.045)
     out = _nearest(dithered, colours)
     return out.repeat(cell, axis=0).repeat(cell, axis=1)[: canvas.height, : canvas.width]
 
@@ -166,31 +168,25 @@ def line_art(picture: Array, canvas: Canvas, seed: int) -> Array:
 def poster(picture: Array, canvas: Canvas, seed: int) -> Array:
     """Seven flat inks with clean edges: shapes smoothed, each pixel one of few colours, edges anti-aliased."""
     scale = _scale(canvas)
-    work = picture
-    shrink = 1
-    if scale > 1.5:  # shapes do not gain from more pixels than this; the edges are drawn at full size below
-        shrink = int(scale / 0.75)
-        size = max(1, canvas.height // shrink), max(1, canvas.width // shrink)
-        work = np.stack([resize(picture[..., c], *size) for c in range(3)], axis=-1)
+    shrink = max(1, round(2 * scale))  # shapes do not gain from more pixels; the edges are drawn at full size below
+    size = max(1, canvas.height // shrink), max(1, canvas.width // shrink)
+    work = np.stack([resize(picture[..., c], *size) for c in range(3)], axis=-1)
     smooth = _blur(work, 1.3 * scale / shrink)
-    reach = max(3, int(5 * scale / shrink) | 1)
-    smooth = np.stack([median_filter(smooth[..., c], size=reach) for c in range(3)], axis=-1)
+    smooth = np.stack([median_filter(smooth[..., c], size=3) for c in range(3)], axis=-1)
     grey = luma(smooth)[..., None]
     smooth = np.clip(grey + (smooth - grey) * np.float32(1.25), 0, 1)
     colours = _choose_colours(smooth, 8, seed)
     out = np.empty_like(picture)
     full = picture.shape[:2]
     best = np.full(full, -np.inf, np.float32)
-    second = np.full(full, -np.inf, np.float32)
     out[:] = colours[0]
     nearest = _nearest(smooth, colours)
     for colour in colours:
         mask = (nearest == colour).all(axis=2).astype(np.float32)
-        share = gaussian_filter(mask, 1.7 * scale / shrink, truncate=2.5)
+        share = gaussian_filter(mask, max(1.25, 1.7 * scale / shrink), truncate=2.5)
         share = resize(share, *full)
-        part = np.clip((share - best) * np.float32(9.0 * scale) + np.float32(0.5), 0, 1)
+        part = np.clip((share - best) * np.float32(7.0 * max(1.0, scale)) + np.float32(0.5), 0, 1)
         out += (colour - out) * part[..., None]
-        np.maximum(second, np.minimum(best, share), out=second)
         np.maximum(best, share, out=best)
     grain = _paper(canvas, seed, "print", 5.0)
     return np.clip(out * (1 + np.float32(0.012) * grain)[..., None], 0, 1)
@@ -204,8 +200,13 @@ def oil(picture: Array, canvas: Canvas, seed: int) -> Array:
     tone = luma(_blur(base, 2.2 * scale))
     down, along = sobel(tone, axis=0, mode="nearest"), sobel(tone, axis=1, mode="nearest")
     # The structure tensor, smoothed, gives each place a direction even where the picture is flat.
-    xx, yy, xy = (gaussian_filter(field, 5.0 * scale, truncate=2.5) for field in (along * along, down * down, along * down))
-    swirl = sample(texture(stream(seed, "flow"), 2.3, 3.0), *np.broadcast_arrays(canvas.x[None, :] * np.float32(0.5), canvas.y[:, None] * np.float32(0.5)))
+    xx, yy, xy = (
+        gaussian_filter(field, 5.0 * scale, truncate=2.5) for field in (along * along, down * down, along * down)
+    )
+    swirl = sample(
+        texture(stream(seed, "flow"), 2.3, 3.0),
+        *np.broadcast_arrays(canvas.x[None, :] * np.float32(0.5), canvas.y[:, None] * np.float32(0.5)),
+    )
     angle = np.float32(0.5) * np.arctan2(2 * xy, xx - yy) + np.float32(np.pi / 2) + swirl * np.float32(0.30)
     cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
     rng = stream(seed, "brush")
@@ -230,7 +231,9 @@ def _bristles(cos: Array, sin: Array, rng: np.random.Generator, scale: float) ->
     return total / 3
 
 
-def _strokes(picture: Array, cos: Array, sin: Array, rng: np.random.Generator, reach: float, scale: float, wide: float) -> Array:
+def _strokes(
+    picture: Array, cos: Array, sin: Array, rng: np.random.Generator, reach: float, scale: float, wide: float
+) -> Array:
     """Each pixel takes the colour at the heart of the stroke that covers it: cells stretched along the direction."""
     height, width = cos.shape
     cell = max(1.0, wide * 1.6 * scale)
@@ -246,7 +249,9 @@ def _strokes(picture: Array, cos: Array, sin: Array, rng: np.random.Generator, r
         strength = noise.ravel().take(row * noise.shape[1] + column) - np.float32(0.25 * abs(step))
         higher = strength > best
         best = np.where(higher, strength, best)
-        heart = np.clip((row + 0.5) * cell, 0, height - 1).astype(np.int64) * width + np.clip((column + 0.5) * cell, 0, width - 1).astype(np.int64)
+        heart = np.clip((row + 0.5) * cell, 0, height - 1).astype(np.int64) * width + np.clip(
+            (column + 0.5) * cell, 0, width - 1
+        ).astype(np.int64)
         out = np.where(higher, heart, out)
     return _blur(_blur(picture, 0.8 * scale).reshape(-1, 3).take(out, axis=0), 0.45 * scale)
 

@@ -19,7 +19,7 @@ from .noise import BLOCK, Array
 Height = Callable[[Array, Array, Array], Array]
 """(x, z, footprint) -> height, all (depths, columns) or broadcastable; footprint is the width of a pixel there."""
 Shade = Callable[["Ground"], Array]
-"""Ground -> linear colour (depths, columns, 3)."""
+"""Ground -> linear colour, of the samples' shape and (3,)."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class View:
 
 @dataclass(frozen=True)
 class Ground:
-    """Samples of ground, each (depths, columns): place x, z, height h, its slopes, and the column's place on screen."""
+    """Samples of ground that are seen, all of one shape: place x, z, height h, its slopes, and the column's place on screen."""
 
     x: Array
     z: Array
@@ -74,16 +74,22 @@ def paint_ground(canvas: Canvas, view: View, height: Height, shade: Shade, floor
         slope_z[0] = slope_z[1]
         slope_z -= slope_x * (screen / np.float32(view.focal))
         y = np.float32(view.horizon) - np.float32(view.focal) * (h - np.float32(view.eye)) / z
-        ground = Ground(x, np.broadcast_to(z, x.shape), h, slope_x, slope_z, screen, y)
-        colour = shade(ground)
-        _integrate(canvas, slice(left, right), y, colour, z[:, 0], floor)
+        top = np.clip(
+            np.minimum.accumulate(y * np.float32(canvas.height), axis=0), 0, np.float32(floor * canvas.height)
+        )
+        seen = np.empty(top.shape, bool)
+        seen[0] = True
+        np.less(top[1:], top[:-1], out=seen[1:])
+        fields = (x, np.broadcast_to(z, x.shape), h, slope_x, slope_z, np.broadcast_to(screen, x.shape), y)
+        colour = np.zeros((*top.shape, 3), np.float32)
+        colour[seen] = shade(Ground(*(field[seen] for field in fields)))
+        _integrate(canvas, slice(left, right), top, colour, z[:, 0], floor)
 
 
-def _integrate(canvas: Canvas, columns: slice, y: Array, colour: Array, z: Array, floor: float) -> None:
-    """Sum the visible spans of each column and lay them over the canvas."""
-    rows, count = canvas.height, y.shape[1]
+def _integrate(canvas: Canvas, columns: slice, top: Array, colour: Array, z: Array, floor: float) -> None:
+    """Sum the visible spans of each column and lay them over the canvas; top: (depths, columns) in rows, falling."""
+    rows, count = canvas.height, top.shape[1]
     bottom = np.float32(floor * rows)
-    top = np.clip(np.minimum.accumulate(y * np.float32(rows), axis=0), 0, bottom)
     span = np.empty_like(top)
     span[0] = bottom - top[0]
     span[1:] = top[:-1] - top[1:]

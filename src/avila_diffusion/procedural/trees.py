@@ -28,7 +28,9 @@ def conifer(rng: np.random.Generator, rows: int, columns: int) -> Array:
         tier = y ** np.float32(0.85) * np.float32(tiers) + jitter
         saw = tier - np.floor(tier)
         ragged = wiggle(rng, y, 26, 3) * np.float32(0.16)
-        edges.append(y ** np.float32(0.88) * np.float32(slender) * (np.float32(0.40) + np.float32(0.6) * saw**0.8 + ragged))
+        edges.append(
+            y ** np.float32(0.88) * np.float32(slender) * (np.float32(0.40) + np.float32(0.6) * saw**0.8 + ragged)
+        )
     x = x - lean * (1 - y)
     edge = np.where(x < 0, edges[0], edges[1])
     crown = ramp(-1.2, 1.2, (edge - np.abs(x)) * np.float32(columns / 2)) * (y < 0.94)
@@ -131,13 +133,29 @@ class Tints:
     fade: float = 0.0
 
 
-def plant(canvas: Canvas, kind: str, rng: np.random.Generator, x: float, foot: float, tall: float, tints: Tints,
-          depth: float, grove: Grove | None = None) -> None:
+def plant(
+    canvas: Canvas,
+    kind: str,
+    rng: np.random.Generator,
+    x: float,
+    foot: float,
+    tall: float,
+    tints: Tints,
+    depth: float,
+    grove: Grove | None = None,
+) -> None:
     """One tree with its foot at (x, foot), `tall` units high, laid over the canvas; leafy ones come from a grove."""
     broad = {"conifer": 0.44, "leafy": 0.95, "bare": 0.95, "palm": 1.0}[kind] * tall * rng.uniform(0.85, 1.15)
     rows, columns = round(tall * canvas.height), round(broad * canvas.across)
     top, left = round(foot * canvas.height) - rows, round(canvas.column(x) - columns / 2)
-    if rows < 2 or columns < 2 or top >= canvas.height or left >= canvas.width or left + columns <= 0 or top + rows <= 0:
+    if (
+        rows < 2
+        or columns < 2
+        or top >= canvas.height
+        or left >= canvas.width
+        or left + columns <= 0
+        or top + rows <= 0
+    ):
         return
     light: Array | None = None
     if kind in ("leafy", "bare"):
@@ -157,11 +175,21 @@ def plant(canvas: Canvas, kind: str, rng: np.random.Generator, x: float, foot: f
     canvas.cover(place, colour, alpha[cut, across], depth)
 
 
-def tree_line(canvas: Canvas, kind: str, rng: np.random.Generator, foot: Array, tall: float, tints: Tints, depth: float,
-              spread: float = 0.42, grove: Grove | None = None) -> None:
+def tree_line(
+    canvas: Canvas,
+    kind: str,
+    rng: np.random.Generator,
+    foot: Array,
+    tall: float,
+    several: tuple[Tints, ...],
+    depth: float,
+    spread: float = 0.42,
+    grove: Grove | None = None,
+) -> None:
     """A row of trees along `foot` (width,), the ground below them filled; smaller ones stand between taller ones."""
     span = canvas.span
     x = -span / 2 - tall * 0.2
+    tints = several[0]
     ground = tints.dark + (tints.air - tints.dark) * np.float32(tints.fade)
     top = canvas.row(float(foot.min()) - 0.01)
     lower = canvas.y[top:, None]
@@ -171,5 +199,15 @@ def tree_line(canvas: Canvas, kind: str, rng: np.random.Generator, foot: Array, 
     while x < span / 2 + tall * 0.2:
         size = tall * float(rng.uniform(0.45, 1.0)) ** 1.3
         column = int(min(canvas.width - 1, max(0, canvas.column(x))))
-        plant(canvas, kind, rng, x, float(foot[column]) + 0.02 * tall + 0.004, size, tints, depth, grove)
+        plant(
+            canvas,
+            kind,
+            rng,
+            x,
+            float(foot[column]) + 0.02 * tall + 0.004,
+            size,
+            several[int(rng.integers(len(several)))],
+            depth,
+            grove,
+        )
         x += spread * tall * float(rng.uniform(0.25, 0.9))

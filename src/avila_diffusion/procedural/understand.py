@@ -13,6 +13,7 @@ from ..errors import RequestError
 from .noise import stream
 from .palette import HOURS
 from .vocabulary import (
+    BLOSSOMS,
     COLOURS_ENGLISH,
     COLOURS_PORTUGUESE,
     IGNORED,
@@ -185,7 +186,11 @@ def read(prompt: str) -> Reading:
             before[-1:] == ["no"] and match.words not in _PORTUGUESE_PLACES
         )
         (refused if denied else wished).append(match)
-    left = [w for i, w in enumerate(words) if i not in covered and w not in IGNORED and w not in NEGATIONS and not w.isdigit()]
+    left = [
+        w
+        for i, w in enumerate(words)
+        if i not in covered and w not in IGNORED and w not in NEGATIONS and not w.isdigit()
+    ]
     return Reading(tuple(wished), tuple(refused), tuple(dict.fromkeys(left)), tuple(words))
 
 
@@ -242,16 +247,30 @@ def _colours(reading: Reading) -> tuple[tuple[str, ...], tuple[tuple[str, str], 
     """Colours of the whole light, and colours that stand next to a thing (before it in English, after in Portuguese)."""
     whole: list[str] = []
     local: dict[str, str] = {}
+    blossom: str | None = None
     for number, match in enumerate(reading.wished):
+        if match.meaning == "flowers":
+            own = [
+                BLOSSOMS[words]
+                for words in map(" ".join, product(*map(singulars, match.words.split())))
+                if words in BLOSSOMS
+            ]
+            blossom = own[0] if own else blossom
         if match.table not in ("colour", "cor"):
             continue
-        beside = reading.wished[number + 1 : number + 2] if match.table == "colour" else reading.wished[max(0, number - 1) : number]
+        beside = (
+            reading.wished[number + 1 : number + 2]
+            if match.table == "colour"
+            else reading.wished[max(0, number - 1) : number]
+        )
         touching = [m for m in beside if m.start == match.end or m.end == match.start]
         thing = LOCAL.get(touching[0].meaning) if touching else None
         if thing is None:
             whole.append(match.meaning)
         else:
             local.setdefault(thing, match.meaning)
+    if blossom is not None:
+        local.setdefault("flowers", blossom)
     return tuple(dict.fromkeys(whole)), tuple(local.items())
 
 

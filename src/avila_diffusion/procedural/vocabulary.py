@@ -35,7 +35,7 @@ SUBJECTS: Words = {
     ),
     "flowers": (
         "flower", "wildflower", "poppy", "tulip", "daisy", "sunflower", "blossom", "flor", "papoula", "tulipa", "margarida",
-        "girassol", "florido", "florida", "lavanda", "lavender field", "campo de lavanda", "floral",
+        "girassol", "girassois", "florido", "florida", "lavanda", "lavender field", "campo de lavanda", "floral", "lavender flower",
     ),
     "stars": ("star", "starry", "starry night", "starry sky", "starlight", "night sky", "estrela", "estrelado", "estrelada",
               "ceu estrelado", "ceu noturno"),
@@ -155,6 +155,12 @@ IGNORED = frozenset(
     estilo arte sereno serena tranquilo tranquila calmo calma cinematografico cinematografica resolucao""".split()
 )
 """Words that join others or only praise; neither used nor reported as unknown."""
+
+BLOSSOMS = {
+    "poppy": "red", "papoula": "red", "sunflower": "yellow", "girassol": "yellow", "girassois": "yellow", "lavanda": "lavender",
+    "lavender field": "lavender", "lavender flower": "lavender", "campo de lavanda": "lavender", "daisy": "white", "margarida": "white",
+}  # fmt: skip
+"""Flowers that have a colour of their own."""
 
 LOCAL = {
     "flowers": "flowers",

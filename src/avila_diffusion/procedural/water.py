@@ -105,9 +105,9 @@ def paint_beach(canvas: Canvas, start: float, sand: Array, foam: Array, seed: in
         lit = np.float32(grain_light) * (1 + np.float32(0.05) * grain + np.float32(0.07) * dune)
         colour = wet + (sand * lit[..., None] - wet) * dry
         alpha = ramp(-1.0 / canvas.height, 1.0 / canvas.height, into)
-        lace = np.exp(-((into - np.float32(0.004)) / np.float32(0.008)) ** 2) * (0.7 + 0.25 * grain)
+        lace = np.exp(-(((into - np.float32(0.004)) / np.float32(0.008)) ** 2)) * (0.7 + 0.25 * grain)
         lace += ramp(0.4, 1.4, grain + dune) * np.exp(-np.maximum(-into, 0) * 26) * (into < 0) * np.float32(0.75)
-        second = np.exp(-((into + np.float32(0.055) + wave * 2) / np.float32(0.007)) ** 2)
+        second = np.exp(-(((into + np.float32(0.055) + wave * 2) / np.float32(0.007)) ** 2))
         lace += second * np.clip(0.35 + 0.4 * grain + 0.3 * dune, 0, 1)
         shine += (colour - shine) * alpha[..., None]
         shine += (foam - shine) * np.clip(lace, 0, 1)[..., None]

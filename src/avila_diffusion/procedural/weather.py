@@ -22,7 +22,12 @@ def paint_weather(stage: Stage) -> None:
         _rain(stage)
     if scene.has("snow"):
         _snow(stage)
-    if scene.has("birds"):
+    calm = (
+        scene.time in ("day", "sunset", "sunrise")
+        and not scene.has("storm", "rain", "snow", "fog")
+        and scene.kind != "city"
+    )
+    if scene.has("birds") or (calm and "birds" not in scene.without and stage.rng("flock").uniform() < 0.3):
         _birds(stage)
 
 
@@ -89,7 +94,9 @@ def _lightning(stage: Stage) -> None:
     """One forked bolt and the clouds lit around it."""
     canvas, rng = stage.canvas, stage.rng("lightning")
     x, foot = float(rng.uniform(-0.3, 0.3)) * canvas.span, stage.horizon
-    glow = np.exp(-(((canvas.x[None, :] - np.float32(x)) / np.float32(0.25)) ** 2) - (canvas.y[:, None] / np.float32(0.6)) ** 2)
+    glow = np.exp(
+        -(((canvas.x[None, :] - np.float32(x)) / np.float32(0.25)) ** 2) - (canvas.y[:, None] / np.float32(0.6)) ** 2
+    )
     canvas.rgb += linear("b8c4ff") * (glow * np.float32(0.20)).astype(np.float32)[..., None]
     tone = linear("f0f0ff")
     paths = [(x, 0.0, foot, 1.0)]
