@@ -14,7 +14,9 @@ from .timing import interleave, table
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("which", nargs="*", metavar="WHICH", help=f"what to time: {', '.join(BENCHMARKS)}; all by default")
+    parser.add_argument(
+        "which", nargs="*", metavar="WHICH", help=f"what to time: {', '.join(BENCHMARKS)}; all by default"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds of each candidate, default 5")
     parser.add_argument("--side", type=int, help="latent cells along a side, default 64")
     parser.add_argument("--threads", type=int, default=2, help="torch's threads, default 2")

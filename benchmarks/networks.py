@@ -33,7 +33,9 @@ def sd1_unet(side: int, peers: bool) -> dict[str, Run]:
     """One UNet call of Stable Diffusion 1.5: batch 2 (both halves of guidance), a latent of side x side, 77 tokens."""
     from diffusers import UNet2DConditionModel
 
-    reference: Any = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8, block_out_channels=(320, 640, 1280, 1280))
+    reference: Any = UNet2DConditionModel(
+        cross_attention_dim=768, attention_head_dim=8, block_out_channels=(320, 640, 1280, 1280)
+    )
     state = seed_weights(reference)
     ours = {name: state[theirs] for name, theirs in unet_from_diffusers(state).items()}
     config = read_unet_config({name: tuple(tensor.shape) for name, tensor in ours.items()}, lambda channels: 8)

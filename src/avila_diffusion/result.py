@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Progress:
     """One event of a run.
 
-    stage: "load", "text", "sample" or "decode". image: index of the picture, from 0, of `images` in all.
+    stage: "text", "sample", "decode", or "draw" without a model. image: index of the picture, from 0, of `images` in all.
     step of `of`: model calls done for this picture. sigma: noise level of the call just made, None outside "sample".
     preview(): the current guess of the finished picture, small and rough; made only when it is called.
     """

@@ -1,0 +1,43 @@
+"""The procedural generator as an engine: the same requests, events and results as with a model, and no torch."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+from ..errors import Cancelled
+from ..images import Image
+from ..infotext import write_fields
+from ..request import GenerateRequest
+from ..result import GenerateResult, Progress
+from .render import draw
+
+NAME = "avila procedural"
+SIZE = 512
+
+
+class ProceduralEngine:
+    """Draws requests. Of a request it reads the prompts, the size and the seed; sampling options mean nothing to it."""
+
+    def generate(
+        self, request: GenerateRequest, cancel: threading.Event | None = None
+    ) -> Iterator[Progress | GenerateResult]:
+        """One event before each picture, the GenerateResult last. Raises Cancelled between two pictures."""
+        request = request.resolved(SIZE)
+        return self._run(request, cancel)
+
+    def _run(self, request: GenerateRequest, cancel: threading.Event | None) -> Iterator[Progress | GenerateResult]:
+        began = time.perf_counter()
+        width, height, seeds = request.width or SIZE, request.height or SIZE, request.seeds
+        made = []
+        for index, seed in enumerate(seeds):
+            yield Progress(stage="draw", image=index, images=len(seeds), step=0, of=1)
+            if cancel is not None and cancel.is_set():
+                raise Cancelled("cancelled; nothing was written")
+            pixels = draw(request.prompt, request.negative_prompt, width, height, seed)
+            fields = {"Seed": seed, "Size": f"{width}x{height}", "Model": NAME}
+            made.append(
+                Image(pixels, infotext=write_fields(request.prompt, request.negative_prompt, fields), seed=seed)
+            )
+        yield GenerateResult(tuple(made), request, seconds=time.perf_counter() - began)
