@@ -31,7 +31,7 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Denoised:
-    """The answer to a Call. x0: guided prediction, of x's shape. uncond: the negative prompt's alone, if it was made."""
+    """The answer to a Call. x0: guided prediction, of x's shape. uncond: the negative prompt's alone, if made."""
 
     x0: Tensor
     uncond: Tensor | None = None

@@ -1,8 +1,8 @@
 """The training noise as a table of levels, and the noise levels of a run.
 
 A noise level is sigma, the standard deviation of the noise in x = x0 + sigma * noise (Karras et al. 2022). Everything
-here is float64 on the CPU. AUTOMATIC1111 computes the same from a float32 buffer of alphas_cumprod, which moves sigma by
-at most 1.3e-5 of its value (at the smallest level); give that buffer as `alphas_cumprod` to have its rounding too.
+here is float64 on the CPU. AUTOMATIC1111 computes the same from a float32 buffer of alphas_cumprod, which moves sigma
+by at most 1.3e-5 of its value (at the smallest level); give that buffer as `alphas_cumprod` to have its rounding too.
 """
 
 from __future__ import annotations
@@ -161,12 +161,13 @@ def sgm_uniform(n: int, span: Span) -> Tensor:
 def simple(n: int, span: Span) -> Tensor:
     """Every (steps / n)-th level of the table from the top, rounded to whole timesteps (ComfyUI).
 
-    Where more levels are wanted than the table has, they lie between its timesteps.
+    Where more levels are wanted than the table has, they are `uniform`.
     """
     sigmas = span.table.sigmas
     stride = len(sigmas) / n
-    below = [i * stride if stride < 1 else int(i * stride) for i in range(n)]
-    return span.table.at(len(sigmas) - 1 - torch.tensor(below, dtype=torch.float64))
+    if stride < 1:
+        return uniform(n, span)
+    return sigmas[[len(sigmas) - 1 - int(i * stride) for i in range(n)]]
 
 
 def ddim(n: int, span: Span) -> Tensor:

@@ -15,10 +15,10 @@ from .run import Run, steps
 
 
 def ddim(x: Tensor, sigmas: Tensor, noise: StepNoise, *, eta: float = 0.0) -> Run:
-    """DDIM: Song et al. 2021, equation 12, with sigma_t of equation 16.
+    """DDIM: Song et al. 2021, equation 12, with the variance (sigma_t^2 there) of equation 16.
 
     It ends where its levels end, and what it returns is the variance-preserving latent x_t of that level, as
-    AUTOMATIC1111 hands it to the decoder. sigma_t is cut off at sqrt(1 - a_prev), which matters above eta 1 only.
+    AUTOMATIC1111 hands it to the decoder. The variance is cut off at 1 - a_prev, which matters above eta 1 only.
     """
     a_prev = 1 / (1 + float(sigmas[0]) ** 2)
     for step, sigma, sigma_prev in steps(sigmas):
@@ -26,10 +26,10 @@ def ddim(x: Tensor, sigmas: Tensor, noise: StepNoise, *, eta: float = 0.0) -> Ru
         eps = (x - denoised.x0) / sigma
         a_t, a_prev = 1 / (1 + sigma**2), 1 / (1 + sigma_prev**2)
         rest = sigma_prev**2 * a_prev  # 1 - a_prev, without cancellation
-        sigma_t = min(eta * sqrt(rest / (sigma**2 * a_t) * (1 - a_t / a_prev)), sqrt(rest))
-        x_prev = sqrt(a_prev) * denoised.x0 + sqrt(rest - sigma_t**2) * eps
+        variance = min(eta**2 * rest / (sigma**2 * a_t) * (1 - a_t / a_prev), rest)
+        x_prev = sqrt(a_prev) * denoised.x0 + sqrt(rest - variance) * eps
         if eta > 0 and sigma_prev > 0:
-            x_prev = x_prev + sigma_t * noise(sigma, sigma_prev)
+            x_prev = x_prev + sqrt(variance) * noise(sigma, sigma_prev)
         x = x_prev / sqrt(a_prev)
     return x * sqrt(a_prev)
 
