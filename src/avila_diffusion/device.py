@@ -13,12 +13,17 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 @dataclass(frozen=True)
 class Policy:
-    """device, and the dtype of each network. Latents are float32 everywhere; a VAE in half precision is guarded."""
+    """device, and the dtype of each network. A VAE in half precision is guarded against its overflow."""
 
     device: torch.device
     unet: torch.dtype
     vae: torch.dtype
     text: torch.dtype
+
+    @property
+    def latent(self) -> torch.dtype:
+        """What samplers compute in: float32 also beside half-precision networks, float64 where all is float64."""
+        return torch.float64 if self.unet == torch.float64 else torch.float32
 
 
 def choose_policy(device: str = "auto", dtype: str = "auto") -> Policy:

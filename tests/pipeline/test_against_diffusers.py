@@ -1,4 +1,4 @@
-"""Whole runs from the same noise and sigmas against diffusers' networks: final latents to 1e-4, in practice far closer."""
+"""Whole runs from the same noise and sigmas against diffusers' networks: final latents to 1e-7 in float64."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from avila_diffusion.text import conditioner
 FAMILIES = ("sd1", "sd2", "sdxl", "sdxl_refiner")
 SIDE, STEPS, SCALE = 64, 5, 7.0
 PROMPT, NEGATIVE = "a (quiet) cat, 3 hats", "rain"
-TOLERANCE = 1e-4
+TOLERANCE = 1e-7
+"""In float64. In float32 the same runs stay within SINGLE of the reference."""
+SINGLE = 1e-4
 
 
 def _request(**options: Any) -> GenerateRequest:
@@ -92,11 +94,11 @@ def test_a_whole_run_ends_in_the_same_latent(
     ours = _latent(engine, request, monkeypatch)
     assert _difference(ours, expected) < TOLERANCE
     single = _latent(_engine(model_path(family), "float32"), request, monkeypatch)
-    assert _difference(single, expected) < TOLERANCE
+    assert _difference(single, expected) < SINGLE
     scale = engine.model.spec.latent.scale
     with torch.no_grad():
         picture = theirs.vae.decode(expected / scale).sample
-    assert _difference(decode(engine.model.vae, expected, engine.model.spec.latent, torch.float64), picture) < 1e-6
+    assert _difference(decode(engine.model.vae, expected, engine.model.spec.latent, torch.float64), picture) < TOLERANCE
 
 
 def _mistakes() -> dict[str, Any]:
@@ -149,12 +151,9 @@ def test_an_integer_timestep_is_seen(model_path: Any, reference: Any, monkeypatc
 def test_the_pooled_vector_and_the_sizes_matter(family: str, model_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = _engine(model_path(family))
     right = _latent(engine, _request(), monkeypatch)
-    spec = engine.model.spec
-    first, *others = spec.text
     wrong = conditioner.Conditioner._embed_sizes
     monkeypatch.setattr(conditioner.Conditioner, "_embed_sizes", lambda self, w, h, n: wrong(self, w, 2 * h, n))
     assert _difference(_latent(engine, _request(), monkeypatch), right) > TOLERANCE
-    assert len(others) == (1 if family == "sdxl" else 0)
 
 
 def test_an_empty_negative_of_sdxl_is_zeros(model_path: Any) -> None:

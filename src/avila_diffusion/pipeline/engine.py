@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future
+from collections.abc import Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ..checkpoint.load import Model
 from ..device import Policy
-from ..errors import RequestError, Unsupported
+from ..errors import AvilaError, RequestError, Unsupported
+from ..hashes import FileHash, hash_in_background
 from ..images import Image, check_model_size
-from ..infotext import write_infotext
+from ..infotext import write
 from ..request import GenerateRequest
 from ..result import GenerateResult, Progress
 from ..sampling.denoiser import Cond, Denoiser
@@ -32,14 +33,10 @@ from .latents import decode, preview, to_pixels
 
 @dataclass(frozen=True, eq=False)
 class ModelEngine:
-    """Runs requests on one loaded model.
-
-    file_hash: starts hashing the checkpoint in the background; None where there is no single file.
-    """
+    """Runs requests on one loaded model."""
 
     model: Model
     policy: Policy
-    file_hash: Callable[[], Future[str]] | None = None
 
     @property
     def size(self) -> int:
@@ -70,7 +67,7 @@ class ModelEngine:
     def _run(self, request: GenerateRequest, cancel: threading.Event | None) -> Iterator[Progress | GenerateResult]:
         began = time.perf_counter()
         images = len(request.seeds)
-        hashing = self.file_hash() if self.file_hash else None
+        hashes = self._start_hashing()
         yield Progress(stage="text", image=0, images=images, step=0, of=0)
         denoise = self._conditioned(request)
         check(cancel)
@@ -82,9 +79,8 @@ class ModelEngine:
             picture = decode(self.model.vae, latent, self.model.spec.latent, self.policy.vae)
             made.append(Image(to_pixels(picture), seed=seed))
         check(cancel)
-        digest = hashing.result() if hashing else None
         yield GenerateResult(
-            tuple(replace(image, infotext=self._infotext(request, image.seed, digest)) for image in made),
+            tuple(replace(image, infotext=self._infotext(request, image.seed, hashes)) for image in made),
             request,
             seconds=time.perf_counter() - began,
             report=self.model.report,
@@ -131,7 +127,8 @@ class ModelEngine:
         sigmas = sampler_sigmas(sampler, resolve_schedule(request.schedule), request.steps, self.table)
         source = noise_source(request.rng, seed)
         shape = (spec.vae.latent_channels, request.height // spec.vae.scale, request.width // spec.vae.scale)
-        x = start(sampler, initial_noise(source, shape).to(self.policy.device), sigmas)
+        noise = initial_noise(source, shape).to(self.policy.device, self.policy.latent)
+        x = start(sampler, noise, sigmas)
         run = sample(sampler, x, sigmas, step_noise(source, x), eta=request.eta)
         of, images = calls(sampler, sigmas), len(request.seeds)
         yield Progress(stage="sample", image=index, images=images, step=0, of=of)
@@ -152,9 +149,22 @@ class ModelEngine:
     def _preview(self, x0: Tensor) -> Image:
         return Image(preview(x0, self.model.spec.latent))
 
-    def _infotext(self, request: GenerateRequest, seed: int | None, digest: str | None) -> str:
-        name = self.model.path.stem if self.model.path.is_file() else self.model.path.name
-        vae = self.model.vae_path
-        return write_infotext(
-            request, seed=seed, model=name, model_hash=digest[:10] if digest else None, vae=vae.name if vae else None
+    def _start_hashing(self) -> dict[str, FileHash]:
+        """Begin the hashes that the metadata wants; they are made while the sampler works."""
+        files = {"model": self.model.path, "vae": self.model.vae_path}
+        return {key: hash_in_background(path) for key, path in files.items() if path is not None and path.is_file()}
+
+    def _infotext(self, request: GenerateRequest, seed: int | None, hashes: dict[str, FileHash]) -> str:
+        short: dict[str, str] = {}
+        for key, found in hashes.items():
+            with suppress(AvilaError):  # a picture is worth more than the hash of a file that went away meanwhile
+                short[key] = found.short()
+        path, vae = self.model.path, self.model.vae_path
+        return write(
+            request,
+            request.seeds[0] if seed is None else seed,
+            model=path.stem if path.is_file() else path.name,
+            model_hash=short.get("model"),
+            vae=vae.name if vae is not None else None,
+            vae_hash=short.get("vae"),
         )

@@ -49,13 +49,13 @@ def from_vae(z: Tensor, latent: LatentConfig) -> Tensor:
 
 @torch.no_grad()
 def decode(vae: VAE, x: Tensor, latent: LatentConfig, dtype: torch.dtype) -> Tensor:
-    """The picture of a latent x (1, channels, h, w): (1, 3, height, width) in -1 to 1 and a little beyond, float32.
+    """The picture of a latent x (1, channels, h, w): (1, 3, height, width) in -1 to 1 and a little beyond.
 
     SDXL's VAE overflows in float16: where the result is not finite in half precision it is made again in float32.
     Raises NotFinite where float32 does not help either.
     """
     z = to_vae(x, latent)
-    picture = vae.decode(z.to(dtype)).float()
+    picture = vae.decode(z.to(dtype))
     if dtype.itemsize < 4 and not bool(picture.isfinite().all()):
         picture = vae.decode(z.float())
     if not bool(picture.isfinite().all()):

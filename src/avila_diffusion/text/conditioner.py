@@ -67,11 +67,12 @@ class Conditioner:
     ) -> TextFeatures:
         """Each chunk alone, joined along the tokens; the pooled vector is the first chunk's."""
         skip = max(clip_skip, spec.skip) if spec.clip_skip else spec.skip
-        length, pad = spec.config.context_length, spec.pad
-        tokens = torch.tensor([clip_tokenizer().pad_chunk(chunk, length, pad) for chunk in chunks], device=self.device)
-        features = tower(tokens, dtype=self.dtype, skip=skip, final_norm=spec.final_norm, pooled=spec.pooled)
-        pooled = None if features.pooled is None else features.pooled[:1]
-        return TextFeatures(features.hidden.flatten(0, 1)[None], pooled)  # (1, chunks * 77, width)
+        length, features = spec.config.context_length, []
+        for number, chunk in enumerate(chunks):  # one at a time: a chunk's features never depend on its neighbours
+            tokens = torch.tensor([clip_tokenizer().pad_chunk(chunk, length, spec.pad)], device=self.device)
+            pooled = spec.pooled and number == 0
+            features.append(tower(tokens, dtype=self.dtype, skip=skip, final_norm=spec.final_norm, pooled=pooled))
+        return TextFeatures(torch.cat([feature.hidden for feature in features], dim=1), features[0].pooled)
 
     def _embed_sizes(self, width: int, height: int, negative: bool) -> Tensor:
         """Original size, crop, and target size or aesthetic score, each number embedded: (1, numbers · channels)."""
