@@ -198,6 +198,8 @@ def _container(make: Callable[[Any], Any]) -> Builder:
         if not arguments:
             return make(())
         (content,) = arguments
+        if isinstance(content, Stub):
+            return Stub("a container of what was not built")
         if type(content) not in (list, tuple, set, frozenset, dict):
             raise TypeError(f"a container made of a {type(content).__name__}")
         machine.spend(len(content))
