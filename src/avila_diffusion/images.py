@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import secrets
 import struct
 from dataclasses import dataclass, field
@@ -16,18 +17,19 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import PIL.Image
 import PIL.ImageOps
-import PIL.PngImagePlugin
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from .errors import FileProblem, OutputProblem, RequestError
 
 if TYPE_CHECKING:
-    import os
-
     from numpy.typing import NDArray
 
-READ_FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_READ_PIXELS = 4096 * 4096
 """Larger pictures are not decoded: 20 kB of PNG can hold gigabytes of pixels."""
+
+_MAX_READ_BYTES = 256 << 20
+"""More than the largest picture in the least compressed form."""
 
 MULTIPLE = 8
 SMALLEST = 64
@@ -134,7 +136,7 @@ class Image:
                     f"the metadata of {len(text):,} characters does not fit a JPEG; save it as PNG or WebP"
                 )
         elif text:
-            options["pnginfo"] = PIL.PngImagePlugin.PngInfo()
+            options["pnginfo"] = PngInfo()
             options["pnginfo"].add_text(_KEY, text)
         buffer = io.BytesIO()
         PIL.Image.fromarray(self.pixels).save(buffer, format_name, **options)
@@ -144,23 +146,17 @@ class Image:
 def read_image(source: str | os.PathLike[str] | bytes) -> Image:
     """A PNG, JPEG or WebP file, or the bytes of one, with the infotext it carries.
 
-    Turned upright as its Exif says; transparency is laid on white; of an animation the first picture. Raises FileProblem
-    for anything else, for damaged files and for more than `MAX_READ_PIXELS`, which are refused before they are decoded.
+    Turned upright as its Exif says; transparency is laid on white; of an animation the first picture. Raises
+    FileProblem for anything else, for damaged files and for more than `MAX_READ_PIXELS`, refused before decoding.
     """
     if isinstance(source, bytes):
         name, data = "the picture", source
     else:
-        name = str(source)
-        try:
-            data = Path(source).read_bytes()
-        except (OSError, ValueError) as error:
-            said = getattr(error, "strerror", None) or error
-            raise FileProblem(f"{name} cannot be read ({said}); give a PNG, JPEG or WebP file") from None
+        name, data = str(source), _file_content(Path(source))
     try:
         picture = _opened(data, name)
-        infotext = _infotext(picture)
         pixels = numpy.asarray(_as_rgb(PIL.ImageOps.exif_transpose(picture)))
-        infotext = infotext or _infotext(picture)  # a PNG may carry its text behind the pixels
+        infotext = _infotext(picture)  # now, because a PNG may carry it behind the pixels
     except FileProblem:
         raise
     except Exception as error:  # a decoder meeting damaged bytes may raise nearly anything
@@ -191,10 +187,8 @@ def next_free_path(folder: str | os.PathLike[str], stem: str, suffix: str = ".pn
             target.open("xb").close()
             return target
         except FileExistsError:
-            if not target.exists() and not target.is_symlink():
-                raise OutputProblem(
-                    f"{target} cannot be written: its folder is a file; choose another folder"
-                ) from None
+            if not target.parent.is_dir():
+                raise OutputProblem(f"{target.parent} is a file, not a folder; choose another folder") from None
             number += 1
         except (OSError, ValueError) as error:
             raise _not_written(target, error) from None
@@ -210,6 +204,8 @@ def _write(target: Path, data: bytes) -> Path:
         try:
             with partial.open("xb") as stream:
                 stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())  # else a power cut may leave the new name with nothing in it
             partial.replace(target)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -240,6 +236,18 @@ def _exif(text: str) -> bytes:
     return header + directory + struct.pack(">HHHIII", 1, _USER_COMMENT, 7, len(comment), 44, 0) + comment
 
 
+def _file_content(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(_MAX_READ_BYTES + 1)
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise FileProblem(f"{path} cannot be read ({said}); give a PNG, JPEG or WebP file") from None
+    if len(data) > _MAX_READ_BYTES:
+        raise FileProblem(f"{path} has more than {_MAX_READ_BYTES >> 20} MiB; give a PNG, JPEG or WebP file")
+    return data
+
+
 def _opened(data: bytes, name: str) -> PIL.Image.Image:
     """The picture, its pixels not decoded yet and not more than may be."""
     size = _webp_canvas(data)  # Pillow reserves room for the whole canvas of a WebP when it opens one
@@ -247,7 +255,7 @@ def _opened(data: bytes, name: str) -> PIL.Image.Image:
     if size is None:
         try:
             # The classes themselves, not PIL.Image.open: that warns about sizes by its own, larger measure.
-            kind = PIL.PngImagePlugin.PngImageFile if data[:1] == b"\x89" else PIL.JpegImagePlugin.JpegImageFile
+            kind = PngImageFile if data[:1] == b"\x89" else JpegImageFile
             picture = kind(io.BytesIO(data))
         except SyntaxError:
             raise FileProblem(f"{name} is not a PNG, JPEG or WebP picture; give one of these") from None
