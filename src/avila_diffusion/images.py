@@ -1,0 +1,307 @@
+"""Pictures in and out: the `Image` of a result, PNG, JPEG and WebP with their metadata, and the sizes models can make.
+
+numpy and Pillow, no torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import secrets
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import PIL.Image
+import PIL.ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile, PngInfo
+
+from .errors import FileProblem, OutputProblem, RequestError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MAX_READ_PIXELS = 4096 * 4096
+"""Larger pictures are not decoded: 20 kB of PNG can hold gigabytes of pixels."""
+
+_MAX_READ_BYTES = 256 << 20
+"""More than the largest picture in the least compressed form."""
+
+MULTIPLE = 8
+SMALLEST = 64
+
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_KEY = "parameters"
+"""Name of the PNG text chunk that AUTOMATIC1111 writes its infotext to."""
+_EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
+_UTF16, _ASCII = b"UNICODE\0", b"ASCII\0\0\0"
+_MAX_JPEG_EXIF = 65533
+"""Bytes in one JPEG segment."""
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """A finished picture.
+
+    pixels: (height, width, 3), uint8, sRGB, read-only. infotext: how it was made, in AUTOMATIC1111's grammar, None for
+    a picture without. seed: of its noise, None where it has none.
+    """
+
+    pixels: NDArray[numpy.uint8] = field(repr=False)
+    infotext: str | None = field(default=None, repr=False)
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        pixels: Any = self.pixels
+        if not isinstance(pixels, numpy.ndarray) or pixels.dtype != numpy.uint8:
+            raise RequestError(f"pixels must be a numpy array of uint8, not {getattr(pixels, 'dtype', type(pixels))}")
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+            raise RequestError(f"pixels must have the shape (height, width, 3), not {pixels.shape}")
+        if pixels.flags.writeable or not pixels.flags.c_contiguous:
+            pixels = numpy.array(pixels, order="C")
+            pixels.flags.writeable = False
+            object.__setattr__(self, "pixels", pixels)
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+        return int(self.pixels.shape[1])
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+        return int(self.pixels.shape[0])
+
+    def to_numpy(self) -> NDArray[numpy.uint8]:
+        """The pixels, (height, width, 3), 0 to 255; a copy that may be changed."""
+        return self.pixels.copy()
+
+    def to_pil(self) -> PIL.Image.Image:
+        """As a Pillow image of mode RGB; the infotext is in its `info`, where Pillow keeps that of a PNG."""
+        picture = PIL.Image.fromarray(self.pixels)
+        if self.infotext is not None:
+            picture.info[_KEY] = self.infotext
+        return picture
+
+    def save_png(self, path: str | os.PathLike[str]) -> Path:
+        """Write a PNG with the infotext in its text chunk `parameters`; returns its path.
+
+        ".png" is added where it is missing, folders are made. What was there before stays whole until the new file is.
+        Raises OutputProblem where it cannot be written.
+        """
+        target = Path(path)
+        suffix = target.suffix.lower()
+        if suffix != ".png":
+            if suffix in _FORMATS:
+                raise OutputProblem(
+                    f"{target} is named as a {_FORMATS[suffix]}; use save() or a name that ends in .png"
+                )
+            target = target.with_name(f"{target.name}.png") if target.name else target
+        return _write(target, self._encoded("PNG", 0))
+
+    def save(self, path: str | os.PathLike[str], *, quality: int = 90, overwrite: bool = True) -> Path:
+        """Write PNG, JPEG or WebP, as the suffix says; PNG without one. Returns the path.
+
+        quality: 1 to 100, of JPEG and WebP. overwrite False: the next free name of `name.png`, `name-1.png` … is
+        taken. The infotext is in the Exif user comment of JPEG and WebP. Raises OutputProblem as `save_png`.
+        """
+        target = Path(path)
+        if not target.suffix and target.name:
+            target = target.with_name(f"{target.name}.png")
+        suffix = target.suffix.lower()
+        if suffix not in _FORMATS:
+            raise OutputProblem(f"{target} ends in {suffix!r}; a picture can be .png, .jpg, .jpeg or .webp")
+        encoded = self._encoded(_FORMATS[suffix], quality)
+        if overwrite:
+            return _write(target, encoded)
+        target = next_free_path(target.parent, target.stem, target.suffix)
+        try:
+            return _write(target, encoded)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+
+    def _encoded(self, format_name: str, quality: int) -> bytes:
+        # Lone surrogates cannot be written to any file.
+        text = (self.infotext or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        options: dict[str, Any] = {}
+        if format_name != "PNG":
+            options = {"quality": quality, "exif": _exif(text) if text else b""}
+            if format_name == "JPEG" and len(options["exif"]) > _MAX_JPEG_EXIF:
+                raise OutputProblem(
+                    f"the metadata of {len(text):,} characters does not fit a JPEG; save it as PNG or WebP"
+                )
+        elif text:
+            options["pnginfo"] = PngInfo()
+            options["pnginfo"].add_text(_KEY, text)
+        buffer = io.BytesIO()
+        PIL.Image.fromarray(self.pixels).save(buffer, format_name, **options)
+        return buffer.getvalue()
+
+
+def read_image(source: str | os.PathLike[str] | bytes) -> Image:
+    """A PNG, JPEG or WebP file, or the bytes of one, with the infotext it carries.
+
+    Turned upright as its Exif says; transparency is laid on white; of an animation the first picture. Raises
+    FileProblem for anything else, for damaged files and for more than `MAX_READ_PIXELS`, refused before decoding.
+    """
+    if isinstance(source, bytes):
+        name, data = "the picture", source
+    else:
+        name, data = str(source), _file_content(Path(source))
+    try:
+        picture = _opened(data, name)
+        pixels = numpy.asarray(_as_rgb(PIL.ImageOps.exif_transpose(picture)))
+        infotext = _infotext(picture)  # now, because a PNG may carry it behind the pixels
+    except FileProblem:
+        raise
+    except Exception as error:  # a decoder meeting damaged bytes may raise nearly anything
+        raise FileProblem(f"{name} is damaged and cannot be decoded ({error}); give another picture") from error
+    return Image(pixels, infotext)
+
+
+def check_model_size(width: int, height: int) -> None:
+    """Raises RequestError unless both are sizes that models can make: multiples of 8, at least 64 pixels."""
+    for name, size in (("width", width), ("height", height)):
+        if size < SMALLEST:
+            raise RequestError(f"{name} {size} is too small; the smallest is {SMALLEST}")
+        if rest := size % MULTIPLE:
+            below = size - rest
+            raise RequestError(f"{name} {size} is not a multiple of {MULTIPLE}; {below} or {below + MULTIPLE} would do")
+
+
+def next_free_path(folder: str | os.PathLike[str], stem: str, suffix: str = ".png") -> Path:
+    """The first of `stem.png`, `stem-1.png`, `stem-2.png` … that does not exist, made as an empty file.
+
+    Making it takes the name: no other thread or process is given the same. Raises OutputProblem.
+    """
+    number = 0
+    while True:
+        target = Path(folder) / (f"{stem}-{number}{suffix}" if number else f"{stem}{suffix}")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.open("xb").close()
+            return target
+        except FileExistsError:
+            if not target.parent.is_dir():
+                raise OutputProblem(f"{target.parent} is a file, not a folder; choose another folder") from None
+            number += 1
+        except (OSError, ValueError) as error:
+            raise _not_written(target, error) from None
+
+
+def _write(target: Path, data: bytes) -> Path:
+    """All or nothing: a file of another name in the same folder takes the place of `target` when it is complete."""
+    if target.is_dir() or not target.name:
+        raise OutputProblem(f"{target} is a folder; give a file name such as {target / 'picture.png'}")
+    partial = target.with_name(f".avila-{secrets.token_hex(8)}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("xb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())  # else a power cut may leave the new name with nothing in it
+            partial.replace(target)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    except (OSError, ValueError) as error:
+        raise _not_written(target, error) from None
+    return target
+
+
+def _not_written(target: Path, error: OSError | ValueError) -> OutputProblem:
+    number = error.errno if isinstance(error, OSError) else None
+    said = getattr(error, "strerror", None) or error
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return OutputProblem(f"{target} was not written: the disk is full ({said}); free some space")
+    if number in (errno.EEXIST, errno.ENOTDIR):
+        return OutputProblem(f"{target} was not written: part of its folder is a file ({said}); choose another folder")
+    return OutputProblem(f"{target} was not written ({said}); choose another folder or name")
+
+
+def _exif(text: str) -> bytes:
+    """An Exif block that holds nothing but the user comment, in UTF-16.
+
+    By hand because Pillow gives the comment the type BYTE, which piexif, and so AUTOMATIC1111, cannot read.
+    """
+    comment = _UTF16 + text.encode("utf-16-be")
+    header = b"Exif\0\0MM\0*" + struct.pack(">I", 8)
+    directory = struct.pack(">HHHIII", 1, _EXIF_IFD, 4, 1, 26, 0)
+    return header + directory + struct.pack(">HHHIII", 1, _USER_COMMENT, 7, len(comment), 44, 0) + comment
+
+
+def _file_content(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(_MAX_READ_BYTES + 1)
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise FileProblem(f"{path} cannot be read ({said}); give a PNG, JPEG or WebP file") from None
+    if len(data) > _MAX_READ_BYTES:
+        raise FileProblem(f"{path} has more than {_MAX_READ_BYTES >> 20} MiB; give a PNG, JPEG or WebP file")
+    return data
+
+
+def _opened(data: bytes, name: str) -> PIL.Image.Image:
+    """The picture, its pixels not decoded yet and not more than may be."""
+    size = _webp_canvas(data)  # Pillow reserves room for the whole canvas of a WebP when it opens one
+    picture = None
+    if size is None:
+        try:
+            # The classes themselves, not PIL.Image.open: that warns about sizes by its own, larger measure.
+            kind = PngImageFile if data[:1] == b"\x89" else JpegImageFile
+            picture = kind(io.BytesIO(data))
+        except SyntaxError:
+            raise FileProblem(f"{name} is not a PNG, JPEG or WebP picture; give one of these") from None
+        size = picture.size
+    if size[0] * size[1] > MAX_READ_PIXELS:
+        most = f"{MAX_READ_PIXELS / 1e6:.1f} million pixels"
+        raise FileProblem(f"{name} is {size[0]}x{size[1]}; pictures of up to {most} are read")
+    return picture or PIL.Image.open(io.BytesIO(data), formats=("WEBP",))
+
+
+def _webp_canvas(data: bytes) -> tuple[int, int] | None:
+    """Width and height from the head of a WebP (RFC 9649), None for other files."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
+        return None
+    if data[12:16] == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    width, height = struct.unpack("<HH", data[26:30])
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _as_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
+    if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+        grey = numpy.asarray(picture).astype(numpy.int64) >> 8
+        return PIL.Image.fromarray(grey.clip(0, 255).astype(numpy.uint8)).convert("RGB")
+    if picture.has_transparency_data:
+        white = PIL.Image.new("RGBA", picture.size, "white")
+        return PIL.Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _infotext(picture: PIL.Image.Image) -> str | None:
+    if isinstance(text := picture.info.get(_KEY), str):
+        return text
+    comment = picture.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
+    if isinstance(comment, str):
+        return comment or None
+    if not isinstance(comment, bytes):
+        return None
+    head, body = comment[:8], comment[8:]
+    if head == _UTF16:
+        # The standard leaves the byte order open. In text with any Latin in it the zeros tell.
+        little = body[1::2].count(0) > body[0::2].count(0)
+        text = body.decode("utf-16-le" if little else "utf-16-be", "replace")
+    else:
+        text = (body if head in (_ASCII, b"\0" * 8) else comment).decode("utf-8", "replace")
+    return text.strip("\0") or None
