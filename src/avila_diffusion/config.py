@@ -28,7 +28,7 @@ class TransformerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class UNetBlockConfig:
-    """One entry of `input_blocks` or `output_blocks`, or the middle: a residual block, perhaps attention, perhaps a resize.
+    """One entry of `input_blocks` or `output_blocks`, or the middle: a residual block, perhaps attention and a resize.
 
     A pure downsampling entry has `residual=False`. For output blocks `in_channels` counts the skip connection too.
     """
@@ -142,7 +142,7 @@ class NoiseConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentConfig:
-    """How VAE latents z become the UNet's: x = (z - mean) / std * scale, mean and std per channel where a file has them."""
+    """How VAE latents z become the UNet's: x = (z - mean) / std * scale; mean and std per channel where a file has any."""
 
     scale: float = 0.18215
     mean: tuple[float, ...] | None = None

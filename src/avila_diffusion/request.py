@@ -57,8 +57,9 @@ class GenerateRequest:
             if not isinstance(getattr(self, name), str):
                 raise RequestError(f"{name} must be text, not {type(getattr(self, name)).__name__}")
         for name in ("prompt", "negative_prompt"):
-            if len(getattr(self, name)) > MAX_PROMPT:
-                raise RequestError(f"{name} has {len(getattr(self, name)):,} characters; at most {MAX_PROMPT:,} are read")
+            length = len(getattr(self, name))
+            if length > MAX_PROMPT:
+                raise RequestError(f"{name} has {length:,} characters; at most {MAX_PROMPT:,} are read")
         for name in ("width", "height"):
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name), 1, MAX_SIDE)

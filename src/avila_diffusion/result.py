@@ -38,7 +38,7 @@ class Progress:
 class GenerateResult(Sequence[Image]):
     """The pictures of a run, in order of their seeds. With one picture it can be used like that picture itself.
 
-    request: as it was run, nothing left open. seconds: wall time. report: the model's load report, None without a model.
+    request: as it was run, nothing left open. seconds: wall time. report: the model's load report, None without one.
     """
 
     images: tuple[Image, ...]
