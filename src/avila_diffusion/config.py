@@ -142,7 +142,7 @@ class NoiseConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentConfig:
-    """How VAE latents z become the UNet's: x = (z - mean) / std * scale; mean and std per channel where a file has any."""
+    """How VAE latents z become the UNet's: x = (z - mean) / std * scale, mean and std per channel where given."""
 
     scale: float = 0.18215
     mean: tuple[float, ...] | None = None
