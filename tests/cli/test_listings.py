@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from avila_diffusion.sampling.names import SAMPLERS, SCHEDULES
 
 from avila_diffusion.cli import main
+from avila_diffusion.sampling.names import SAMPLERS, SCHEDULES
 
 
 @pytest.mark.parametrize(("command", "table"), [("samplers", SAMPLERS), ("schedules", SCHEDULES)])
