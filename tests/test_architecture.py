@@ -81,6 +81,7 @@ ROOMS = {
         ("request", "images", "infotext", "sampling.names", "checkpoint.detect", "procedural", "errors", "server.*"),
         but=("server.worker",),
     ),
+    "hashes": Room(("hashes",), ("errors",)),
     "machine": Room(("machine",)),
     "diagnose": Room(("diagnose",), ("errors", "version", "machine"), inside=("checkpoint.folders", "device")),
     "cli": Room(("cli", "cli.*", "__main__"), ("errors", "version", "cli", "cli.*"), inside=("*",)),

@@ -91,9 +91,14 @@ def write(
         **(extra or {}),
         "Version": VERSION,
     }
+    return write_fields(request.prompt, request.negative_prompt, values)
+
+
+def write_fields(prompt: str, negative_prompt: str, values: Mapping[str, object]) -> str:
+    """An infotext of any fields, in their order; those that are None are left out."""
     fields = ", ".join(_pair(name, value) for name, value in values.items() if value is not None)
-    negative = f"\n{NEGATIVE} {request.negative_prompt}" if request.negative_prompt else ""
-    return f"{request.prompt}{negative}\n{fields}".strip()
+    negative = f"\n{NEGATIVE} {negative_prompt}" if negative_prompt else ""
+    return f"{prompt}{negative}\n{fields}".strip()
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def test_cores_are_counted() -> None:
     block = "processor\t: {}\nphysical id\t: 0\ncore id\t\t: {}\n\n"
     assert machine.count_cpuinfo_cores("".join(block.format(n, n % 2) for n in range(4))) == 2
     assert machine.count_cpuinfo_cores("processor : 0\nBogoMIPS : 50\n") is None
-    core, cache = struct.pack("<II40x", 0, 48), struct.pack("<II24x", 2, 32)
+    core, cache = struct.pack("<II40x", 0, 48), struct.pack("<II48x", 2, 56)
     assert machine.count_core_records(core + cache + core + core) == 3
     assert machine.count_core_records(b"") == 0
 

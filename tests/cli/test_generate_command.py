@@ -40,6 +40,17 @@ def test_numbers_go_on_and_nothing_is_replaced(engine: FlatEngine, tmp_path: Pat
     assert (tmp_path / "outputs" / "00041-7.png").read_text(encoding="utf-8") == "mine"
 
 
+def test_a_number_that_another_run_has_just_taken_is_left_alone(
+    engine: FlatEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "00001-7.png").write_text("theirs", encoding="utf-8")
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter(()))  # the listing was made before theirs was written
+    assert main(["generate", "a cat", "-s", "7"]) == 0
+    assert (tmp_path / "outputs" / "00001-7.png").read_text(encoding="utf-8") == "theirs"
+    assert (tmp_path / "outputs" / "00002-7.png").read_text(encoding="utf-8") == "a cat 7"
+
+
 def test_every_option_reaches_the_request(engine: FlatEngine) -> None:
     line = "generate -p cat -n dog -W 64 -H 128 --steps 3 --sampler euler --schedule karras --cfg 4.5 -s -1"
     line += " -b 2 --count 1 --clip-skip 2 --rng cpu --eta 0.5 -o out/ -q"

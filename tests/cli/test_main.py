@@ -94,17 +94,18 @@ def test_a_narrow_console_shows_an_escape(engine: FlatEngine, monkeypatch: pytes
     assert b"\\u2192" in err.getvalue()
 
 
-def test_a_reader_that_leaves_is_no_error() -> None:
-    env = dict(os.environ, PYTHONPATH=str(SOURCE))
-    command = [sys.executable, "-m", "avila_diffusion", "generate", "--help"]
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["generate", "--help"], ["samplers"]], ids=["help", "samplers"])
+def test_a_reader_that_leaves_is_no_error(arguments: list[str], unbuffered: str) -> None:
+    env = dict(os.environ, PYTHONPATH=str(SOURCE), PYTHONUNBUFFERED=unbuffered)
+    command = [sys.executable, "-m", "avila_diffusion", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()
     said = process.stderr.read()
     process.stderr.close()
-    assert process.wait() == 0
-    assert said == b""
+    assert (said, process.wait()) == (b"", 0)
 
 
 def test_no_stdout_at_all(engine: FlatEngine, monkeypatch: pytest.MonkeyPatch) -> None:

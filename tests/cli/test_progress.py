@@ -57,6 +57,17 @@ def test_elsewhere_it_is_a_line_now_and_then(
     assert "avila: sampling: picture 1 of 2, step 3 of 4" in capsys.readouterr().err.splitlines()
 
 
+def test_pictures_of_a_later_run_are_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    display = ProgressDisplay(2, quiet=False)
+    for run in range(2):
+        for step in range(1, 5):
+            display.show(event("sample", step), first=run)
+    display.close()
+    assert "8/8" in terminal.getvalue()
+
+
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     play(ProgressDisplay(2, quiet=True))
     assert capsys.readouterr().err == ""

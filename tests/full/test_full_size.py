@@ -38,9 +38,7 @@ class _Seeded(dict[str, torch.Tensor]):
             return torch.arange(shape[-1]).reshape(shape)
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "little")
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-        if "embedding" in name and len(shape) == 2:
-            noise *= 0.02
-        elif name.endswith("bias"):
+        if ("embedding" in name and len(shape) == 2) or name.endswith("bias"):
             noise *= 0.02
         elif len(shape) < 2:
             noise = 1 + 0.05 * noise

@@ -15,7 +15,7 @@ from avila_diffusion.pipeline import engine as engine_module
 from avila_diffusion.pipeline.engine import ModelEngine
 from avila_diffusion.pipeline.latents import decode
 from avila_diffusion.request import GenerateRequest
-from avila_diffusion.sampling import denoiser, samplers
+from avila_diffusion.sampling import denoiser
 from avila_diffusion.sampling.names import resolve_sampler, resolve_schedule
 from avila_diffusion.sampling.noise import initial_noise, noise_source
 from avila_diffusion.sampling.schedules import sampler_sigmas

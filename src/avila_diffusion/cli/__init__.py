@@ -17,17 +17,11 @@ __all__ = ["main"]
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line (default: this process's) and return its exit code."""
-    from .parser import build_parser, one_line
+    from .parser import one_line
 
     _survive_narrow_consoles()
     try:
-        options = build_parser().parse_args(sys.argv[1:] if argv is None else argv)
-        code = int(options.run(options))
-        if sys.stdout is not None:  # as it is under pythonw on Windows
-            sys.stdout.flush()
-        return code
-    except SystemExit as exit:  # argparse, after --help and --version
-        return exit.code if isinstance(exit.code, int) else 0
+        return _run(sys.argv[1:] if argv is None else argv)
     except BrokenPipeError:
         _drop_stdout()
         return 0
@@ -46,6 +40,19 @@ def main(argv: list[str] | None = None) -> int:
         if _is_out_of_memory(error):
             return _fail("not enough memory; ask for a smaller picture, a smaller batch or --dtype bfloat16", 1)
         return _bug(error)
+
+
+def _run(argv: list[str]) -> int:
+    from .parser import build_parser
+
+    try:
+        options = build_parser().parse_args(argv)
+        code = int(options.run(options))
+    except SystemExit as answered:  # argparse, after --help and --version
+        code = answered.code if isinstance(answered.code, int) else 0
+    if sys.stdout is not None:  # as it is under pythonw on Windows
+        sys.stdout.flush()  # here, where a reader that has gone can still be handled
+    return code
 
 
 def _fail(message: str, code: int) -> int:

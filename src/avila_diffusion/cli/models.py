@@ -66,7 +66,7 @@ def run_models(options: argparse.Namespace) -> int:
 
 def run_inspect(options: argparse.Namespace) -> int:
     """`avila inspect`."""
-    from ..checkpoint.detect import inspect
+    from ..checkpoint.inspection import inspect
 
     _print(inspect(options.file), as_json=options.json)
     return 0

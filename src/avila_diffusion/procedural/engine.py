@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from ..errors import Cancelled
 from ..images import Image
-from ..infotext import write_fields
+from ..infotext import VERSION, write_fields
 from ..request import GenerateRequest
 from ..result import GenerateResult, Progress
 from .render import draw
@@ -36,7 +36,7 @@ class ProceduralEngine:
             if cancel is not None and cancel.is_set():
                 raise Cancelled("cancelled; nothing was written")
             pixels = draw(request.prompt, request.negative_prompt, width, height, seed)
-            fields = {"Seed": seed, "Size": f"{width}x{height}", "Model": NAME}
+            fields = {"Seed": seed, "Size": f"{width}x{height}", "Model": NAME, "Version": VERSION}
             made.append(
                 Image(pixels, infotext=write_fields(request.prompt, request.negative_prompt, fields), seed=seed)
             )

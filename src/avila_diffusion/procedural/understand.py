@@ -195,8 +195,7 @@ def read(prompt: str) -> Reading:
 
 
 _PORTUGUESE_PLACES = frozenset(
-    "lago rio mar deserto campo bosque inverno outono verao prado ceu oceano canion vale pico fundo entardecer amanhecer "
-    "anoitecer litoral espaco universo por nascer monte poente nevoeiro".split()
+    ["lago", "rio", "mar", "deserto", "campo", "bosque", "inverno", "outono", "verao", "prado", "ceu", "oceano", "canion", "vale", "pico", "fundo", "entardecer", "amanhecer", "anoitecer", "litoral", "espaco", "universo", "por", "nascer", "monte", "poente", "nevoeiro"]
 )
 
 

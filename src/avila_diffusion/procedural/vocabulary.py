@@ -145,14 +145,7 @@ COLOURS_PORTUGUESE: Words = {
 NEGATIONS = ("no", "without", "sem", "nenhum", "nenhuma")
 
 IGNORED = frozenset(
-    """a an and the of in on at over under with by to from for behind above below near between into through as is are very
-    one some view scene image picture de da do das dos e o os as um uma uns umas em no na nos nas sobre sob com por para entre
-    atras acima abaixo perto ao aos vista cena imagem break it its beautiful stunning gorgeous amazing epic majestic dramatic
-    best quality masterpiece highly detailed detail ultra high resolution res hd uhd hdr 4k 8k 16k sharp focus intricate award
-    winning professional trending artstation wallpaper cinematic lighting vivid vibrant colorful colourful perfect nice lovely
-    serene peaceful calm quiet style art artwork lindo linda belo bela bonito bonita maravilhoso maravilhosa incrivel dramatico
-    dramatica qualidade alta alto obra prima melhor detalhado detalhada detalhe majestoso majestosa colorido colorida vivido
-    estilo arte sereno serena tranquilo tranquila calmo calma cinematografico cinematografica resolucao""".split()
+    ["a", "an", "and", "the", "of", "in", "on", "at", "over", "under", "with", "by", "to", "from", "for", "behind", "above", "below", "near", "between", "into", "through", "as", "is", "are", "very", "one", "some", "view", "scene", "image", "picture", "de", "da", "do", "das", "dos", "e", "o", "os", "as", "um", "uma", "uns", "umas", "em", "no", "na", "nos", "nas", "sobre", "sob", "com", "por", "para", "entre", "atras", "acima", "abaixo", "perto", "ao", "aos", "vista", "cena", "imagem", "break", "it", "its", "beautiful", "stunning", "gorgeous", "amazing", "epic", "majestic", "dramatic", "best", "quality", "masterpiece", "highly", "detailed", "detail", "ultra", "high", "resolution", "res", "hd", "uhd", "hdr", "4k", "8k", "16k", "sharp", "focus", "intricate", "award", "winning", "professional", "trending", "artstation", "wallpaper", "cinematic", "lighting", "vivid", "vibrant", "colorful", "colourful", "perfect", "nice", "lovely", "serene", "peaceful", "calm", "quiet", "style", "art", "artwork", "lindo", "linda", "belo", "bela", "bonito", "bonita", "maravilhoso", "maravilhosa", "incrivel", "dramatico", "dramatica", "qualidade", "alta", "alto", "obra", "prima", "melhor", "detalhado", "detalhada", "detalhe", "majestoso", "majestosa", "colorido", "colorida", "vivido", "estilo", "arte", "sereno", "serena", "tranquilo", "tranquila", "calmo", "calma", "cinematografico", "cinematografica", "resolucao"]
 )
 """Words that join others or only praise; neither used nor reported as unknown."""
 
