@@ -60,7 +60,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     rooms: dict[str, dict[str, Any]] = {
         "folders": {"list_models": list_models},
-        "detect": {"inspect": inspect},
+        "inspection": {"inspect": inspect},
         "convert": {"convert": convert},
     }
     for room, members in rooms.items():

@@ -82,7 +82,10 @@ def _reference(name: str) -> UNet2DConditionModel:
 
 def _inputs(config: Any, batch: int = 2, side: int = 8) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(5)
-    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
     inputs: dict[str, Any] = {
         "x": draw(batch, config.in_channels, side, side),
         "t": torch.tensor([981.0, 17.25][:batch], dtype=torch.float64),
@@ -243,5 +246,5 @@ def test_derived_weights_follow_their_sources(fill: Any, assign: Any) -> None:
     assert torch.equal(_run(network, inputs), before), "nor does making them at every call"
     keep_derived(network, True)
     with torch.no_grad():
-        network.out[2].bias.add_(1.0)  # type: ignore[union-attr]
+        network.get_parameter("out.2.bias").add_(1.0)
     assert torch.allclose(_run(network, inputs), before + 1.0), "a source that was written to is derived again"

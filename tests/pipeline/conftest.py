@@ -109,7 +109,7 @@ class Reference:
         extra = {}
         if pooled is not None:
             extra["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": torch.tensor([ids])}
-        return self.unet(x, torch.tensor([t], dtype=torch.float64), context, **extra).sample  # type: ignore[no-any-return]
+        return self.unet(x, torch.tensor([t], dtype=torch.float64), context, **extra).sample
 
 
 @pytest.fixture

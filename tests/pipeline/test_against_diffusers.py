@@ -68,8 +68,9 @@ def _reference_latent(reference: Any, engine: ModelEngine, request: GenerateRequ
     sigmas = sampler_sigmas(info, resolve_schedule(request.schedule), request.steps, engine.table)
     x = initial_noise(noise_source("nv", 7), (4, SIDE // 8, SIDE // 8)).double() * sigmas[0]
     conds = [reference.context(request.prompt), reference.context(request.negative_prompt)]
-    last = {"sdxl": ([SIDE, SIDE], [SIDE, SIDE]), "sdxl_refiner": ([6.0], [2.5])}.get(reference.family, ([], []))
-    ids = [[float(SIDE), float(SIDE), 0.0, 0.0, *map(float, tail)] for tail in last]
+    side = float(SIDE)
+    tails = {"sdxl": ([side, side], [side, side]), "sdxl_refiner": ([6.0], [2.5])}
+    ids = [[side, side, 0.0, 0.0, *tail] for tail in tails.get(reference.family, ([], []))]
     for sigma, following in zip(sigmas.tolist(), sigmas.tolist()[1:], strict=False):
         t = float(engine.table.sigma_to_t(sigma))
         scaled = x / (sigma**2 + 1) ** 0.5

@@ -80,7 +80,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--text-encoder", metavar="FILE", action="append", help="use this text encoder; repeatable")
     group.add_argument("--prediction", choices=("epsilon", "v", "edm"), help="what the UNet predicts, where files lie")
     group.add_argument("--models-dir", metavar="DIR", help="where names of models are looked up")
-    group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    group.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps")
     group.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto")
     group.add_argument("-t", "--threads", type=int, metavar="N", help="processor threads; default: one a core")
     group.add_argument("--no-mmap", action="store_true", help="read the file into memory instead of mapping it")

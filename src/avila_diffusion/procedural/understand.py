@@ -195,7 +195,35 @@ def read(prompt: str) -> Reading:
 
 
 _PORTUGUESE_PLACES = frozenset(
-    ["lago", "rio", "mar", "deserto", "campo", "bosque", "inverno", "outono", "verao", "prado", "ceu", "oceano", "canion", "vale", "pico", "fundo", "entardecer", "amanhecer", "anoitecer", "litoral", "espaco", "universo", "por", "nascer", "monte", "poente", "nevoeiro"]
+    [
+        "lago",
+        "rio",
+        "mar",
+        "deserto",
+        "campo",
+        "bosque",
+        "inverno",
+        "outono",
+        "verao",
+        "prado",
+        "ceu",
+        "oceano",
+        "canion",
+        "vale",
+        "pico",
+        "fundo",
+        "entardecer",
+        "amanhecer",
+        "anoitecer",
+        "litoral",
+        "espaco",
+        "universo",
+        "por",
+        "nascer",
+        "monte",
+        "poente",
+        "nevoeiro",
+    ]
 )
 
 
