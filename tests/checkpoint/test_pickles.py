@@ -335,6 +335,8 @@ def test_truncated_files_are_refused(tmp_path: Path, form: dict[str, bool]) -> N
 
 GREEDY = {
     "a long that is long": b"\x80\x02\x8b" + (2**31 - 1).to_bytes(4, "little") + b"\0" * 100,
+    "a number of 2,000 bytes": b"\x80\x02\x8b\xd0\x07\0\0" + b"\x01" * 2000 + b".",
+    "a pair across a mark": b"\x80\x02N(K\x01\x86.",
     "a string longer than the file": b"\x80\x02X\xff\xff\xff\xffabc.",
     "bytes of 2^63": b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7fabc.",
     "a negative length": b"\x80\x02T\xff\xff\xff\xffabc.",

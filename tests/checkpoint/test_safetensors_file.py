@@ -475,7 +475,17 @@ def test_what_only_the_library_accepts_falls_under_a_rule_of_ours(tmp_path: Path
 
 @pytest.mark.parametrize(
     "filler",
-    [b'"a":[0],', b"[[],[]],", b'{"a":0},', b'"' + b"a" * 60 + b'":"",', b"9" * 16 + b",", b"\\u0000", b"{", b'"'],
+    [
+        b'"a":[0],',
+        b"[[],[]],",
+        b'{"a":0},',
+        b'"' + b"a" * 60 + b'":"",',
+        b"9" * 16 + b",",
+        b"257,",
+        b"\\u0000",
+        b"{",
+        b'"',
+    ],
 )
 def test_the_largest_headers_cost_little(tmp_path: Path, filler: bytes) -> None:
     """16 MB of hostile JSON: an answer within seconds and less memory than a handful of copies of the header."""
@@ -491,4 +501,4 @@ def test_the_largest_headers_cost_little(tmp_path: Path, filler: bytes) -> None:
     finally:
         tracemalloc.stop()
     assert time.perf_counter() - start < 5
-    assert peak < 200e6
+    assert peak < 100e6
