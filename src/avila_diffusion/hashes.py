@@ -79,9 +79,10 @@ class FileHash:
             self._settle(error)
         except OSError as error:
             self._settle(_unreadable(self.path, error))
-        except BaseException as error:  # nobody may wait for ever
-            self._settle(FileProblem(f"{self.path} could not be hashed: {error!r}"))
-            raise
+        except Exception as error:  # nobody may wait for ever
+            problem = FileProblem(f"{self.path} could not be hashed ({error!r})")
+            problem.__cause__ = error
+            self._settle(problem)
 
 
 def hash_in_background(path: str | Path) -> FileHash:
