@@ -100,7 +100,7 @@ class Image:
                 raise OutputProblem(
                     f"{target} is named as a {_FORMATS[suffix]}; use save() or a name that ends in .png"
                 )
-            target = target.with_name(f"{target.name}.png") if target.name else target
+            target = _with_png(target)
         return _write(target, self._encoded("PNG", 0))
 
     def save(self, path: str | os.PathLike[str], *, quality: int = 90, overwrite: bool = True) -> Path:
@@ -110,8 +110,8 @@ class Image:
         taken. The infotext is in the Exif user comment of JPEG and WebP. Raises OutputProblem as `save_png`.
         """
         target = Path(path)
-        if not target.suffix and target.name:
-            target = target.with_name(f"{target.name}.png")
+        if not target.suffix:
+            target = _with_png(target)
         suffix = target.suffix.lower()
         if suffix not in _FORMATS:
             raise OutputProblem(f"{target} ends in {suffix!r}; a picture can be .png, .jpg, .jpeg or .webp")
@@ -192,6 +192,11 @@ def next_free_path(folder: str | os.PathLike[str], stem: str, suffix: str = ".pn
             number += 1
         except (OSError, ValueError) as error:
             raise _not_written(target, error) from None
+
+
+def _with_png(target: Path) -> Path:
+    # "outputs" where that is a folder means a picture in it, for which a name is missing; not outputs.png beside it.
+    return target if target.is_dir() or not target.name else target.with_name(f"{target.name}.png")
 
 
 def _write(target: Path, data: bytes) -> Path:
@@ -299,9 +304,13 @@ def _infotext(picture: PIL.Image.Image) -> str | None:
         return None
     head, body = comment[:8], comment[8:]
     if head == _UTF16:
-        # The standard leaves the byte order open. In text with any Latin in it the zeros tell.
-        little = body[1::2].count(0) > body[0::2].count(0)
-        text = body.decode("utf-16-le" if little else "utf-16-be", "replace")
+        # The standard leaves the byte order open. The right one is that with more ASCII: an infotext has some.
+        big, little = (body.decode(f"utf-16-{order}", "replace") for order in ("be", "le"))
+        text = little if _count_ascii(little) > _count_ascii(big) else big
     else:
         text = (body if head in (_ASCII, b"\0" * 8) else comment).decode("utf-8", "replace")
     return text.strip("\0") or None
+
+
+def _count_ascii(text: str) -> int:
+    return sum(" " <= character <= "~" for character in text)
