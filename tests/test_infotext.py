@@ -142,7 +142,7 @@ def test_a_field_that_says_its_own_name_is_written_once_as_in_automatic1111() ->
         ("", "", {}),
         ("\n\n", "", {}),
         ("only a prompt", "only a prompt", {}),
-        ("a: b, c: d", "a: b, c: d", {}),  # two pairs are no fields
+        ("aa: b, cc: d", "aa: b, cc: d", {}),  # two pairs are no fields
         ("aa: b, cc: d, ee: f", "", {"aa": "b", "cc": "d", "ee": "f"}),
         ("x\naa: , cc: d, ee: f", "x", {"cc": "d", "ee": "f"}),  # three pairs, one of them empty
         ('x\naa: "b, \\"c\\"", cc: "open, dd: 1x2', "x", {"aa": 'b, "c"', "cc": '"open', "dd-1": "1", "dd-2": "2"}),

@@ -144,12 +144,10 @@ def _hash_and_remember(path: Path, check_stop: Callable[[], None]) -> str:
         while count := stream.readinto(buffer):
             digest.update(buffer[:count])
             check_stop()
-        after = os.fstat(stream.fileno())
     found = digest.hexdigest()
-    named = path.stat()
+    named, entry = path.stat(), _Entry.of(path, before)
     same_file = (named.st_ino, named.st_dev) == (before.st_ino, before.st_dev)
-    entry = _Entry.of(path, before)
-    if same_file and entry == _Entry.of(path, after) == _Entry.of(path, named):
+    if same_file and entry == _Entry.of(path, named):
         _remember(entry, found)
     return found
 
