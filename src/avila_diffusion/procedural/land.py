@@ -96,7 +96,8 @@ def _woods(lattices: list[Array], x: Array, z: Array, footprint: Array, h: Array
     stand, _, _ = value(lattices[2], x / np.float32(cell * 14), z / np.float32(cell * 14))
     below = ramp(relief.treeline, relief.treeline * 0.6, h + stand * np.float32(relief.treeline * 0.3))
     tops = np.clip(spikes * np.float32(0.7) + np.float32(0.4), 0, 1)
-    return np.float32(relief.trees) * seen * below * tops * tops * ramp(-0.7, -0.1, stand)
+    wood: Array = np.float32(relief.trees) * seen * below * tops * tops * ramp(-0.7, -0.1, stand)
+    return wood
 
 
 @dataclass(frozen=True)
