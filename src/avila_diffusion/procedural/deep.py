@@ -139,7 +139,8 @@ def paint_abstract(stage: Stage) -> None:
     )
     ladder = np.stack([linear(code) for code in codes[int(rng.integers(len(codes)))]])
     if scene.colours:
-        ladder = np.stack([toward(tone, scene.colours[i % len(scene.colours)]) for i, tone in enumerate(ladder)])
+        tones = [toward(tone * np.float32(0.6), scene.colours[i % len(scene.colours)]) for i, tone in enumerate(ladder)]
+        ladder = np.stack(tones)
     offset = rng.uniform(0, 1, 6).astype(np.float32)
     lamp = rng.uniform(0, 2 * np.pi)
     light = np.float32(np.cos(lamp)), np.float32(np.sin(lamp))

@@ -62,8 +62,8 @@ def paint_sky(canvas: Canvas, sky: Sky) -> None:
             )
             area += (tone * np.float32(1.15) - area) * edge[..., None]
         elif sky.disc > 0:
-            edge = ramp(1.0, -1.0, (radius - np.float32(sky.disc)) * np.float32(canvas.height * 0.7))
-            area += (palette.sun * np.float32(5.0)) * (edge * np.float32(min(1.0, sky.glow + 0.2)))[..., None]
+            disc = ramp(1.0, -1.0, (radius - np.float32(sky.disc)) * np.float32(canvas.height * 0.7))
+            area += (palette.sun * np.float32(5.0)) * (disc * np.float32(min(1.0, sky.glow + 0.2)))[..., None]
 
 
 def _plane(canvas: Canvas, part: slice, horizon: float, scale: float, stretch: float) -> tuple[Array, Array]:
