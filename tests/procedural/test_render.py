@@ -193,7 +193,8 @@ def test_no_stars_no_trees_no_fog() -> None:
     assert roughness(small("mountains by day", "trees, birds", side=160)[110:]) < roughness(
         small("mountains by day", "birds", side=160)[110:]
     )
-    assert small("mountains by day, fog").std() < 0.75 * small("mountains by day, fog", "fog").std()
+    clear, fog = "trees, birds, fog", "trees, birds"
+    assert small("mountains by day, fog", fog).std() < 0.75 * small("mountains by day, fog", clear).std()
 
 
 def test_weather_is_seen() -> None:
@@ -229,5 +230,7 @@ def test_line_art_is_ink_on_paper() -> None:
 
 
 def test_gradients_show_no_bands() -> None:
-    sky = draw("clear sky over the sea at dusk", "stars, birds, clouds", 256, 256, 3)[:100]
-    assert (np.abs(np.diff(sky.astype(int), axis=1)).max(axis=(1, 2)) > 0).all()
+    sky = draw("clear sky over the sea at dusk", "stars, birds, clouds", 256, 256, 3)[:100].astype(int)
+    # Rows of this sky are nearly even: without dither neighbours are the same nearly everywhere.
+    assert (np.diff(sky, axis=1) != 0).any(axis=2).mean() > 0.4
+    assert np.abs(np.diff(sky, axis=1)).max() <= 4

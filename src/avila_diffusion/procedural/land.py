@@ -114,7 +114,8 @@ def _cones(lattice: Array, x: Array, z: Array) -> Array:
     dx = x - ix - np.float32(0.5) - np.float32(0.22) * first
     dz = z - iz - np.float32(0.5) - np.float32(0.22) * second
     tall = np.float32(0.72) + np.float32(0.28) * flat.take((row + column + TABLE * 3 + 11) % (TABLE * TABLE))
-    return np.maximum(tall - np.sqrt(dx * dx + dz * dz) * np.float32(2.3), 0)
+    crown: Array = np.maximum(tall - np.sqrt(dx * dx + dz * dz) * np.float32(2.3), 0)
+    return crown
 
 
 @dataclass(frozen=True)
