@@ -381,7 +381,7 @@ GREEDY = {
 def test_greedy_and_malformed_pickles_are_refused_cheaply(tmp_path: Path, name: str) -> None:
     path = tmp_path / "a.pkl"
     path.write_bytes(GREEDY[name])
-    start = time.perf_counter()
+    start = time.process_time()
     tracemalloc.start()
     try:
         if name == "a list of a range":
@@ -393,7 +393,7 @@ def test_greedy_and_malformed_pickles_are_refused_cheaply(tmp_path: Path, name: 
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert peak < 150e6
 
 
@@ -445,7 +445,7 @@ def test_a_thousand_mutated_pickles_end_well(tmp_path: Path, payloads: dict[str,
             for _ in range(random_.choice((1, 1, 2, 5, 20))):
                 content[random_.randrange(reach)] = random_.choice((random_.randrange(256), *b"cRbtQ(.}]0\x81\x93\x85"))
             path.write_bytes(content)
-            start = time.perf_counter()
+            start = time.process_time()
             try:
                 root = read_pickle(path).root
                 read += 1
@@ -453,7 +453,7 @@ def test_a_thousand_mutated_pickles_end_well(tmp_path: Path, payloads: dict[str,
                     tensor.row_major()
             except AvilaError as problem:
                 assert "\n" not in str(problem)
-            slowest = max(slowest, time.perf_counter() - start)
+            slowest = max(slowest, time.process_time() - start)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -438,7 +438,7 @@ def test_thousands_of_hostile_headers_end_well(tmp_path: Path) -> None:
     try:
         for case in cases:
             path.write_bytes(case)
-            start = time.perf_counter()
+            start = time.process_time()
             try:
                 header = read_header(path)
             except AvilaError as problem:
@@ -447,7 +447,7 @@ def test_thousands_of_hostile_headers_end_well(tmp_path: Path) -> None:
                 read += 1
                 assert library_accepts(path), case
                 assert all(entry.end <= len(case) for entry in header.entries.values())
-            slowest = max(slowest, time.perf_counter() - start)
+            slowest = max(slowest, time.process_time() - start)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -492,7 +492,7 @@ def test_the_largest_headers_cost_little(tmp_path: Path, filler: bytes) -> None:
     raw = (b'{"__metadata__":{"x":[' + filler * (2**24 // len(filler)))[: 2**24]
     path = tmp_path / "large.safetensors"
     path.write_bytes(pack(raw, b""))
-    start = time.perf_counter()
+    start = time.process_time()
     tracemalloc.start()
     try:
         with pytest.raises(HeaderError):
@@ -500,5 +500,5 @@ def test_the_largest_headers_cost_little(tmp_path: Path, filler: bytes) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert peak < 100e6
