@@ -323,6 +323,18 @@ def test_containers_that_are_no_torch_file_are_refused(tmp_path: Path, torch_zip
         read_pickle(tmp_path)
 
 
+def test_a_member_that_claims_more_than_the_file_is_refused(tmp_path: Path, torch_zip: Callable[..., Path]) -> None:
+    path = torch_zip(tmp_path / "a.pt", tensor_pickle(4, 0, (4,), (1,)), {"0": b"\0" * 16})
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b"PK\x01\x02")
+    for field in (20, 24):  # Sizes, packed and unpacked, of the last entry of the directory: the storage.
+        assert content[entry + field : entry + field + 4] == (16).to_bytes(4, "little")
+        content[entry + field : entry + field + 4] = (1_000_000).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(PickleRefused, match="reaches past the end"):
+        read_pickle(path)
+
+
 @pytest.mark.parametrize("form", [NEW, OLD], ids=["zip", "legacy"])
 def test_truncated_files_are_refused(tmp_path: Path, form: dict[str, bool]) -> None:
     torch.save({"w": torch.ones(1000)}, tmp_path / "a.pt", **form)
