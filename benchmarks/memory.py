@@ -71,7 +71,9 @@ def main() -> None:
         "anonymous_gb_peak": (peak.bytes["RssAnon"] + peak.bytes["RssShmem"]) / 1e9,
         "file_backed_gb_peak": peak.bytes["RssFile"] / 1e9,
     }
-    print(f"ready after {min(ready):.2f} s (best of 3, torch already imported); {arguments.steps} steps in {seconds:.1f} s")
+    print(
+        f"ready after {min(ready):.2f} s (best of 3, torch already imported); {arguments.steps} steps in {seconds:.1f} s"
+    )
     print(f"peak: {report['anonymous_gb_peak']:.2f} GB anonymous, {report['file_backed_gb_peak']:.2f} GB file-backed")
     print(json.dumps(report))
 
