@@ -8,20 +8,36 @@ once, laid out as the kernels like it. Layers keep what they derived (`keep = Tr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import kernels
+from ..kernels.upsample import convolve_upsampled, fold_phases
 
-def derive(source: Tensor, *, device: torch.device, dtype: torch.dtype, channels_last: bool = False) -> Tensor:
+Transform = Callable[[Tensor], Tensor]
+
+
+def derive(
+    source: Tensor,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    channels_last: bool = False,
+    transform: Transform | None = None,
+) -> Tensor:
     """The effective weight: `source` on `device` in `dtype`; the source itself where that changes nothing.
 
     channels_last lays a 4-D weight out by pixel, which the convolution kernels of processors and CUDA read fastest.
+    transform: another form of the weight, made in float32 or better and rounded once after it.
     """
     if source.device != device:
         source = source.to(device)  # bytes of the file's dtype travel, not those of the compute dtype
+    if transform is not None:
+        return transform(source.to(torch.promote_types(dtype, torch.float32))).to(dtype)
     if channels_last:
         return source.to(dtype=dtype, memory_format=torch.channels_last)
     return source.to(dtype)
@@ -51,22 +67,28 @@ class Layer(nn.Module):
         super().__init__()
         self._derived: dict[str, _Derived] = {}
 
-    def effective(self, name: str, x: Tensor) -> Tensor | None:
-        """The parameter `name` in the dtype and on the device of `x`; None where the layer has none of that name."""
+    def effective(self, name: str, x: Tensor, transform: Transform | None = None) -> Tensor | None:
+        """The parameter `name` in the dtype and on the device of `x`; None where the layer has none of that name.
+
+        transform: a form of it that a kernel wants; not for use where gradients are wanted.
+        """
         source: Tensor | None = getattr(self, name)
         if source is None:
             return None
         if torch.is_grad_enabled() and source.requires_grad:
             return source.to(x.dtype)
-        kept = self._derived.get(name)
+        form = name if transform is None else f"{name}, {transform.__name__}"
+        kept = self._derived.get(form)
         if kept is not None and kept.serves(source, x):
             return kept.weight
         # MPS has no channels_last kernels worth the change of layout.
         by_pixel = source.dim() == 4 and x.device.type != "mps"
         with torch.no_grad():
-            weight = derive(source.detach(), device=x.device, dtype=x.dtype, channels_last=by_pixel)
+            weight = derive(
+                source.detach(), device=x.device, dtype=x.dtype, channels_last=by_pixel, transform=transform
+            )
         if self.keep:
-            self._derived[name] = _Derived(source, source._version, weight)
+            self._derived[form] = _Derived(source, source._version, weight)
         return weight
 
     def release(self) -> None:
@@ -150,7 +172,12 @@ class Upsample(nn.Module):
         self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        conv = self.conv
+        if kernels.apply_to(x, conv.weight):
+            phases = conv.effective("weight", x, fold_phases)
+            assert phases is not None
+            return convolve_upsampled(x, phases, conv.effective("bias", x))
+        return conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 def take_rows(table: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
