@@ -10,8 +10,10 @@ from dataclasses import replace
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from avila_diffusion.checkpoint.load import build_text_model
@@ -173,3 +175,9 @@ def tiny_checkpoint(
         return path
 
     return make
+
+
+@pytest.fixture
+def black() -> NDArray[np.uint8]:
+    """A black picture, 24 wide and 16 high."""
+    return np.zeros((16, 24, 3), np.uint8)

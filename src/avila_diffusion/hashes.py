@@ -79,9 +79,10 @@ class FileHash:
             self._settle(error)
         except OSError as error:
             self._settle(_unreadable(self.path, error))
-        except BaseException as error:  # nobody may wait for ever
-            self._settle(FileProblem(f"{self.path} could not be hashed: {error!r}"))
-            raise
+        except Exception as error:  # nobody may wait for ever
+            problem = FileProblem(f"{self.path} could not be hashed ({error!r})")
+            problem.__cause__ = error
+            self._settle(problem)
 
 
 def hash_in_background(path: str | Path) -> FileHash:
@@ -143,12 +144,10 @@ def _hash_and_remember(path: Path, check_stop: Callable[[], None]) -> str:
         while count := stream.readinto(buffer):
             digest.update(buffer[:count])
             check_stop()
-        after = os.fstat(stream.fileno())
     found = digest.hexdigest()
-    named = path.stat()
+    named, entry = path.stat(), _Entry.of(path, before)
     same_file = (named.st_ino, named.st_dev) == (before.st_ino, before.st_dev)
-    entry = _Entry.of(path, before)
-    if same_file and entry == _Entry.of(path, after) == _Entry.of(path, named):
+    if same_file and entry == _Entry.of(path, named):
         _remember(entry, found)
     return found
 

@@ -93,14 +93,14 @@ class Image:
         ".png" is added where it is missing, folders are made. What was there before stays whole until the new file is.
         Raises OutputProblem where it cannot be written.
         """
-        target = Path(path)
+        target = _file_name(path)
         suffix = target.suffix.lower()
         if suffix != ".png":
             if suffix in _FORMATS:
                 raise OutputProblem(
                     f"{target} is named as a {_FORMATS[suffix]}; use save() or a name that ends in .png"
                 )
-            target = target.with_name(f"{target.name}.png") if target.name else target
+            target = _file_name(target.with_name(f"{target.name}.png"))
         return _write(target, self._encoded("PNG", 0))
 
     def save(self, path: str | os.PathLike[str], *, quality: int = 90, overwrite: bool = True) -> Path:
@@ -109,9 +109,9 @@ class Image:
         quality: 1 to 100, of JPEG and WebP. overwrite False: the next free name of `name.png`, `name-1.png` … is
         taken. The infotext is in the Exif user comment of JPEG and WebP. Raises OutputProblem as `save_png`.
         """
-        target = Path(path)
-        if not target.suffix and target.name:
-            target = target.with_name(f"{target.name}.png")
+        target = _file_name(path)
+        if not target.suffix:
+            target = _file_name(target.with_name(f"{target.name}.png"))
         suffix = target.suffix.lower()
         if suffix not in _FORMATS:
             raise OutputProblem(f"{target} ends in {suffix!r}; a picture can be .png, .jpg, .jpeg or .webp")
@@ -194,10 +194,20 @@ def next_free_path(folder: str | os.PathLike[str], stem: str, suffix: str = ".pn
             raise _not_written(target, error) from None
 
 
+def _file_name(path: str | os.PathLike[str]) -> Path:
+    """The path, unless it is that of a folder: "outputs" then is a name that is missing, not outputs.png beside it."""
+    target = Path(path)
+    try:
+        folder = target.is_dir() or not target.name
+    except (OSError, ValueError):  # a name that nothing can have; writing says why
+        folder = False
+    if folder:
+        raise OutputProblem(f"{target} is a folder; give a file name such as {target / 'picture.png'}")
+    return target
+
+
 def _write(target: Path, data: bytes) -> Path:
     """All or nothing: a file of another name in the same folder takes the place of `target` when it is complete."""
-    if target.is_dir() or not target.name:
-        raise OutputProblem(f"{target} is a folder; give a file name such as {target / 'picture.png'}")
     partial = target.with_name(f".avila-{secrets.token_hex(8)}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -299,9 +309,13 @@ def _infotext(picture: PIL.Image.Image) -> str | None:
         return None
     head, body = comment[:8], comment[8:]
     if head == _UTF16:
-        # The standard leaves the byte order open. In text with any Latin in it the zeros tell.
-        little = body[1::2].count(0) > body[0::2].count(0)
-        text = body.decode("utf-16-le" if little else "utf-16-be", "replace")
+        # The standard leaves the byte order open. The right one is that with more ASCII: an infotext has some.
+        big, little = (body.decode(f"utf-16-{order}", "replace") for order in ("be", "le"))
+        text = little if _count_ascii(little) > _count_ascii(big) else big
     else:
         text = (body if head in (_ASCII, b"\0" * 8) else comment).decode("utf-8", "replace")
     return text.strip("\0") or None
+
+
+def _count_ascii(text: str) -> int:
+    return sum(" " <= character <= "~" for character in text)

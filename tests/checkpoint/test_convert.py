@@ -233,8 +233,8 @@ def test_dropped_entries_say_why(tmp_path: Path) -> None:
     assert dropped["none"] == "nothing"
 
 
-def bomb(levels: int) -> dict[str, Any]:
-    node: dict[str, Any] = {"w": torch.ones(1)}
+def bomb(levels: int, leaf: Any) -> dict[str, Any]:
+    node: dict[str, Any] = {"w": leaf}
     for _ in range(levels):
         node = {"a": node, "b": node, "c": node, "d": node}
     return node
@@ -255,11 +255,23 @@ def cycle() -> dict[str, Any]:
         ({}, "holds no tensors"),
         ({"\ud800": torch.ones(1)}, "not text"),
         ({"__metadata__": torch.ones(1)}, "__metadata__"),
-        (bomb(12), "more than"),
+        (bomb(12, torch.ones(1)), "more than 100,000 tensors"),
+        ({"t": torch.ones(1), "z": bomb(12, 1)}, "more than 1,000,000 entries"),
         (cycle(), "holds no tensors"),
         ({str(number): torch.ones(1).expand(2**26) for number in range(8)}, "again and again"),
     ],
-    ids=["clash", "number and text", "none", "empty", "surrogate", "metadata", "bomb", "cycle", "expanded"],
+    ids=[
+        "clash",
+        "number and text",
+        "none",
+        "empty",
+        "surrogate",
+        "metadata",
+        "bomb",
+        "empty bomb",
+        "cycle",
+        "expanded",
+    ],
 )
 def test_what_cannot_be_converted_honestly_is_refused(tmp_path: Path, content: Any, words: str) -> None:
     torch.save(content, tmp_path / "a.pt")
@@ -327,7 +339,7 @@ def test_the_child_is_confined(tmp_path: Path) -> None:
     source, target = tmp_path / "a.pt", tmp_path / "a.safetensors"
     source.write_bytes(b"x")
     code = """
-import os, socket, subprocess, sys
+import mmap, os, socket, subprocess, sys
 from pathlib import Path
 from avila_diffusion.checkpoint.convert import confine
 from avila_diffusion.errors import PickleRefused
@@ -349,8 +361,8 @@ assert source.read_bytes() == b"x"
 target.write_bytes(b"fine")
 if sys.platform == "linux":
     try:
-        bytearray(64 * 1024**3)
-    except MemoryError:
+        mmap.mmap(-1, 8 * 1024**3)
+    except OSError:
         print("bounded")
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -48,7 +48,7 @@ def test_the_answer_comes_at_once(option: str) -> None:
         started = time.perf_counter()
         assert run(option).returncode == 0
         best = min(best, time.perf_counter() - started)
-    assert best < 0.3
+    assert best < 1.0  # 0.08 s on an idle machine; importing torch would be seconds
 
 
 def test_a_bug_is_one_line_and_a_traceback_on_request(

@@ -2,34 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import TextConfig
-from .layers import Embedding, LayerNorm, Linear, attend
-
-
-@dataclass(frozen=True, eq=False)
-class TextFeatures:
-    """hidden (batch, tokens, width): what cross-attention sees. pooled (batch, projection): a vector a text, or None."""
-
-    hidden: Tensor
-    pooled: Tensor | None
-
-
-def activate(x: Tensor, kind: str) -> Tensor:
-    """quick_gelu is x · sigmoid(1.702 x), with which OpenAI's CLIP was trained; gelu is the exact one, by erf."""
-    return x * torch.sigmoid(1.702 * x) if kind == "quick_gelu" else F.gelu(x)
-
-
-def pick_end(hidden: Tensor, tokens: Tensor) -> Tensor:
-    """The hidden state at each text's first end token, which has the highest id: (batch, width)."""
-    end = tokens == tokens.amax(dim=-1, keepdim=True)
-    first = (end.cumsum(dim=-1) == 0).sum(dim=-1)  # argmax promises no order among equals
-    return hidden[torch.arange(len(hidden), device=hidden.device), first.to(hidden.device)]
+from .layers import Embedding, LayerNorm, Linear, TextFeatures, activate, attend, pick_end
 
 
 class Attention(nn.Module):

@@ -171,6 +171,26 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) ->
     return h.transpose(1, 2).flatten(2)
 
 
+@dataclass(frozen=True, eq=False)
+class TextFeatures:
+    """hidden (batch, tokens, width): what cross-attention sees. pooled (batch, projection): a vector a text, or None."""
+
+    hidden: Tensor
+    pooled: Tensor | None
+
+
+def activate(x: Tensor, kind: str) -> Tensor:
+    """quick_gelu is x · sigmoid(1.702 x), with which OpenAI's CLIP was trained; gelu is the exact one, by erf."""
+    return x * torch.sigmoid(1.702 * x) if kind == "quick_gelu" else F.gelu(x)
+
+
+def pick_end(hidden: Tensor, tokens: Tensor) -> Tensor:
+    """The hidden state at each text's first end token, which has the highest id: (batch, width)."""
+    end = tokens == tokens.amax(dim=-1, keepdim=True)
+    first = (end.cumsum(dim=-1) == 0).sum(dim=-1)  # argmax promises no order among equals
+    return hidden[torch.arange(len(hidden), device=hidden.device), first.to(hidden.device)]
+
+
 def release(network: nn.Module) -> None:
     """Drop every derived weight of `network`."""
     for module in network.modules():

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import TextConfig
-from .clip import TextFeatures, activate, pick_end
-from .layers import Embedding, Layer, LayerNorm, Linear, attend, take_rows
+from .layers import Embedding, Layer, LayerNorm, Linear, TextFeatures, activate, attend, pick_end, take_rows
 
 
 class MultiheadAttention(Layer):

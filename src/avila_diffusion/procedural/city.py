@@ -16,7 +16,7 @@ NEONS = tuple(linear(code) for code in ("ff2e88", "27e0ff", "b44cff", "ffd23c", 
 
 @dataclass(frozen=True)
 class City:
-    """ground: y of the street line. lit: share of lit windows, 0 by day to 0.6 at night. neon: signs and coloured edges.
+    """ground: y of the street line. lit: share of lit windows, 0 by day to 0.6 at night. neon: coloured edges.
 
     tall: height of the highest tower, units. sun_x: where the light comes from. focus: x of the centre.
     dim: how bright the walls are, 1 by day, less against the light.
@@ -106,49 +106,45 @@ def _block(
     y, x = canvas.y[place[0], None], canvas.x[None, place[1]]
     if y.size == 0 or x.size == 0:
         return
-    pitch_x, pitch_y, glass, key = style.across, style.down, style.glass, style.key
-    count = max(2, round(wide / pitch_x))
+    count = max(2, round(wide / style.across))
     across = (x - np.float32(left)) / np.float32(wide)
     toward = 1.0 if city.sun_x > left + wide / 2 else 0.0
     face = np.float32(0.82) + np.float32(0.36) * ramp(1 - toward, toward, across)
     colour = base * np.broadcast_to(face, (y.shape[0], x.shape[1]))[..., None]
-    if glass:
+    if style.glass:
         climb = np.clip((np.float32(city.ground) - y) / np.float32(max(0.1, city.tall)), 0, 1)
-        sky = mix(city.palette.low, city.palette.high, 0.5)
-        colour = (
-            colour
-            + (sky - colour)
-            * ((np.float32(0.22) + np.float32(0.3) * climb) * np.float32(0.45 if city.lit > 0.3 else city.dim))[
-                ..., None
-            ]
-        )
-    cells_x, cells_y = across * np.float32(count), (y - np.float32(top)) / np.float32(pitch_y)
-    ix, iy = np.floor(cells_x).astype(np.int64), np.floor(cells_y).astype(np.int64)
-    fx, fy = cells_x - ix, cells_y - iy
-    soft_x = np.float32(max(0.08, canvas.span / canvas.width / pitch_x * 0.7))
-    soft_y = np.float32(max(0.08, 1 / canvas.height / pitch_y * 0.7))
-    pane = ramp(0.30 + float(soft_x), 0.30 - float(soft_x), np.abs(fx - 0.5)) * ramp(
-        0.30 + float(soft_y), 0.30 - float(soft_y), np.abs(fy - 0.5)
+        share = (np.float32(0.22) + np.float32(0.3) * climb) * np.float32(0.45 if city.lit > 0.3 else city.dim)
+        colour = colour + (mix(city.palette.low, city.palette.high, 0.5) - colour) * share[..., None]
+    colour, lamps = _windows(
+        canvas, colour, across * np.float32(count), (y - np.float32(top)) / np.float32(style.down), style
     )
-    pane = pane * (np.float32(city.ground - 0.006) > y)
-    number = (ix * 73856093 ^ iy * 19349663 ^ key) & 0x7FFFFFFF
-    number = (number * 1103515245 + 12345) & 0x7FFFFFFF
-    number = ((number >> 7) * 69069 + key) & 0xFFFF
-    on = number < int(65536 * style.lit)
-    tones = np.stack(LAMPS)[(number >> 3) % 5] * (np.float32(0.55) + (number % 97).astype(np.float32)[..., None] / 75)
-    dark = colour * np.float32(0.62 if not glass else 0.8)
-    window = np.where(on[..., None], tones, dark)
-    colour = colour + (window - colour) * pane[..., None]
     foot = np.clip(1 - (np.float32(city.ground) - y) * np.float32(3.2), 0, 1) * np.float32(0.28 * city.dim)
     veil = np.clip(np.float32(fade) + foot * (1 - fade), 0, 0.95)
     air = mix(city.palette.haze, city.palette.horizon, 0.3 + 0.4 * float(np.exp(-abs(left - city.sun_x) * 3)))
-    keep = 1 - np.float32(0.55) * (on * pane)  # a lamp shines through haze that hides a wall
+    keep = 1 - np.float32(0.55) * lamps  # a lamp shines through haze that hides a wall
     colour = colour + (air - colour) * (veil * keep)[..., None]
     edge = np.clip((x - np.float32(left)) * np.float32(canvas.across) + 0.5, 0, 1) * np.clip(
         (np.float32(left + wide) - x) * np.float32(canvas.across) + 0.5, 0, 1
     )
     alpha = edge * np.clip((y - np.float32(top)) * np.float32(canvas.height) + 0.5, 0, 1)
     canvas.cover(place, np.asarray(colour, np.float32), alpha, depth)
+
+
+def _windows(canvas: Canvas, wall: Array, across: Array, down: Array, style: Facade) -> tuple[Array, Array]:
+    """A wall with its windows, at places (across, down) in windows; and how much of each pixel is a lit one."""
+    ix, iy = np.floor(across).astype(np.int64), np.floor(down).astype(np.int64)
+    soft_x = max(0.08, canvas.span / canvas.width / style.across * 0.7)
+    soft_y = max(0.08, 1 / canvas.height / style.down * 0.7)
+    pane = ramp(0.30 + soft_x, 0.30 - soft_x, np.abs(across - ix - 0.5))
+    pane = pane * ramp(0.30 + soft_y, 0.30 - soft_y, np.abs(down - iy - 0.5))
+    # A hash of the window's place, so that the same windows are lit at every size.
+    number = (ix * 73856093 ^ iy * 19349663 ^ style.key) & 0x7FFFFFFF
+    number = (number * 1103515245 + 12345) & 0x7FFFFFFF
+    number = ((number >> 7) * 69069 + style.key) & 0xFFFF
+    lit = number < int(65536 * style.lit)
+    lamps = np.stack(LAMPS)[(number >> 3) % 5] * (np.float32(0.55) + (number % 97).astype(np.float32)[..., None] / 75)
+    window = np.where(lit[..., None], lamps, wall * np.float32(0.8 if style.glass else 0.62))
+    return wall + (window - wall) * pane[..., None], lit * pane
 
 
 def _mast(

@@ -32,22 +32,11 @@ def paint_underwater(stage: Stage) -> None:
         )
         colour = np.broadcast_to(water, (*np.broadcast_shapes(x.shape, y.shape), 3)).copy()
         dx = x - np.float32(light_x)
-        angle = np.arctan2(dx, y + np.float32(0.35))
-        rays = sample(soft, angle * np.float32(1.1), np.float32(0.13) + y * np.float32(0.02)) + np.float32(
-            0.6
-        ) * sample(soft, angle * 3.1, np.float32(0.61) + y * np.float32(0.02))
-        beam = ramp(0.0, 1.9, rays) * np.exp(-y * np.float32(2.0)) * np.exp(-(dx**2) * np.float32(2.2))
-        colour += (top * np.float32(0.9) + 0.1) * (beam * np.float32(0.75))[..., None]
-        away = 1 / (y + np.float32(0.06))
-        ripple = np.abs(sample(net, dx * away * np.float32(0.10), away * np.float32(0.08)))
-        shimmer = np.exp(-ripple * 4) * np.exp(-y * 9) * np.exp(-(dx**2) * 2.5)
-        colour += np.ones(3, np.float32) * (shimmer * np.float32(0.9))[..., None]
-        colour += top * (np.float32(0.55) * np.exp(-(dx**2 * 4 + (y * 3.2) ** 2)))[..., None]
-        near = 1 / (y - np.float32(0.62)).clip(0.05)
-        web = np.abs(sample(net, x * near * np.float32(0.09), near * np.float32(0.16)))
-        web2 = np.abs(sample(net, x * near * np.float32(0.12) + np.float32(0.4), near * np.float32(0.21)))
-        caustic = np.exp(-np.minimum(web, web2) * 5)
-        sand = mix(middle, linear("d8d0a0"), 0.35) * (np.float32(0.34) + np.float32(0.50) * caustic)[..., None]
+        colour += top * _sunlight(net, soft, dx, y)[..., None]
+        sand = (
+            mix(middle, linear("d8d0a0"), 0.35)
+            * (np.float32(0.34) + np.float32(0.50) * _caustics(net, x, y))[..., None]
+        )
         under = np.clip((y - floor[None, :]) * np.float32(canvas.height) + 0.5, 0, 1)
         fade = (np.exp(-np.maximum(y - floor[None, :], 0) * 9) * np.float32(0.9))[..., None]
         colour += ((sand + (middle * np.float32(0.75) - sand) * fade) - colour) * under[..., None]
@@ -62,6 +51,28 @@ def paint_underwater(stage: Stage) -> None:
         np.tile(top * np.float32(0.20), (140, 1)).astype(np.float32),
         0.0022,
     )
+
+
+def _sunlight(net: Array, soft: Array, dx: Array, y: Array) -> Array:
+    """Light from above at places dx aside of its source: shafts, the moving surface, and a wide glow."""
+    angle = np.arctan2(dx, y + np.float32(0.35))
+    low = y * np.float32(0.02)
+    rays = sample(soft, angle * np.float32(1.1), low + np.float32(0.13))
+    rays = rays + np.float32(0.6) * sample(soft, angle * np.float32(3.1), low + np.float32(0.61))
+    beam = ramp(0.0, 1.9, rays) * np.exp(-y * np.float32(2.0)) * np.exp(-(dx**2) * np.float32(2.2))
+    away = 1 / (y + np.float32(0.06))
+    ripple = np.abs(sample(net, dx * away * np.float32(0.10), away * np.float32(0.08)))
+    shimmer = np.exp(-ripple * 4) * np.exp(-y * 9) * np.exp(-(dx**2) * np.float32(2.5))
+    wide = np.exp(-(dx**2 * 4 + (y * np.float32(3.2)) ** 2))
+    return np.asarray(beam * np.float32(0.8) + shimmer * np.float32(1.1) + wide * np.float32(0.55), np.float32)
+
+
+def _caustics(net: Array, x: Array, y: Array) -> Array:
+    """The bright net that waves throw on the floor, in perspective."""
+    near = 1 / (y - np.float32(0.62)).clip(0.05)
+    first = np.abs(sample(net, x * near * np.float32(0.09), near * np.float32(0.16)))
+    second = np.abs(sample(net, x * near * np.float32(0.12) + np.float32(0.4), near * np.float32(0.21)))
+    return np.asarray(np.exp(-np.minimum(first, second) * 5), np.float32)
 
 
 def _corals(stage: Stage, rng: np.random.Generator, floor: Array, water: Array) -> None:
@@ -128,7 +139,8 @@ def paint_abstract(stage: Stage) -> None:
     )
     ladder = np.stack([linear(code) for code in codes[int(rng.integers(len(codes)))]])
     if scene.colours:
-        ladder = np.stack([toward(tone, scene.colours[i % len(scene.colours)]) for i, tone in enumerate(ladder)])
+        tones = [toward(tone * np.float32(0.6), scene.colours[i % len(scene.colours)]) for i, tone in enumerate(ladder)]
+        ladder = np.stack(tones)
     offset = rng.uniform(0, 1, 6).astype(np.float32)
     lamp = rng.uniform(0, 2 * np.pi)
     light = np.float32(np.cos(lamp)), np.float32(np.sin(lamp))
@@ -148,5 +160,5 @@ def paint_abstract(stage: Stage) -> None:
         groove = np.sin(bands * np.float32(26.0)) * np.float32(0.05)
         colour = colour * (1 + np.clip(rise * np.float32(7.0), -0.55, 0.7) + groove)[..., None]
         shine = np.clip(rise * np.float32(9.0) - np.float32(0.35), 0, 1) ** 2
-        canvas.rgb[part] = colour + (shine * np.float32(0.35))[..., None]
+        canvas.rgb[part] = np.minimum(colour, 0.85) + (shine * np.float32(0.35))[..., None]
         canvas.depth[part] = 20 + height * 4

@@ -44,7 +44,7 @@ def resize(field: Array, rows: int, columns: int) -> Array:
 def add_bloom(
     canvas: Canvas, strength: float, shafts: tuple[float, float] | None = None, rays: float = 0.0, horizon: float = 1.0
 ) -> None:
-    """Let what outshines white bleed over its surroundings; with `shafts` (x, y), draw the sky's out in rays from there."""
+    """Let what outshines white bleed over its surroundings; `shafts` (x, y) is where rays of it come from."""
     rows = max(1, min(canvas.height, 128))
     columns = max(1, min(canvas.width, round(128 * canvas.span)))
     for channel in range(3):

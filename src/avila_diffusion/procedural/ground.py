@@ -8,7 +8,7 @@ import numpy as np
 
 from .land import Cover, eroded, shader, veil
 from .noise import Array, blocks, ramp, sample, table, texture, value
-from .palette import linear, mix, toward
+from .palette import COLOURS, linear, mix, toward
 from .stage import FOCAL, Stage
 from .terrain import Ground, Height, View, paint_ground
 
@@ -49,10 +49,11 @@ def dunes(rng: np.random.Generator) -> Height:
         ripple_at = (v + bend * 2 + ease * np.float32(0.8)) * np.float32(7.5)
         ripple = np.sin(ripple_at) * ramp(0.05, 0.012, footprint) * np.float32(0.012)
         size = np.float32(0.5) + np.float32(0.5) * ease
-        return (
+        sand: Array = (
             total * (np.float32(0.35) + np.maximum(size, 0)) * np.float32(3.4) * ramp(1.0, 30.0, z) ** np.float32(0.6)
             + ripple
         )
+        return sand
 
     return height
 
@@ -71,7 +72,8 @@ def canyon(rng: np.random.Generator) -> Height:
             + np.float32(0.35) * ramp(0.21, 0.235, n)
         )
         talus = np.maximum(n, -0.2) * np.float32(0.5)
-        return (steps * np.float32(9.0) + talus * np.float32(3.0)) * ramp(5.0, 30.0, z)
+        rock: Array = (steps * np.float32(9.0) + talus * np.float32(3.0)) * ramp(5.0, 30.0, z)
+        return rock
 
     return height
 
@@ -92,8 +94,8 @@ def isles(rng: np.random.Generator, span: float, tall: float) -> Height:
         for middle, far, wide in places:
             dx = (x / z * np.float32(FOCAL) - np.float32(middle)) / np.float32(wide)
             dz = (z - np.float32(far)) / np.float32(far * 0.30)
-            mass = np.maximum(mass, np.exp(-dx * dx * 1.4 - dz * dz) * np.float32(far / 70))
-        h = mass * (np.float32(0.75) + n * np.float32(1.1)) * np.float32(11.0 * tall) - np.float32(1.2)
+            mass = np.maximum(mass, np.exp(-(np.abs(dx) ** np.float32(1.5)) * 2 - dz * dz) * np.float32(far / 70))
+        h = mass * (np.float32(0.72) + n * np.float32(1.7)) * np.float32(11.0 * tall) - np.float32(1.2)
         return np.where(h > 0, h, np.float32(-400.0))
 
     return height
@@ -111,9 +113,10 @@ def paint_hills(stage: Stage, height: Height, near: float, floor: float, eye: fl
     rock = mix(low, linear("6c6054"), 0.0 if sand else 0.5)
     fog = scene.has("fog")
     day = scene.time == "day"
+    lift = np.float32(1.9 if stage.low_sun and not sand else 1.15)  # grass against the light would go brown
     cover = Cover(
-        rock * np.float32(1.15),
-        low * np.float32(1.15),
+        rock * lift,
+        low * lift,
         linear("f4f6fa"),
         1e4,
         1e4,
@@ -176,8 +179,14 @@ class Bloom:
     count: int
 
 
-FIELDS = (("d8281c", "e84820", "c81c1c"), ("f4d030", "f8e060", "f0b820"), ("8c5cd0", "a880e0", "7444b8"), ("f0f0f4", "f8d8e4", "f090b4"),
-          ("e84c8c", "f8b0cc", "d03070"), ("4c6ce0", "7c98f0", "e8ecf8"))  # fmt: skip
+FIELDS = (
+    ("d8281c", "e84820", "c81c1c"),
+    ("f4d030", "f8e060", "f0b820"),
+    ("8c5cd0", "a880e0", "7444b8"),
+    ("f0f0f4", "f8d8e4", "f090b4"),
+    ("e84c8c", "f8b0cc", "d03070"),
+    ("4c6ce0", "7c98f0", "e8ecf8"),
+)
 
 
 def bloom_field(stage: Stage) -> Bloom:
@@ -186,8 +195,6 @@ def bloom_field(stage: Stage) -> Bloom:
     codes = FIELDS[int(rng.integers(len(FIELDS)))]
     colours = [linear(code) for code in codes]
     if wished is not None:
-        from .palette import COLOURS
-
         base = linear(COLOURS[wished])
         colours = [base, base * np.float32(0.7), mix(base, np.ones(3, np.float32), 0.25)]
     return Bloom(tuple(colours), 5200 if stage.scene.has("flowers") else 1800)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .noise import Array, ramp, sample, stream, table, texture, value
+from .noise import TABLE, Array, ramp, sample, stream, table, texture, value
 from .palette import Palette
 from .terrain import Ground, Height, Shade
 
@@ -90,13 +90,32 @@ def mountains(rng: np.random.Generator, relief: Relief) -> Height:
 
 def _woods(lattices: list[Array], x: Array, z: Array, footprint: Array, h: Array, relief: Relief) -> Array:
     """Tree tops as spikes on the ground below the treeline, where trees are still wider than a pixel."""
-    cell = relief.trees * 0.5
+    cell = relief.trees * 0.55
     seen = ramp(1.3, 0.5, footprint / np.float32(cell))
-    spikes, _, _ = value(lattices[1], x / np.float32(cell), z / np.float32(cell))
+    # Turned and bent, or the cells would stand in rows like an orchard.
+    bend, bend_x, _ = value(lattices[0], x / np.float32(cell * 3), z / np.float32(cell * 3))
+    u = (x * np.float32(0.82) - z * np.float32(0.57)) / np.float32(cell) + bend * np.float32(1.3)
+    v = (x * np.float32(0.57) + z * np.float32(0.82)) / np.float32(cell) + bend_x * np.float32(0.5)
+    crowns = _cones(lattices[1], u, v)
     stand, _, _ = value(lattices[2], x / np.float32(cell * 14), z / np.float32(cell * 14))
     below = ramp(relief.treeline, relief.treeline * 0.6, h + stand * np.float32(relief.treeline * 0.3))
-    tops = np.clip(spikes * np.float32(0.7) + np.float32(0.4), 0, 1)
-    return np.float32(relief.trees) * seen * below * tops * tops * ramp(-0.7, -0.1, stand)
+    wood: Array = np.float32(relief.trees * 1.35) * seen * below * crowns * ramp(-0.8, -0.2, stand)
+    return wood
+
+
+def _cones(lattice: Array, x: Array, z: Array) -> Array:
+    """One cone in each cell, of its own size and place, 0 to 1: the crowns of spruces."""
+    iz = np.floor(z)
+    x = x + lattice[0].take(iz.astype(np.int32) & (TABLE - 1))
+    ix = np.floor(x)
+    column, row = ix.astype(np.int32) & (TABLE - 1), (iz.astype(np.int32) & (TABLE - 1)) * TABLE
+    flat = lattice.ravel()
+    first, second = flat.take(row + column), flat.take((row + column + TABLE * 7 + 3) % (TABLE * TABLE))
+    dx = x - ix - np.float32(0.5) - np.float32(0.22) * first
+    dz = z - iz - np.float32(0.5) - np.float32(0.22) * second
+    tall = np.float32(0.72) + np.float32(0.28) * flat.take((row + column + TABLE * 3 + 11) % (TABLE * TABLE))
+    crown: Array = np.maximum(tall - np.sqrt(dx * dx + dz * dz) * np.float32(2.3), 0)
+    return crown
 
 
 @dataclass(frozen=True)

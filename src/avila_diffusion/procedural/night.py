@@ -123,7 +123,7 @@ GASES = (
 
 
 def paint_nebula(canvas: Canvas, seed: int, tones: tuple[Array, ...] = ()) -> None:
-    """Deep space: glowing gas folded by domain warping, dark dust before it; `tones` are five colours, dark to bright."""
+    """Deep space: glowing gas folded by domain warping, dark dust before it; tones: five, dark to bright."""
     rng = stream(seed, "nebula")
     gas, dust = texture(rng, 2.3, 2.0), texture(rng, 1.9, 3.0)
     chosen = [linear(code) for code in GASES[int(rng.integers(len(GASES)))]]

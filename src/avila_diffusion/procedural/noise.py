@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
+"""float32 in all that is as large as a picture."""
 
 TEXTURE = 512
 TABLE = 256
@@ -63,9 +65,9 @@ def sample(field: Array, u: Array, v: Array) -> Array:
     bottom = ((top + 1) & (size - 1)) * size
     top = top * size
     flat = field.ravel()
-    upper = flat.take(top + left)
+    upper: Array = flat.take(top + left)
     upper += fu * (flat.take(top + right) - upper)
-    lower = flat.take(bottom + left)
+    lower: Array = flat.take(bottom + left)
     lower += fu * (flat.take(bottom + right) - lower)
     lower -= upper
     lower *= fv

@@ -7,7 +7,7 @@ change of hue keeps the lightness that the composition rests on.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -37,6 +37,8 @@ class Palette:
     water: Array
     power: float
 
+
+TONES = tuple(field.name for field in fields(Palette) if field.name != "power")
 
 # zenith high low horizon | glow sun light shade haze | cloud lit, cloud dark, water | power of the direct light
 PALETTES: dict[str, tuple[str, float]] = {
@@ -119,13 +121,33 @@ _TO_LAB = np.array(
 def linear(code: str) -> Array:
     """Linear RGB (3,) of a six-digit sRGB code."""
     srgb = np.array([int(code[i : i + 2], 16) / 255 for i in (0, 2, 4)])
-    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4).astype(np.float32)
+    light: Array = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4).astype(np.float32)
+    return light
+
+
+def _assemble(tones: dict[str, Array], power: float) -> Palette:
+    """A palette of its twelve tones."""
+    return Palette(
+        zenith=tones["zenith"],
+        high=tones["high"],
+        low=tones["low"],
+        horizon=tones["horizon"],
+        glow=tones["glow"],
+        sun=tones["sun"],
+        light=tones["light"],
+        shade=tones["shade"],
+        haze=tones["haze"],
+        cloud_lit=tones["cloud_lit"],
+        cloud_dark=tones["cloud_dark"],
+        water=tones["water"],
+        power=power,
+    )
 
 
 def named(name: str) -> Palette:
     """The palette of that name."""
     codes, power = PALETTES[name]
-    return Palette(*[linear(code) for code in codes.split()], power)
+    return _assemble(dict(zip(TONES, map(linear, codes.split()), strict=True)), power)
 
 
 def oklab(colour: Array) -> tuple[float, float, float]:
@@ -137,7 +159,7 @@ def oklab(colour: Array) -> tuple[float, float, float]:
 def from_oklab(lightness: float, chroma: float, hue: float) -> Array:
     """The linear RGB of an Oklab colour, clipped at black."""
     lab = np.array([lightness, chroma * math.cos(hue), chroma * math.sin(hue)])
-    rgb = np.linalg.inv(_TO_LMS) @ (np.linalg.inv(_TO_LAB) @ lab) ** 3
+    rgb: Array = np.linalg.inv(_TO_LMS) @ (np.linalg.inv(_TO_LAB) @ lab) ** 3
     return np.maximum(rgb, 0).astype(np.float32)
 
 
@@ -183,17 +205,15 @@ def bend(palette: Palette, colours: tuple[str, ...], avoided: tuple[str, ...]) -
         return palette
     lower = ("low", "horizon", "glow", "light", "cloud_lit", "haze")
     changed: dict[str, Array] = {}
-    for field in fields(Palette):
-        if field.name in ("power", "sun"):
-            continue
-        colour: Array = getattr(palette, field.name)
-        if colours:
-            chosen = colours[min(len(colours) - 1, 1 if field.name in lower else 0)]
-            colour = toward(colour, chosen, 0.9 if field.name in lower or len(colours) > 1 else 0.8)
-        for name in avoided:
+    for tone in TONES:
+        colour: Array = getattr(palette, tone)
+        if colours and tone != "sun":
+            chosen = colours[min(len(colours) - 1, 1 if tone in lower else 0)]
+            colour = toward(colour, chosen, 0.9 if tone in lower or len(colours) > 1 else 0.8)
+        for name in avoided if tone != "sun" else ():
             colour = away_from(colour, name)
-        changed[field.name] = colour
-    return replace(palette, **changed)
+        changed[tone] = colour
+    return _assemble(changed, palette.power)
 
 
 def mix(a: Array, b: Array, part: float) -> Array:
@@ -203,5 +223,5 @@ def mix(a: Array, b: Array, part: float) -> Array:
 
 def blend(a: Palette, b: Palette, part: float) -> Palette:
     """Between two palettes."""
-    mixed = {f.name: mix(getattr(a, f.name), getattr(b, f.name), part) for f in fields(Palette) if f.name != "power"}
-    return replace(a, **mixed, power=a.power + (b.power - a.power) * part)
+    mixed = {tone: mix(getattr(a, tone), getattr(b, tone), part) for tone in TONES}
+    return _assemble(mixed, a.power + (b.power - a.power) * part)

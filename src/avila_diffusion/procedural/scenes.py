@@ -160,8 +160,6 @@ def draw_island(stage: Stage) -> None:
     _islands(stage)
     _water(stage, stage.horizon + 0.004, 0.35)
     _boat(stage)
-    if stage.palette.power > 0 and stage.scene.season == "summer" and stage.rng("framing").uniform() < 0.4:
-        _palms(stage)
 
 
 def _boat(stage: Stage) -> None:
@@ -316,9 +314,9 @@ def draw_meadow(stage: Stage) -> None:
             tints,
             z,
         )
-    if scene.has("flowers") or scene.season == "spring" or (scene.season == "summer" and rng.uniform() < 0.6):
-        if "flowers" not in scene.without:
-            paint_flowers(stage, height, bloom_field(stage), 1.6)
+    by_chance = scene.season == "spring" or (scene.season == "summer" and rng.uniform() < 0.6)
+    if scene.has("flowers") or (by_chance and "flowers" not in scene.without):
+        paint_flowers(stage, height, bloom_field(stage), 1.6)
 
 
 def draw_hills(stage: Stage) -> None:

@@ -34,8 +34,8 @@ def paint_sky(canvas: Canvas, sky: Sky) -> None:
     palette = sky.palette
     ladder = np.stack([palette.horizon, palette.low, palette.high, palette.zenith])
     steps = np.linspace(0, 1, 256)
-    lookup = np.stack([np.interp(steps, [0.0, 0.24, 0.6, 1.0], ladder[:, c]) for c in range(3)], axis=1)
-    lookup = gaussian_filter1d(lookup, 14, axis=0, mode="nearest")
+    stops = np.stack([np.interp(steps, [0.0, 0.24, 0.6, 1.0], ladder[:, c]) for c in range(3)], axis=1)
+    lookup = gaussian_filter1d(stops, 14, axis=0, mode="nearest")
     elevation = np.clip((sky.horizon - canvas.y) / max(0.35, sky.horizon), 0, 1)
     rows = np.stack([np.interp(elevation, steps, lookup[:, c]) for c in range(3)], axis=1).astype(np.float32)
     sun_x, sun_y = np.float32(sky.sun[0]), np.float32(sky.sun[1])
@@ -62,8 +62,8 @@ def paint_sky(canvas: Canvas, sky: Sky) -> None:
             )
             area += (tone * np.float32(1.15) - area) * edge[..., None]
         elif sky.disc > 0:
-            edge = ramp(1.0, -1.0, (radius - np.float32(sky.disc)) * np.float32(canvas.height * 0.7))
-            area += (palette.sun * np.float32(5.0)) * (edge * np.float32(min(1.0, sky.glow + 0.2)))[..., None]
+            disc = ramp(1.0, -1.0, (radius - np.float32(sky.disc)) * np.float32(canvas.height * 0.7))
+            area += (palette.sun * np.float32(5.0)) * (disc * np.float32(min(1.0, sky.glow + 0.2)))[..., None]
 
 
 def _plane(canvas: Canvas, part: slice, horizon: float, scale: float, stretch: float) -> tuple[Array, Array]:

@@ -17,8 +17,10 @@ from .understand import Scene
 
 FOCAL = 1.15
 
-HORIZONS = {"sea": 0.56, "beach": 0.50, "island": 0.56, "city": 0.74, "lake": 0.60, "river": 0.60, "forest": 0.62, "desert": 0.56,
-            "canyon": 0.52, "meadow": 0.58, "hills": 0.58, "mountains": 0.60}  # fmt: skip
+HORIZONS = {
+    "sea": 0.56, "beach": 0.50, "island": 0.56, "city": 0.74, "lake": 0.60, "river": 0.60, "forest": 0.62,
+    "desert": 0.56, "canyon": 0.52, "meadow": 0.58, "hills": 0.58, "mountains": 0.60,
+}  # fmt: skip
 
 
 @dataclass

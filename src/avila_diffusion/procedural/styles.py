@@ -48,7 +48,8 @@ def _displace(picture: Array, down: Array, along: Array) -> Array:
     height, width = down.shape
     rows = np.clip(np.rint(np.arange(height, dtype=np.float32)[:, None] + down), 0, height - 1).astype(np.int64)
     columns = np.clip(np.rint(np.arange(width, dtype=np.float32)[None, :] + along), 0, width - 1).astype(np.int64)
-    return picture.reshape(-1, picture.shape[-1]).take(rows * width + columns, axis=0)
+    moved: Array = picture.reshape(-1, picture.shape[-1]).take(rows * width + columns, axis=0)
+    return moved
 
 
 def watercolour(picture: Array, canvas: Canvas, seed: int) -> Array:
@@ -77,7 +78,7 @@ def watercolour(picture: Array, canvas: Canvas, seed: int) -> Array:
     paper = np.array([0.985, 0.97, 0.94], np.float32) * (1 + np.float32(0.018) * grain)[..., None]
     margin = _margin(canvas, 0.035, a * np.float32(0.0035) + b * np.float32(0.002))
     out = paper * (1 - margin[..., None] + margin[..., None] * pigment)
-    return np.clip(out, 0, 1)
+    return np.asarray(np.clip(out, 0, 1), np.float32)
 
 
 def _margin(canvas: Canvas, wide: float, wave: Array) -> Array:
@@ -162,7 +163,7 @@ def line_art(picture: Array, canvas: Canvas, seed: int) -> Array:
     ink = np.clip(ink * (1 + np.float32(0.10) * grain), 0, 1) * _margin(canvas, 0.03, grain * np.float32(0.0012))
     paper = np.array([0.972, 0.955, 0.915], np.float32) * (1 + np.float32(0.012) * grain)[..., None]
     pen = np.array([0.10, 0.10, 0.13], np.float32)
-    return np.clip(paper + (pen - paper) * ink[..., None], 0, 1)
+    return np.asarray(np.clip(paper + (pen - paper) * ink[..., None], 0, 1), np.float32)
 
 
 def poster(picture: Array, canvas: Canvas, seed: int) -> Array:
@@ -217,7 +218,7 @@ def oil(picture: Array, canvas: Canvas, seed: int) -> Array:
     ridge = luma(out[..., :3]) * np.float32(0.6) + _bristles(cos, sin, rng, scale) * np.float32(0.055)
     relief = np.zeros_like(ridge)
     relief[1:, 1:] = ridge[1:, 1:] - ridge[:-1, :-1]
-    return np.clip(out * (1 + np.clip(relief * np.float32(1.9), -0.16, 0.20))[..., None], 0, 1)
+    return np.asarray(np.clip(out * (1 + np.clip(relief * np.float32(1.9), -0.16, 0.20))[..., None], 0, 1), np.float32)
 
 
 def _bristles(cos: Array, sin: Array, rng: np.random.Generator, scale: float) -> Array:

@@ -24,7 +24,7 @@ Shade = Callable[["Ground"], Array]
 
 @dataclass(frozen=True)
 class View:
-    """The eye: its height over the zero level, the horizon's y, the focal length, and the nearest and farthest ground."""
+    """The eye: its height over zero, the horizon's y, the focal length, the nearest and the farthest ground."""
 
     eye: float
     horizon: float
@@ -35,7 +35,7 @@ class View:
 
 @dataclass(frozen=True)
 class Ground:
-    """Samples of ground that are seen, all of one shape: place x, z, height h, its slopes, and the column's place on screen."""
+    """Samples of ground in view, all of one shape: place x, z, height h, its slopes, and their place on screen."""
 
     x: Array
     z: Array

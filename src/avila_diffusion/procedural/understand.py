@@ -176,7 +176,8 @@ class Reading:
 def read(prompt: str) -> Reading:
     """Find the known words of a prompt."""
     words = tokens(prompt)
-    wished, refused = [], []
+    wished: list[Match] = []
+    refused: list[Match] = []
     covered: set[int] = set()
     for match in matches(words):
         covered.update(range(match.start, match.end))
@@ -195,35 +196,8 @@ def read(prompt: str) -> Reading:
 
 
 _PORTUGUESE_PLACES = frozenset(
-    [
-        "lago",
-        "rio",
-        "mar",
-        "deserto",
-        "campo",
-        "bosque",
-        "inverno",
-        "outono",
-        "verao",
-        "prado",
-        "ceu",
-        "oceano",
-        "canion",
-        "vale",
-        "pico",
-        "fundo",
-        "entardecer",
-        "amanhecer",
-        "anoitecer",
-        "litoral",
-        "espaco",
-        "universo",
-        "por",
-        "nascer",
-        "monte",
-        "poente",
-        "nevoeiro",
-    ]
+    """lago rio mar deserto campo bosque inverno outono verao prado ceu oceano canion vale pico fundo entardecer
+    amanhecer anoitecer litoral espaco universo por nascer monte poente nevoeiro""".split()  # noqa: SIM905
 )
 
 
@@ -271,7 +245,7 @@ def describe(prompt: str, negative_prompt: str = "", seed: int = 0) -> Scene:
 
 
 def _colours(reading: Reading) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
-    """Colours of the whole light, and colours that stand next to a thing (before it in English, after in Portuguese)."""
+    """Colours of the whole light, and those that touch a thing: before it in English, after it in Portuguese."""
     whole: list[str] = []
     local: dict[str, str] = {}
     blossom: str | None = None
@@ -329,8 +303,14 @@ def _kind(subjects: tuple[str, ...], weather: tuple[str, ...], seasons: tuple[st
     return options[int(rng.integers(len(options)))]
 
 
-def _time(times: tuple[str, ...], subjects: tuple[str, ...], weather: tuple[str, ...], kind: str, without: tuple[str, ...],
-          seed: int) -> str:  # fmt: skip
+def _time(
+    times: tuple[str, ...],
+    subjects: tuple[str, ...],
+    weather: tuple[str, ...],
+    kind: str,
+    without: tuple[str, ...],
+    seed: int,
+) -> str:
     if times:
         return next((name for name in times if name != "day"), "day")
     if kind == "space" or {"stars", "milky way", "moon", "aurora", "space"} & set(subjects):
@@ -358,6 +338,8 @@ def _palette(time: str, weather: tuple[str, ...], style: str, kind: str, subject
     if ("rain" in weather or ("clouds" in weather and "clear" not in weather)) and time == "day":
         return "overcast" if "rain" in weather else "day soft"
     names = HOURS[time]
+    if time == "night" and kind in ("desert", "canyon"):
+        names = ("night clear", "night violet")  # teal turns sand green
     if time == "day" and (kind in ("beach", "island", "underwater") or "palms" in subjects):
         names = ("day tropic", "day azure")
     return names[int(stream(seed, "palette").integers(len(names)))]

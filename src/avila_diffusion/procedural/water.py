@@ -64,7 +64,7 @@ def paint_water(canvas: Canvas, water: Water, seed: int) -> None:
 
 
 def _mirror(canvas: Canvas, source: Array, first: int, rows: slice, slope: Array, reach: Array) -> Array:
-    """The picture above row `first`, mirrored below it and displaced by the waves' slopes; two taps blur it downward."""
+    """The picture above row `first`, mirrored below it and displaced by the waves' slopes; three taps blur it."""
     index = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None]
     up = 2 * first - 1 - index - slope * reach * np.float32(canvas.height)
     aside = np.arange(canvas.width, dtype=np.float32)[None, :] + slope * reach * np.float32(0.22 * canvas.across)

@@ -93,31 +93,46 @@ def _snow(stage: Stage) -> None:
 def _lightning(stage: Stage) -> None:
     """One forked bolt and the clouds lit around it."""
     canvas, rng = stage.canvas, stage.rng("lightning")
-    x, foot = float(rng.uniform(-0.3, 0.3)) * canvas.span, stage.horizon
-    glow = np.exp(
-        -(((canvas.x[None, :] - np.float32(x)) / np.float32(0.25)) ** 2) - (canvas.y[:, None] / np.float32(0.6)) ** 2
+    x = float(rng.uniform(-0.3, 0.3)) * canvas.span
+    around = ((canvas.x[None, :] - np.float32(x)) / np.float32(0.25)) ** 2
+    for part in blocks(canvas.height, canvas.width):
+        glow = np.exp(-around - (canvas.y[part, None] / np.float32(0.6)) ** 2)
+        canvas.rgb[part] += linear("b8c4ff") * (glow * np.float32(0.20))[..., None]
+    trunk_y, trunk_x = _bolt(rng, x, 0.0, stage.horizon, 0.0)
+    _draw_bolt(stage, trunk_y, trunk_x, 1.0)
+    for _ in range(5):
+        cut = int(rng.integers(40, len(trunk_y) - 60))
+        end = min(stage.horizon, float(trunk_y[cut] + rng.uniform(0.08, 0.22)))
+        _draw_bolt(
+            stage, *_bolt(rng, float(trunk_x[cut]), float(trunk_y[cut]), end, float(rng.uniform(-0.25, 0.25))), 0.5
+        )
+
+
+def _bolt(rng: np.random.Generator, x: float, start: float, end: float, lean: float) -> tuple[Array, Array]:
+    """The course of a bolt: heights and the place x at each."""
+    y = np.linspace(start, end, 260)
+    walk = lean * (y - start)
+    for scale in (0.07, 0.03, 0.013):
+        knots = max(3, int((end - start) / scale / 1.2))
+        walk += np.interp(np.linspace(0, 1, 260), np.linspace(0, 1, knots), rng.normal(0, scale * 0.42, knots))
+    return y, x + walk - walk[0]
+
+
+def _draw_bolt(stage: Stage, y: Array, x: Array, strength: float) -> None:
+    """A bright core and a glow around the course, row by row; slanting stretches are drawn as wide as they run."""
+    canvas = stage.canvas
+    rows = slice(canvas.row(float(y[0])), canvas.row(float(y[-1])))
+    middle = np.interp(canvas.y[rows], y, x).astype(np.float32)[:, None]
+    run = np.abs(np.interp(canvas.y[rows], y, np.gradient(x, y)).astype(np.float32))[:, None] / np.float32(
+        canvas.height
     )
-    canvas.rgb += linear("b8c4ff") * (glow * np.float32(0.20)).astype(np.float32)[..., None]
-    tone = linear("f0f0ff")
-    paths = [(x, 0.0, foot, 1.0)]
-    for number, (at, start, end, strength) in enumerate(paths):
-        steps = 260
-        y = np.linspace(start, end, steps)
-        walk = np.zeros(steps)
-        for scale in (0.07, 0.03, 0.013):
-            knots = max(3, int((end - start) / scale / 1.2))
-            walk += np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, knots), rng.normal(0, scale * 0.42, knots))
-        xs = at + walk - walk[0] + (rng.uniform(-0.25, 0.25) * (y - start) if number else 0)
-        dense_y = np.linspace(start, end, max(steps, int((end - start) * canvas.height * 2)))
-        dense_x = np.interp(dense_y, y, xs)
-        light = np.tile(tone * np.float32(1.3 * strength), (len(dense_x), 1)).astype(np.float32)
-        scale = steps * 3 / len(dense_x)
-        canvas.splat(dense_x, dense_y, light * np.float32(min(1.0, scale)), 0.0012 * strength)
-        canvas.splat(dense_x, dense_y, light * np.float32(0.02 * min(1.0, scale)), 0.008)
-        if number == 0:
-            for _ in range(5):
-                cut = int(rng.integers(40, steps - 60))
-                paths.append((float(xs[cut]), float(y[cut]), float(min(end, y[cut] + rng.uniform(0.08, 0.22))), 0.45))
+    thin = np.float32(max(0.0016 * strength, 0.7 / canvas.across)) + run * np.float32(0.5)
+    for part in blocks(len(middle), canvas.width):
+        away = np.abs(canvas.x[None, :] - middle[part])
+        core = np.exp(-((away / thin[part]) ** 2)) * np.float32(1.6)
+        halo = np.exp(-away / np.float32(0.010)) * np.float32(0.30)
+        area = canvas.rgb[rows.start + part.start : rows.start + part.stop]
+        area += linear("e8ecff") * ((core + halo) * np.float32(strength))[..., None]
 
 
 def _birds(stage: Stage) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..config import ModelSpec, TextEncoderSpec
-from ..models.clip import ClipTextModel, TextFeatures
+from ..models.clip import ClipTextModel
+from ..models.layers import TextFeatures
 from ..models.open_clip import OpenClipTextModel
 from ..models.unet import embed_timesteps
 from .chunks import split_chunks

@@ -1,0 +1,204 @@
+"""The infotext: published texts of many programs read as AUTOMATIC1111 reads them, and what is written comes back."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sd_parsers
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from avila_diffusion.errors import RequestError
+from avila_diffusion.images import Image
+from avila_diffusion.infotext import VERSION, Parsed, read, write
+
+PUBLISHED: list[dict[str, Any]] = json.loads((Path(__file__).parent / "infotexts.json").read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A resolved request, as far as the infotext cares."""
+
+    prompt: str = "a cat"
+    negative_prompt: str = ""
+    width: int = 512
+    height: int = 768
+    steps: int = 20
+    sampler: str = "DPM++ 2M"
+    schedule: str = "Karras"
+    guidance_scale: float = 7.0
+    clip_skip: int = 1
+    rng: str = "nv"
+    eta: float | None = None
+
+
+def as_read(prompt: str) -> str:
+    """A prompt as the grammar can carry it: lines without white space at their ends, no empty ones in front."""
+    return "\n".join(line.strip() for line in prompt.split("\n")).lstrip("\n")
+
+
+@pytest.mark.parametrize("case", PUBLISHED, ids=lambda case: str(case["label"]))
+def test_published_infotexts_are_read_as_automatic1111_does(case: dict[str, Any]) -> None:
+    expected = dict(case["fields"])
+    prompt, negative = expected.pop("Prompt"), expected.pop("Negative prompt")
+    assert read(case["text"]) == Parsed(prompt, negative, expected)
+    assert list(read(case["text"]).fields) == [name for name in case["fields"] if name in expected]
+
+
+def test_a_picture_is_described_in_the_order_of_automatic1111() -> None:
+    request = Settings(
+        prompt="a cat\non a mat", negative_prompt="dog", guidance_scale=7.5, clip_skip=2, rng="cpu", eta=0.5
+    )
+    text = write(
+        request, 42, model="dreamshaper_8", model_hash="879db523c3", vae="vae-ft.safetensors", vae_hash="735e4c3a44"
+    )
+    assert text == (
+        "a cat\non a mat\nNegative prompt: dog\n"
+        "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 42, Size: 512x768, "
+        "Model hash: 879db523c3, Model: dreamshaper_8, VAE hash: 735e4c3a44, VAE: vae-ft.safetensors, "
+        f"Clip skip: 2, RNG: CPU, Eta: 0.5, Version: {VERSION}"
+    )
+
+
+def test_what_is_at_its_default_is_left_out() -> None:
+    assert write(Settings(prompt="", guidance_scale=7.0), 0) == (
+        f"Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 0, Size: 512x768, Version: {VERSION}"
+    )
+
+
+@pytest.mark.parametrize(("sampler", "name"), [("Euler a", "Eta"), ("DDIM", "Eta DDIM"), ("DDIM CFG++", "Eta DDIM")])
+def test_eta_has_the_name_automatic1111_gives_it(sampler: str, name: str) -> None:
+    fields = read(write(Settings(sampler=sampler, eta=1.0), 1)).fields
+    assert fields[name] == "1"
+    assert sum(key.startswith("Eta") for key in fields) == 1
+
+
+WORDS = st.sampled_from(
+    ["cat", ",", ":", '"', "\\", "\n", " ", "\t", "{", "}", "'", "👩‍🎨", "é", "日本", "\u3000", "512x512", "Size: 1x1"]
+) | st.sampled_from(
+    ["(x:1.2)", "<lora:y:0.5>", "Steps: 1, a: b, c: d", "Steps: 20, Sampler: Euler, Seed: 1", "Negative prompt:"]
+)
+PROMPTS = st.lists(WORDS | st.text(max_size=5), max_size=12).map("".join)
+NUMBERS = st.floats(0, 100, allow_nan=False)
+
+
+def opens_a_negative(prompt: str) -> bool:
+    """Where the grammar itself cannot tell."""
+    return any(line.strip().startswith("Negative prompt:") for line in prompt.split("\n"))
+
+
+@given(prompt=PROMPTS, negative=PROMPTS, scale=NUMBERS, eta=st.none() | NUMBERS, seed=st.integers(0, 2**64 - 1))
+@example(prompt="a\nSteps: 1, a: b, c: d", negative="", scale=7, eta=None, seed=0)
+@example(prompt="", negative="Steps: 1, a: b, c: d\n\nb", scale=1, eta=0.1, seed=1)
+@settings(max_examples=600, deadline=None, derandomize=True)
+def test_what_is_written_is_read_again(prompt: str, negative: str, scale: float, eta: float | None, seed: int) -> None:
+    if opens_a_negative(prompt) or opens_a_negative(negative):
+        return
+    request = Settings(prompt=prompt, negative_prompt=negative, guidance_scale=scale, eta=eta, clip_skip=3, rng="cpu")
+    parsed = read(write(request, seed, model="m", model_hash="0123456789"))
+    assert (parsed.prompt, parsed.negative_prompt) == (as_read(prompt), as_read(negative))
+    values = parsed.request_values()
+    assert values["guidance_scale"] == scale
+    assert values.get("eta") == eta
+    assert values["seed"] == seed
+    assert {key: value for key, value in values.items() if key not in ("guidance_scale", "eta", "seed")} == {
+        "prompt": as_read(prompt),
+        "negative_prompt": as_read(negative),
+        "width": 512,
+        "height": 768,
+        "steps": 20,
+        "sampler": "DPM++ 2M",
+        "schedule": "Karras",
+        "clip_skip": 3,
+        "rng": "cpu",
+    }
+
+
+@given(value=st.lists(WORDS | st.text(max_size=5), min_size=1, max_size=6).map("".join))
+@settings(max_examples=400, deadline=None, derandomize=True)
+def test_every_value_of_a_field_comes_back(value: str) -> None:
+    fields = read(write(Settings(), 1, extra={"Hires prompt": value})).fields
+    if value in ("Hires prompt", ""):
+        return
+    sizes = value.split("x")
+    if len(sizes) == 2 and all(part.isdigit() and part for part in sizes):
+        assert [fields["Hires prompt-1"], fields["Hires prompt-2"]] == sizes
+    else:
+        assert fields["Hires prompt"] == value
+    assert fields["Version"] == VERSION
+    assert fields["Size-1"] == "512"
+
+
+def test_a_field_that_says_its_own_name_is_written_once_as_in_automatic1111() -> None:
+    assert ", Tiling, Version" in write(Settings(), 1, extra={"Tiling": "Tiling"})
+    assert "Refiner" not in write(Settings(), 1, extra={"Refiner": None})
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt", "fields"),
+    [
+        ("", "", {}),
+        ("\n\n", "", {}),
+        ("only a prompt", "only a prompt", {}),
+        ("aa: b, cc: d", "aa: b, cc: d", {}),  # two pairs are no fields
+        ("aa: b, cc: d, ee: f", "", {"aa": "b", "cc": "d", "ee": "f"}),
+        ("x\naa: , cc: d, ee: f", "x", {"cc": "d", "ee": "f"}),  # three pairs, one of them empty
+        ('x\naa: "b, \\"c\\"", cc: "open, dd: 1x2', "x", {"aa": 'b, "c"', "cc": '"open', "dd-1": "1", "dd-2": "2"}),
+        ("  x  \r\n y\r\naa: b, cc: d, ee: f \r\n", "x\ny", {"aa": "b", "cc": "d", "ee": "f"}),
+    ],
+)
+def test_odd_texts_are_read_without_fault(text: str, prompt: str, fields: dict[str, str]) -> None:
+    assert read(text) == Parsed(prompt, "", fields)
+
+
+@given(st.text(max_size=200))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_any_text_is_an_infotext(text: str) -> None:
+    read(text)
+
+
+@pytest.mark.parametrize(("rng", "expected"), [("CPU", "cpu"), ("NV", "nv"), ("GPU", "nv"), (None, "nv")])
+def test_the_source_of_noise_is_the_gpus_unless_it_says_cpu(rng: str | None, expected: str) -> None:
+    assert Parsed(fields={} if rng is None else {"RNG": rng}).request_values()["rng"] == expected
+
+
+def test_a_field_that_is_no_number_is_named() -> None:
+    with pytest.raises(RequestError, match="Seed in the picture's metadata is 'abc', not a number"):
+        Parsed(fields={"Seed": "abc"}).request_values()
+
+
+def test_fields_of_others_become_request_values() -> None:
+    by_label = {case["label"]: read(case["text"]).request_values() for case in PUBLISHED}
+    assert by_label["3488145854 (civitai order)"] == {
+        "prompt": "(orante:1.1), (rutkowski:0.66), (teal and orange:0.4)",
+        "negative_prompt": "3d, cartoon, lowres",
+        "sampler": "DPM++ 2M Karras",
+        "steps": 30,
+        "guidance_scale": 9.0,
+        "seed": 1261263585,
+        "width": 512,
+        "height": 768,
+        "clip_skip": 2,
+        "rng": "nv",
+    }
+    assert by_label["sd.cpp with_lcm.png"]["guidance_scale"] == 1.0
+
+
+@pytest.mark.parametrize("name", ["picture.png", "picture.jpg", "picture.webp"])
+@pytest.mark.parametrize("prompt", ["a cat (on a mat:1.2), 8k", "um pôr do sol, 日没 🌅\nsecond line"])
+def test_sd_parsers_reads_our_pictures(tmp_path: Path, black: Any, name: str, prompt: str) -> None:
+    request = replace(Settings(), prompt=prompt, negative_prompt="ugly, blurry", guidance_scale=6.5, steps=31)
+    infotext = write(request, 4294967295, model="dreamshaper_8", model_hash="879db523c3")
+    path = Image(black, infotext).save(tmp_path / name)
+    found = sd_parsers.ParserManager().parse(path)
+    assert found is not None
+    (sampler,) = found.samplers
+    assert [prompt.value for prompt in sampler.prompts] == [prompt]
+    assert [prompt.value for prompt in sampler.negative_prompts] == ["ugly, blurry"]
+    assert sampler.name == "DPM++ 2M"
+    expected = {"seed": "4294967295", "steps": "31", "cfg_scale": "6.5", "scheduler": "Karras"}
+    assert sampler.parameters == expected
+    assert sampler.model is not None
+    assert (sampler.model.name, sampler.model.hash) == ("dreamshaper_8", "879db523c3")
