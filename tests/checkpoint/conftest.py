@@ -1,15 +1,31 @@
-"""Shared by the tests of checkpoints: pickles that would run code, were they opened by Python's own unpickler."""
+"""Shared by the tests of checkpoints: tiny models as files of every kind, and pickles that would run code, were they
+opened by Python's own unpickler.
+"""
 
 from __future__ import annotations
 
+import json
 import pickle
+import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save, save_file
+from torch import Tensor
+
+from avila_diffusion.checkpoint.load import Model, build, build_text_model
+from avila_diffusion.config import TextConfig, TransformerConfig, UNetBlockConfig, UNetConfig, VAEConfig
+from avila_diffusion.models.unet import UNet
+from avila_diffusion.models.vae import VAE
 
 Payloads = dict[str, bytes]
+State = dict[str, Tensor]
+Shapes = dict[str, tuple[int, ...]]
 
 
 def _text(value: str) -> bytes:
@@ -83,3 +99,135 @@ def torch_zip() -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_state: Callable[[str], State]) -> Callable[[str], State]:
+    """The tensors of a tiny model of a family under single-file names, float32; the dictionary is the caller's own."""
+    made: dict[str, State] = {}
+
+    def make(family: str = "sd1") -> State:
+        if family not in made:
+            made[family] = tiny_state(family)
+        return dict(made[family])
+
+    return make
+
+
+@pytest.fixture
+def save_state(tmp_path: Path) -> Callable[..., Path]:
+    """Writes tensors with the safetensors library, contiguous and each on its own memory."""
+
+    def write(state: Mapping[str, Tensor], name: str = "model.safetensors", **metadata: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {key: tensor.clone().contiguous() for key, tensor in state.items()}
+        save_file(tensors, path, {key.replace("__", "."): value for key, value in metadata.items()} or None)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def run_networks() -> Callable[[Model], State]:
+    """What each network of a model gives for a fixed input, in float32."""
+
+    @torch.no_grad()
+    def run(model: Model) -> State:
+        generator = torch.Generator().manual_seed(11)
+        config = model.spec.unet
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator)
+
+        vector = draw(1, config.adm_channels) if config.adm_channels else None
+        guidance = torch.tensor([4.0]) if config.guidance_channels else None
+        x, context = draw(1, config.in_channels, 8, 8), draw(1, 7, config.context_channels)
+        out = {"unet": model.unet(x, torch.tensor([400.5]), context, vector=vector, guidance=guidance)}
+        side = 8 * model.spec.vae.scale
+        out["decoder"] = model.vae.decode(draw(1, model.spec.vae.embed_channels, 8, 8))
+        out["encoder"] = model.vae.encode(draw(1, 3, side, side).clamp(-1, 1)).mean
+        tokens = torch.tensor([[49406, 320, 2368, 49407] + [49407] * 73])
+        for index, (tower, spec) in enumerate(zip(model.text, model.spec.text, strict=True)):
+            features = tower(
+                tokens, dtype=torch.float32, skip=spec.skip, final_norm=spec.final_norm, pooled=spec.pooled
+            )
+            out[f"text {index}"] = features.hidden
+            if features.pooled is not None:
+                out[f"pooled {index}"] = features.pooled
+        return out
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def micro() -> Shapes:
+    """Names and shapes of the smallest model that has every kind of part, for tests by the thousand."""
+    attention = TransformerConfig(depth=1, heads=8)
+
+    def row(channels: int, transformer: TransformerConfig | None = None, resample: Any = "none") -> UNetBlockConfig:
+        return UNetBlockConfig(in_channels=channels, out_channels=32, transformer=transformer, resample=resample)
+
+    down = UNetBlockConfig(in_channels=32, out_channels=32, residual=False, resample="down")
+    unet = UNetConfig(
+        in_channels=4,
+        out_channels=4,
+        model_channels=32,
+        embed_channels=32,
+        context_channels=64,
+        input_blocks=(UNetBlockConfig(in_channels=4, out_channels=32, residual=False), row(32, attention), down),
+        middle=row(32),
+        output_blocks=(row(64, None, "up"), row(64), row(64)),
+    )
+    vae = VAEConfig(encoder_channels=(32,), decoder_channels=(32,), encoder_blocks=1, decoder_blocks=1)
+    text = TextConfig(kind="clip", vocabulary=49408, width=64, layers=1, heads=1, mlp=64)
+    networks = {
+        "model.diffusion_model.": build(lambda: UNet(unet)),
+        "first_stage_model.": build(lambda: VAE(vae)),
+        "cond_stage_model.transformer.": build(lambda: build_text_model(text)),
+    }
+    return {
+        prefix + name: tuple(parameter.shape)
+        for prefix, network in networks.items()
+        for name, parameter in network.named_parameters()
+    }
+
+
+@pytest.fixture(scope="session")
+def write_values() -> Callable[..., Path]:
+    """Writes a file of given shapes, all zeros and no disk space, but for some tensors that have values and dtypes."""
+
+    def write(
+        path: Path,
+        shapes: Mapping[str, tuple[int, ...]],
+        values: Mapping[str, Tensor] | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> Path:
+        header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+        end, places = 0, []
+        for name in [*shapes, *(name for name in values or {} if name not in shapes)]:
+            value = (values or {}).get(name)
+            if value is None:
+                kind, shape, size = "F16", tuple(shapes[name]), 2
+            else:
+                kind, shape, size = _dtype(value), tuple(value.shape), value.dtype.itemsize
+                places.append((end, value))
+            begin, end = end, end + size * prod(shape)
+            header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}
+        text = json.dumps(header).encode()
+        with path.open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.truncate(8 + len(text) + end)
+            for begin, value in places:
+                file.seek(8 + len(text) + begin)
+                file.write(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return path
+
+    return write
+
+
+def _dtype(value: Tensor) -> str:
+    """The name the safetensors library gives a tensor's dtype."""
+    raw = save({"x": torch.zeros(1, dtype=value.dtype)})
+    found: str = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["x"]["dtype"]
+    return found

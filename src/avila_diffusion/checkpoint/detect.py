@@ -1,49 +1,51 @@
 """What a file is: names, shapes and metadata → `ModelSpec`, with a reason for each decision. No torch.
 
-Shapes tell the architecture (`shapes`). What they cannot tell comes, in this order, from the caller, the file's own
-`avila.*` metadata, a diffusers folder's configs, standard metadata, marker tensors, and the family's habit.
+Shapes tell the architecture (`shapes`). What they cannot tell, such as heads and sizes, comes from the file's own `avila.*`
+metadata, a diffusers folder's configs, standard metadata, and the family's habit; the training noise from `noise`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
-from typing import cast
-
-import numpy as np
+from typing import Any
 
 from ..config import (
     FAMILIES,
     VARIANT_OF_CHANNELS,
     Family,
-    LatentConfig,
     ModelSpec,
     NoiseConfig,
-    Prediction,
+    TextConfig,
     TextEncoderSpec,
     UNetConfig,
     VAEConfig,
+    Variant,
 )
-from ..errors import MissingPart, RequestError, Unsupported, WeightMismatch
-from .parts import TEXT, TEXT_XL, UNET, VAE, Parts
-from .safetensors import read_small
+from ..errors import MissingPart, Unsupported, WeightMismatch
+from .noise import check_prediction, read_latent, read_noise
+from .parts import UNET, VAE, Parts
 from .shapes import read_clip_config, read_open_clip_config, read_unet_config, read_vae_config
 
-PREDICTIONS: dict[str, Prediction] = {
-    "epsilon": "epsilon",
-    "eps": "epsilon",
-    "v": "v",
-    "v_prediction": "v",
-    "v-prediction": "v",
-    "vpred": "v",
-    "edm": "edm",
+SCALED = (".scale_weight", ".weight_scale", ".scale_input", "scaled_fp8", ".comfy_quant", ".absmax", ".qweight")
+"""Endings of the tensors that quantized weights must be multiplied with."""
+CLIP_TOKENS = 49408
+DIFFUSERS_SETTINGS: dict[str, dict[str, Any]] = {
+    "unet": {
+        "act_fn": "silu",
+        "norm_num_groups": 32,
+        "norm_eps": 1e-5,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "center_input_sample": False,
+        "dual_cross_attention": False,
+        "resnet_time_scale_shift": "default",
+        "addition_embed_type": ("text_time",),
+        "encoder_hid_dim_type": (),
+    },
+    "vae": {"act_fn": "silu", "norm_num_groups": 32, "shift_factor": 0},
 }
-V_NORM = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
-V_NORM_DEVIATION = 0.09
-"""Released SD 2 models that predict v have a standard deviation above this in that bias, those of epsilon below."""
+"""Settings of diffusers configs that no shape tells and that our networks have in one way only."""
 
 TowerRead = tuple[str, TextEncoderSpec]
 
@@ -68,63 +70,122 @@ def build_spec(
     prediction: str | None,
 ) -> ModelSpec:
     """Put together what was read; towers and VAE must be there."""
-    report = parts.report
-    wanted = {"sdxl": 2}.get(family.name, 1)
-    if len(towers) < wanted:
-        which = (
-            "neither of its two text encoders" if wanted == 2 and not towers else "a text encoder less than it needs"
-        )
-        found = "no text encoder" if wanted == 1 else which
-        raise MissingPart(f"{Path(report.source).name} has {found}; give it with --text-encoder FILE")
-    if vae is None:
-        raise MissingPart(f"{Path(report.source).name} has no VAE; give it with --vae FILE")
+    vae = _check_complete(parts, family, towers, vae)
+    check_prediction(prediction)
     noise = read_noise(parts, family, prediction)
     pooled = sum(spec.config.projection or spec.config.width for _, spec in towers if spec.pooled)
     numbers = {"none": 0, "sizes": 6, "aesthetic": 5}[family.adm]
-    size_channels = ((unet.adm_channels or 0) - pooled) // numbers if numbers else 256
+    size_channels = max((unet.adm_channels or 0) - pooled, 0) // numbers if numbers else 256
     _check_contexts(unet, towers, pooled + numbers * size_channels)
+    if vae.embed_channels != unet.out_channels:
+        raise WeightMismatch(
+            f"the VAE's latents have {vae.embed_channels} channels, the UNet gives {unet.out_channels}; give the VAE of "
+            "this family with --vae"
+        )
     spec = ModelSpec(
         family=family.name,
-        variant=VARIANT_OF_CHANNELS.get(unet.in_channels, "base")
-        if unet.in_channels != vae.latent_channels
-        else "base",
+        variant=_variant(unet),
         unet=unet,
         vae=vae,
         text=tuple(spec for _, spec in towers),
         noise=noise,
-        latent=read_latent(parts, family),
+        latent=read_latent(parts, family, vae.embed_channels),
         size=read_size(parts, family, noise),
         adm=family.adm,
         size_channels=size_channels,
     )
-    report.family, report.variant, report.prediction = spec.family, spec.variant, noise.prediction
+    parts.report.prediction = noise.prediction
     if unet.guidance_channels:
-        report.decide("guidance", "embedded", "time_embed.cond_proj is there: an LCM-type UNet that is told the scale")
+        reason = "time_embed.cond_proj is there: an LCM-type UNet that is told the scale"
+        parts.report.decide("guidance", "embedded", reason)
     return spec
+
+
+def _check_complete(parts: Parts, family: Family, towers: list[TowerRead], vae: VAEConfig | None) -> VAEConfig:
+    """The VAE, where nothing is missing. Raises MissingPart with all that is."""
+    wanted = 2 if family.name == "sdxl" else 1
+    missing, give = [], []
+    if len(towers) < wanted:
+        one = (
+            f"one of the two text encoders of {family.title} ({_widths(towers)} wide)" if towers else "no text encoder"
+        )
+        missing.append(one)
+        give.append("--text-encoder FILE" + (" --text-encoder FILE" if wanted == 2 else ""))
+    if vae is None:
+        missing.append("no VAE")
+        give.append("--vae FILE")
+    if vae is None or missing:
+        needed = " (both)" if wanted == 2 and len(towers) < 2 else ""
+        raise MissingPart(
+            f"{Path(parts.report.source).name} has {' and '.join(missing)}; give what is missing with "
+            f"{' '.join(give)}{needed}"
+        )
+    return vae
+
+
+def _widths(towers: list[TowerRead]) -> str:
+    return " and ".join(str(spec.config.width) for _, spec in towers)
 
 
 def _check_contexts(unet: UNetConfig, towers: list[TowerRead], vector: int) -> None:
     width = sum(spec.config.width for _, spec in towers)
     if width != unet.context_channels:
+        together = f"are {_widths(towers)} wide" if len(towers) > 1 else f"is {width} wide"
         raise WeightMismatch(
-            f"the text encoders are {width} wide together, the UNet's cross-attention wants {unet.context_channels}; "
-            "give the text encoder of this family with --text-encoder"
+            f"the text encoder{'s' if len(towers) > 1 else ''} {together}, the UNet's cross-attention wants "
+            f"{unet.context_channels}; give the text encoder of this family with --text-encoder"
         )
-    if unet.adm_channels is not None and vector != unet.adm_channels:
-        raise WeightMismatch(f"the UNet's vector input is {unet.adm_channels} wide, the text encoders give {vector}")
+    if (unet.adm_channels or 0) != vector:
+        raise WeightMismatch(
+            f"the UNet's vector input is {unet.adm_channels or 0} wide, the text encoders and sizes give {vector}; give "
+            "the text encoder of this family with --text-encoder"
+        )
+
+
+def _variant(unet: UNetConfig) -> Variant:
+    """By the channels that come besides the latent. Raises Unsupported for upscalers and others."""
+    extra = unet.in_channels - unet.out_channels
+    variant = VARIANT_OF_CHANNELS.get(4 + extra)
+    if variant is None:
+        raise Unsupported(
+            f"the UNet takes {unet.in_channels} channels and gives {unet.out_channels}; there are pipelines for "
+            f"{', '.join(f'{kind} ({channels})' for channels, kind in VARIANT_OF_CHANNELS.items())}"
+        )
+    return variant
 
 
 def read_unet(parts: Parts) -> tuple[UNetConfig, Family]:
     """The UNet's config and its family. Raises Unsupported for kin that there is no pipeline for."""
+    scaled = next((name for name in parts.places if name.endswith(SCALED)), None)
+    if scaled is not None:
+        raise Unsupported(
+            f"the weights are quantized and to be multiplied by tensors such as {parts.label(parts.places[scaled])}; "
+            "only plain floats are read; take the model's F16, BF16 or plain F8 file"
+        )
+    _check_settings(parts)
     shapes = parts.shapes(UNET)
     config = read_unet_config(shapes, lambda channels: 1)
     family, reason = _family(parts, config)
     config = read_unet_config(shapes, _heads_rule(parts, family))
     parts.report.decide("family", f"{family.name}: {family.title}", reason)
-    variant = VARIANT_OF_CHANNELS.get(config.in_channels, "base")
+    parts.report.family = family.name
+    variant = _variant(config)
     parts.report.decide("variant", variant, f"the UNet takes {config.in_channels} channels")
-    parts.report.family, parts.report.variant = family.name, variant
+    parts.report.variant = variant
     return config, family
+
+
+def _check_settings(parts: Parts) -> None:
+    """Raises Unsupported where a diffusers config asks for what our networks do not do."""
+    for component, settings in DIFFUSERS_SETTINGS.items():
+        config = parts.configs.get(component, {})
+        for key, usual in settings.items():
+            allowed = usual if isinstance(usual, tuple) else (usual,)
+            if config.get(key) is not None and config[key] not in allowed:
+                raise Unsupported(
+                    f"{component}/config.json says {key} {config[key]!r}; there is no network here but for "
+                    f"{' or '.join(map(repr, allowed)) or 'none'}"
+                )
 
 
 def _family(parts: Parts, config: UNetConfig) -> tuple[Family, str]:
@@ -134,11 +195,11 @@ def _family(parts: Parts, config: UNetConfig) -> tuple[Family, str]:
     context, adm = config.context_channels, config.adm_channels
     if context == 1024 and adm is not None:
         raise Unsupported(
-            "this is an SD 2 unCLIP checkpoint (pictures as prompts), for which there is no pipeline here"
+            "this is an SD 2 unCLIP checkpoint (pictures as prompts), for which there is no pipeline here; take SD 2 itself"
         )
     told = f"cross-attention over {context} channels"
     if adm is not None:
-        two = config.context_channels == 2048 or len(_tower_prefixes(parts)) == 2
+        two = config.context_channels == 2048 or len(parts.tower_prefixes()) == 2
         name = "sdxl" if two else "sdxl_refiner"
         return FAMILIES[name], f"{told}, vector input of {adm}"
     if context == 768 or (context != 1024 and not config.linear_projection):
@@ -173,40 +234,38 @@ def _diffusers_heads(parts: Parts) -> dict[int, int]:
     heads = config.get("num_attention_heads") or config.get("attention_head_dim")
     if not isinstance(channels, list) or heads is None:
         return {}
-    heads = heads if isinstance(heads, list) else [heads] * len(channels)
-    return {int(width): int(count) for width, count in zip(channels, heads, strict=False)}
+    listed = heads if isinstance(heads, list) else [heads] * len(channels)
+    table: dict[int, int] = {}
+    for width, count in zip(channels, listed, strict=False):
+        if type(width) is not int or type(count) is not int or count < 1 or table.setdefault(width, count) != count:
+            raise Unsupported(
+                f"unet/config.json says heads {heads!r} for channels {channels!r}; expected a number for each, the same "
+                "where the channels are"
+            )
+    return table
 
 
 def _number(parts: Parts, key: str) -> int | None:
-    value = parts.metadata.get(key)
-    return int(value) if value and value.isdecimal() and int(value) > 0 else None
+    return _whole(parts.metadata.get(key, ""))
 
 
-def _tower_prefixes(parts: Parts) -> list[str]:
-    """Where the text towers are, in order: `cond_stage_model.transformer.`, `conditioner.embedders.1.model.` …"""
-    marks = ("text_model.embeddings.token_embedding.weight", "token_embedding.weight")
-    found = set()
-    for name in parts.places:
-        if name.startswith((TEXT, TEXT_XL)):
-            for mark in marks:
-                if name.endswith("." + mark):
-                    found.add(name.removesuffix(mark))
-                    break
-    return sorted(found)
+def _whole(text: str) -> int | None:
+    """A whole number above 0 of at most six digits, None for anything else."""
+    text = text.strip()
+    return int(text) if text.isdecimal() and len(text) <= 6 and int(text) > 0 else None
 
 
 def read_towers(parts: Parts, family: Family) -> list[TowerRead]:
-    """The text towers and what the family takes from each."""
+    """The text towers and what the family takes from each. Raises WeightMismatch for towers that cannot be built."""
+    prefixes = parts.tower_prefixes()
+    if len(prefixes) > 2:
+        raise WeightMismatch(
+            f"found {len(prefixes):,} text encoders ({', '.join(prefixes[:3])}…); expected at most two; give only those "
+            "of this family"
+        )
     towers = []
-    prefixes = _tower_prefixes(parts)
-    heads = [int(value) for value in parts.metadata.get("avila.text_heads", "").split(",") if value.strip().isdecimal()]
     for index, prefix in enumerate(prefixes):
-        shapes = parts.shapes(prefix)
-        settings = parts.configs.get(prefix.removesuffix("transformer.").removesuffix("model."), {})
-        count = heads[index] if index < len(heads) else settings.get("num_attention_heads")
-        activation = parts.metadata.get("avila.text_activation") or settings.get("hidden_act")
-        read = read_clip_config if "text_model.final_layer_norm.weight" in shapes else read_open_clip_config
-        config = read(shapes, count, activation)
+        config = _read_tower(parts, prefix, index)
         last = index == len(prefixes) - 1
         if family.adm != "none":
             # SDXL and the refiner: penultimate layer, no final norm; the last tower's pooled projection joins the vector.
@@ -214,8 +273,9 @@ def read_towers(parts: Parts, family: Family) -> list[TowerRead]:
                 config=config, skip=2, final_norm=False, clip_skip=False, pooled=last, pad=0 if last else 49407
             )
         elif family.name == "sd2":
-            # diffusers cuts the unused last layer off, so its last is the original's penultimate.
-            spec = TextEncoderSpec(config=config, skip=1 if config.kind == "clip" else 2, clip_skip=False, pad=0)
+            # diffusers cuts the unused last of 24 layers off, so its last is the original's penultimate.
+            whole = config.kind == "open_clip" or config.layers >= 24
+            spec = TextEncoderSpec(config=config, skip=2 if whole else 1, clip_skip=False, pad=0)
         else:
             spec = TextEncoderSpec(config=config)
         towers.append((prefix, spec))
@@ -228,6 +288,31 @@ def read_towers(parts: Parts, family: Family) -> list[TowerRead]:
     return towers
 
 
+def _read_tower(parts: Parts, prefix: str, index: int) -> TextConfig:
+    """The config of one tower: shapes, and heads and activation where the metadata or a config.json say them."""
+    shapes = parts.shapes(prefix)
+    settings = parts.configs.get(prefix.removesuffix("transformer.").removesuffix("model."), {})
+    told = parts.metadata.get("avila.text_heads", "").split(",")
+    heads = _whole(told[index]) if index < len(told) else None
+    if heads is None and settings.get("num_attention_heads") is not None:
+        heads = settings["num_attention_heads"]
+        if type(heads) is not int:
+            raise WeightMismatch(
+                f"a text encoder's config.json says {heads!r} attention heads; expected a whole number"
+            )
+    activation = parts.metadata.get("avila.text_activation") or settings.get("hidden_act")
+    if activation not in (None, "gelu", "quick_gelu"):
+        raise Unsupported(f"a text encoder uses the activation {activation!r}; gelu and quick_gelu are run")
+    ours = any(name.startswith("text_model.") for name in shapes)
+    config = (read_clip_config if ours else read_open_clip_config)(shapes, heads, activation)
+    if config.vocabulary < CLIP_TOKENS or config.context_length < 77:
+        raise WeightMismatch(
+            f"a text encoder knows {config.vocabulary:,} tokens in {config.context_length} places; CLIP's have "
+            f"{CLIP_TOKENS:,} in 77; give CLIP's with --text-encoder"
+        )
+    return config
+
+
 def read_vae(parts: Parts) -> VAEConfig | None:
     """The VAE's config, None where there is none."""
     shapes = parts.shapes(VAE)
@@ -236,150 +321,21 @@ def read_vae(parts: Parts) -> VAEConfig | None:
     return read_vae_config(shapes)
 
 
-def read_latent(parts: Parts, family: Family) -> LatentConfig:
-    """Scale of the latents, and their mean and deviation where the file has them (Playground 2.5)."""
-    scale, reason = family.latent_scale, f"the habit of {family.name}"
-    told = parts.configs.get("vae", {}).get("scaling_factor")
-    if isinstance(told, int | float) and told > 0:
-        scale, reason = float(told), "scaling_factor of the VAE's config"
-    with suppress(KeyError, ValueError):
-        scale, reason = float(parts.metadata["avila.latent_scale"]), "metadata avila.latent_scale"
-    parts.report.decide("latent scale", f"{scale:g}", reason)
-    if "edm_mean" in parts.places and "edm_std" in parts.places:
-        # Playground 2.5 standardises per channel and scales by its sigma_data of 0.5 instead.
-        small = _small(parts, ("edm_mean", "edm_std"))
-        mean, std = (tuple(float(v) for v in small[name].reshape(-1)) for name in ("edm_mean", "edm_std"))
-        parts.report.decide("latent mean", "per channel", "edm_mean and edm_std are in the file")
-        return LatentConfig(scale=0.5, mean=mean, std=std)
-    return LatentConfig(scale=scale)
-
-
-def read_noise(parts: Parts, family: Family, prediction: str | None) -> NoiseConfig:
-    """What the network predicts, and the noise it was trained on."""
-    kind, reason = _prediction(parts, family, prediction)
-    parts.report.decide("prediction", kind, reason)
-    noise = NoiseConfig(prediction=kind)
-    scheduler = parts.configs.get("scheduler", {})
-    if isinstance(scheduler.get("beta_start"), float) and isinstance(scheduler.get("beta_end"), float):
-        linear = scheduler.get("beta_schedule") == "linear"
-        noise = replace(
-            noise,
-            beta_start=scheduler["beta_start"],
-            beta_end=scheduler["beta_end"],
-            beta_schedule="linear" if linear else "scaled_linear",
-            steps=int(scheduler.get("num_train_timesteps", 1000)),
-        )
-    if isinstance(scheduler.get("trained_betas"), list):
-        betas = np.asarray(scheduler["trained_betas"], dtype=np.float64)
-        noise = replace(noise, alphas_cumprod=tuple(np.cumprod(1.0 - betas)), steps=len(betas))
-        parts.report.decide("noise schedule", "trained_betas", "the scheduler's config brings its own")
-    if kind == "edm" or "edm_vpred.sigma_max" in parts.places:
-        return _continuous(parts, noise)
-    noise = replace(noise, zero_terminal_snr=_zero_terminal_snr(parts))
-    return _own_schedule(parts, noise)
-
-
-def _prediction(parts: Parts, family: Family, asked: str | None) -> tuple[Prediction, str]:
-    if asked is not None:
-        if asked.lower() not in PREDICTIONS:
-            raise RequestError(f"prediction {asked!r} is unknown; it is epsilon, v or edm")
-        return PREDICTIONS[asked.lower()], "asked for"
-    for key in ("avila.prediction", "modelspec.prediction_type", "modelspec.predict_key", "prediction_type"):
-        told = parts.metadata.get(key, "").lower()
-        if told in PREDICTIONS:
-            return PREDICTIONS[told], f"metadata {key}"
-    if parts.metadata.get("ss_v_parameterization", "").lower() == "true":
-        return "v", "metadata ss_v_parameterization"
-    told = str(parts.configs.get("scheduler", {}).get("prediction_type", "")).lower()
-    if told in PREDICTIONS:
-        return PREDICTIONS[told], "prediction_type of the scheduler's config"
-    for marker, kind in (("edm_mean", "edm"), ("edm_vpred.sigma_max", "v"), ("v_pred", "v")):
-        if marker in parts.places:
-            return cast(Prediction, kind), f"the marker tensor {marker}"
-    name = UNET + V_NORM
-    if family.name == "sd2" and name in parts.places:
-        deviation = float(np.std(_small(parts, (name,))[name]))
-        kind = "v" if deviation > V_NORM_DEVIATION else "epsilon"
-        return cast(
-            Prediction, kind
-        ), f"{V_NORM} deviates by {deviation:.3f}; SD 2 models of v by more than {V_NORM_DEVIATION}"
-    return "epsilon", f"the habit of {family.name}; nothing in the file says otherwise"
-
-
-def _zero_terminal_snr(parts: Parts) -> bool:
-    told = parts.configs.get("scheduler", {}).get("rescale_betas_zero_snr")
-    for found, reason in (
-        ("ztsnr" in parts.places, "the marker tensor ztsnr"),
-        (parts.metadata.get("ss_zero_terminal_snr", "").lower() == "true", "metadata ss_zero_terminal_snr"),
-        (told is True, "rescale_betas_zero_snr of the scheduler's config"),
-    ):
-        if found:
-            parts.report.decide("noise schedule", "zero terminal SNR", reason)
-            return True
-    return False
-
-
-def _continuous(parts: Parts, noise: NoiseConfig) -> NoiseConfig:
-    """EDM-type models: Playground 2.5 (prediction edm) and CosXL (v with sigma_data 1)."""
-    if "edm_vpred.sigma_max" in parts.places:
-        names = [name for name in ("edm_vpred.sigma_max", "edm_vpred.sigma_min") if name in parts.places]
-        small = {name: float(value.reshape(-1)[0]) for name, value in _small(parts, names).items()}
-        parts.report.decide("noise schedule", "continuous sigmas", "the marker tensor edm_vpred.sigma_max")
-        return replace(
-            noise,
-            continuous=True,
-            sigma_data=1.0,
-            edm_sigma_max=small["edm_vpred.sigma_max"],
-            edm_sigma_min=small.get("edm_vpred.sigma_min", 0.002),
-        )
-    parts.report.decide("noise schedule", "continuous sigmas, 0.002 to 80", "EDM prediction")
-    return replace(noise, continuous=True, sigma_data=0.5, edm_sigma_min=0.002, edm_sigma_max=80.0)
-
-
-def _own_schedule(parts: Parts, noise: NoiseConfig) -> NoiseConfig:
-    """The file's own alphas_cumprod, where it has them and they are not the usual ones."""
-    if "alphas_cumprod" not in parts.places or noise.zero_terminal_snr:
-        return noise
-    found = _small(parts, ("alphas_cumprod",))["alphas_cumprod"].astype(np.float64).reshape(-1)
-    root = np.linspace(math.sqrt(noise.beta_start), math.sqrt(noise.beta_end), noise.steps, dtype=np.float64)
-    usual = np.cumprod(1.0 - root**2)
-    if found.shape == usual.shape and np.allclose(found, usual, rtol=2e-3, atol=1e-5):  # half precision rounds them
-        return noise
-    if (
-        len(found) < 2
-        or not np.all(np.isfinite(found))
-        or not np.all((found > 0) & (found <= 1))
-        or np.any(np.diff(found) > 0)
-    ):
-        parts.report.ignored["alphas_cumprod"] = "not a noise schedule: it must fall from 1 towards 0"
-        return noise
-    parts.report.decide("noise schedule", "the file's own", "its alphas_cumprod differ from the usual ones")
-    return replace(noise, alphas_cumprod=tuple(found.tolist()), steps=len(found))
-
-
 def read_size(parts: Parts, family: Family, noise: NoiseConfig) -> int:
     """Pixels along a side it was trained at: the default size of its pictures."""
     size, reason = family.size, f"the habit of {family.name}"
     if family.name == "sd2" and noise.prediction == "v":
         size, reason = 768, "SD 2 models that predict v are trained at 768"
     sample = parts.configs.get("unet", {}).get("sample_size")
-    if isinstance(sample, int) and 8 <= sample <= 256:
+    if type(sample) is int and 8 <= sample <= 256:
         size, reason = 8 * sample, "sample_size of the UNet's config"
     told = parts.metadata.get("modelspec.resolution", "").lower().split("x")
-    if len(told) == 2 and all(side.strip().isdecimal() and 64 <= int(side) <= 4096 for side in told):
-        size, reason = max(int(side) for side in told), "metadata modelspec.resolution"
+    sides = [_whole(side) or 0 for side in told]
+    if len(sides) == 2 and all(64 <= side <= 4096 for side in sides):
+        size, reason = max(sides), "metadata modelspec.resolution"
     own = _number(parts, "avila.size")
-    if own is not None:
+    if own is not None and 64 <= own <= 4096:
         size, reason = own, "metadata avila.size"
-    size = max(size - size % 8, 64)
+    size -= size % 8
     parts.report.decide("size", f"{size}x{size}", reason)
     return size
-
-
-def _small(parts: Parts, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Named small tensors, by our names; they may be in different files."""
-    found = {}
-    for name in names:
-        place = parts.places[name]
-        found[name] = read_small(place.header, [place.entry.name])[place.entry.name]
-    return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import FileProblem, Unsupported
+from ..errors import FileProblem, NotADiffusionModel, Unsupported
 from .detect import build_spec, read_towers, read_unet, read_vae
 from .kinds import CHECKPOINT, Kind, recognise
 from .parts import VAE, Parts, gather
@@ -17,7 +17,11 @@ from .safetensors import Header, read_header
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """kind: what the file is. report: the decisions of a load, for checkpoints. problem: why a load would fail."""
+    """kind: what the file is. report: the decisions of a load, for checkpoints.
+
+    problem: why a checkpoint cannot be loaded as it is, as far as names and shapes of each network's frame tell; a weight
+    missing deep inside is found by a load.
+    """
 
     path: Path
     kind: Kind
@@ -65,21 +69,27 @@ class Inspection:
 def inspect(path: str | Path) -> Inspection:
     """Look at a file or a diffusers folder without loading it.
 
-    Raises HeaderError, PickleRefused or ModelNotFound for what is not safetensors at all.
+    Raises HeaderError, PickleRefused or ModelNotFound for what is not safetensors at all, NotADiffusionModel for a folder
+    that holds no model.
     """
     path = Path(path)
     if path.is_dir():
-        return _inspect_model(path, CHECKPOINT, gather(path))
+        return _inspect_model(path, CHECKPOINT, None, gather(path))
     header = read_header(path)
     kind = recognise(header)
     if kind.key != CHECKPOINT.key:
         return _describe(path, kind, [header], header.metadata)
-    return _inspect_model(path, kind, gather(path))
+    try:
+        return _inspect_model(path, kind, header, gather(path, header=header))
+    except NotADiffusionModel as error:
+        return _describe(path, kind, [header], header.metadata, problem=str(error))
 
 
-def _inspect_model(path: Path, kind: Kind, parts: Parts) -> Inspection:
+def _inspect_model(path: Path, kind: Kind, header: Header | None, parts: Parts) -> Inspection:
     report, problem = parts.report, ""
-    headers = list({place.header.path: place.header for place in parts.places.values()}.values())
+    headers = (
+        [header] if header else list({place.header.path: place.header for place in parts.places.values()}.values())
+    )
     try:
         unet, family = read_unet(parts)
         towers = read_towers(parts, family)

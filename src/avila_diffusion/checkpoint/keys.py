@@ -6,8 +6,10 @@ layers: how many blocks there are is read off the names themselves.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+MAX_DEPTH = 32
+"""Dots in a name; released files have up to twelve. Names with more are nobody's layers."""
 
 UNET_HEAD = {
     "conv_in": "input_blocks.0.0",
@@ -16,6 +18,8 @@ UNET_HEAD = {
     "time_embedding.cond_proj": "time_embed.cond_proj",
     "add_embedding.linear_1": "label_emb.0.0",
     "add_embedding.linear_2": "label_emb.0.2",
+    "class_embedding.linear_1": "label_emb.0.0",  # SD 2 unCLIP
+    "class_embedding.linear_2": "label_emb.0.2",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
@@ -50,6 +54,9 @@ VAE_ATTENTION = {
     "value": "v",
     "proj_attn": "proj_out",
 }
+TOWER_MARK = "embeddings.token_embedding.weight"
+TOWER_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")
+TOWER_LEAVES = ("text_projection", "token_embedding.", "positional_embedding", "ln_final.", "logit_scale")
 
 
 def is_diffusers_unet(names: Collection[str]) -> bool:
@@ -62,49 +69,106 @@ def is_diffusers_vae(names: Collection[str]) -> bool:
 
 def unet_from_diffusers(names: Collection[str]) -> dict[str, str]:
     """Names of a diffusers UNet2DConditionModel → `{ours: theirs}`. Names it does not know are left out."""
-    return _rename(names, dict(_unet_prefixes(names)), UNET_RESNET)
+    return _rename(names, dict(_unet_prefixes(count_numbers(names))), UNET_RESNET)
 
 
 def vae_from_diffusers(names: Collection[str]) -> dict[str, str]:
     """Names of a diffusers AutoencoderKL → `{ours: theirs}`. Names it does not know are left out."""
-    prefixes = VAE_HEAD | dict(_vae_prefixes(names))
+    prefixes = VAE_HEAD | dict(_vae_prefixes(count_numbers(names)))
     return _rename(names, prefixes, VAE_ATTENTION | {"conv_shortcut": "nin_shortcut"})
 
 
-def _rename(names: Collection[str], prefixes: dict[str, str], inner: dict[str, str]) -> dict[str, str]:
-    """Replace the longest known prefix of each name, then the layer inside it where `inner` knows that."""
-    renamed = {}
+def count_numbers(names: Iterable[str]) -> dict[str, int]:
+    """For each prefix that a number follows in some name, how many consecutive ones do, from 0: `{"input_blocks": 12}`.
+
+    Prefixes that are not there, or whose numbers do not begin with 0, are absent.
+    """
+    found: dict[str, set[int]] = {}
     for name in names:
-        parts = name.split(".")
+        parts = name.split(".", MAX_DEPTH + 1)
+        for place, part in enumerate(parts[:MAX_DEPTH]):
+            # "01" names nothing of ours; a number of thousands of digits is no number of ours either
+            if place and len(part) < 7 and part.isdecimal() and part.isascii() and part == str(int(part)):
+                found.setdefault(".".join(parts[:place]), set()).add(int(part))
+    counts = {}
+    for prefix, numbers in found.items():
+        count = 0
+        while count in numbers:
+            count += 1
+        if count:
+            counts[prefix] = count
+    return counts
+
+
+def split_towers(names: Iterable[str]) -> list[tuple[str, dict[str, str]]]:
+    """CLIP text towers among names: (their prefix, `{ours: theirs}`, both without it).
+
+    A tower has transformers' names (`text_model.…`; since version 5 without that beginning) or OpenCLIP's.
+    """
+    towers: dict[str, dict[str, str]] = {}
+    rest = []
+    for name in names:
+        for mark in ("text_model.", "transformer.resblocks."):
+            prefix, found, inner = name.partition(mark)
+            if found and (mark != "text_model." or inner.startswith(TOWER_PARTS)) and _begins_a_tower(prefix):
+                towers.setdefault(prefix, {})[found + inner] = found + inner
+                break
+        else:
+            rest.append(name)
+    marked = {name.removesuffix(TOWER_MARK) for name in rest if name.endswith(TOWER_MARK)}
+    bare = {prefix for prefix in marked - set(towers) if _begins_a_tower(prefix)}
+    towers |= {prefix: {} for prefix in sorted(bare)}
+    for name in rest:
+        for mark in (*TOWER_PARTS, *TOWER_LEAVES):
+            prefix, found, inner = name.partition(mark)
+            if found and prefix in (bare if mark in TOWER_PARTS else towers):
+                inner = found + inner
+                towers[prefix]["text_model." + inner if mark in TOWER_PARTS else inner] = inner
+                break
+    return list(towers.items())
+
+
+def _begins_a_tower(prefix: str) -> bool:
+    """Not in the middle of a word, and not CLIP's other tower, the one for pictures."""
+    return not prefix or (prefix.endswith(".") and not prefix.endswith(("visual.", "vision_model.")))
+
+
+def _rename(names: Collection[str], prefixes: Mapping[str, str], inner: Mapping[str, str]) -> dict[str, str]:
+    """Replace the longest known prefix of each name, then the layer inside it where `inner` knows that."""
+    renamed: dict[str, str] = {}
+    for name in names:
+        parts = name.split(".", MAX_DEPTH + 1)
+        if len(parts) > MAX_DEPTH:
+            continue
         for cut in range(len(parts) - 1, 0, -1):
             prefix = ".".join(parts[:cut])
             if prefix in prefixes:
                 rest, leaf = ".".join(parts[cut:-1]), parts[-1]
-                renamed[".".join(filter(None, [prefixes[prefix], inner.get(rest, rest), leaf]))] = name
+                renamed.setdefault(".".join(filter(None, [prefixes[prefix], inner.get(rest, rest), leaf])), name)
                 break
     return renamed
 
 
-def _unet_prefixes(names: Collection[str]) -> Iterator[tuple[str, str]]:
+def _unet_prefixes(counts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
     yield from UNET_HEAD.items()
     row = 1
-    for level in range(_count(names, "down_blocks.{}.")):
+    for level in range(counts.get("down_blocks", 0)):
         block = f"down_blocks.{level}"
-        for index in range(_count(names, f"{block}.resnets.{{}}.")):
+        for index in range(counts.get(f"{block}.resnets", 0)):
             yield f"{block}.resnets.{index}", f"input_blocks.{row}.0"
             yield f"{block}.attentions.{index}", f"input_blocks.{row}.1"
             row += 1
-        if _count(names, f"{block}.downsamplers.{{}}."):
+        if counts.get(f"{block}.downsamplers", 0):
             yield f"{block}.downsamplers.0.conv", f"input_blocks.{row}.0.op"
             row += 1
     yield "mid_block.resnets.0", "middle_block.0"
     yield "mid_block.attentions.0", "middle_block.1"
     yield "mid_block.resnets.1", "middle_block.2"
     row = 0
-    for level in range(_count(names, "up_blocks.{}.")):
+    for level in range(counts.get("up_blocks", 0)):
         block = f"up_blocks.{level}"
-        resnets = _count(names, f"{block}.resnets.{{}}.")
-        attention = _count(names, f"{block}.attentions.{{}}.") > 0
+        resnets = counts.get(f"{block}.resnets", 0)
+        attention = counts.get(f"{block}.attentions", 0) > 0
         for index in range(resnets):
             yield f"{block}.resnets.{index}", f"output_blocks.{row}.0"
             yield f"{block}.attentions.{index}", f"output_blocks.{row}.1"
@@ -113,26 +177,16 @@ def _unet_prefixes(names: Collection[str]) -> Iterator[tuple[str, str]]:
             row += 1
 
 
-def _vae_prefixes(names: Collection[str]) -> Iterator[tuple[str, str]]:
-    for level in range(_count(names, "encoder.down_blocks.{}.")):
+def _vae_prefixes(counts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    for level in range(counts.get("encoder.down_blocks", 0)):
         block = f"encoder.down_blocks.{level}"
-        for index in range(_count(names, f"{block}.resnets.{{}}.")):
+        for index in range(counts.get(f"{block}.resnets", 0)):
             yield f"{block}.resnets.{index}", f"encoder.down.{level}.block.{index}"
         yield f"{block}.downsamplers.0", f"encoder.down.{level}.downsample"
-    levels = _count(names, "decoder.up_blocks.{}.")
+    levels = counts.get("decoder.up_blocks", 0)
     for level in range(levels):
         block = f"decoder.up_blocks.{level}"
         ours = f"decoder.up.{levels - 1 - level}"  # the single-file layout counts from full resolution
-        for index in range(_count(names, f"{block}.resnets.{{}}.")):
+        for index in range(counts.get(f"{block}.resnets", 0)):
             yield f"{block}.resnets.{index}", f"{ours}.block.{index}"
         yield f"{block}.upsamplers.0", f"{ours}.upsample"
-
-
-def _count(names: Collection[str], pattern: str) -> int:
-    """How many consecutive numbers, from 0, stand in the place of {} at the start of some name."""
-    numbered = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)"))
-    found = {int(match[1]) for name in names if (match := numbered.match(name))}
-    count = 0
-    while count in found:
-        count += 1
-    return count

@@ -18,7 +18,8 @@ from ..models.open_clip import OpenClipTextModel
 from ..models.unet import UNet
 from ..models.vae import VAE as Autoencoder
 from .detect import detect
-from .parts import UNET, VAE, Parts, gather
+from .header import FLOATS
+from .parts import MARKERS, UNET, VAE, Parts, gather
 from .report import LoadReport, shorten
 from .safetensors import Header, TensorFile
 
@@ -60,7 +61,7 @@ def load_model(
     spec, prefixes = detect(parts, prediction)
     with _Files(mapped) as files:
         networks = _build_all(parts, spec, prefixes, files)
-    _refuse_gaps(parts.report)
+    _refuse_gaps(parts.report, parts.path)
     return Model(Path(path), spec, *networks, report=parts.report, vae_path=Path(vae) if vae else None)
 
 
@@ -73,6 +74,7 @@ def _build_all(
     for index, (prefix, text) in enumerate(zip(prefixes, spec.text, strict=True), 1):
         tower = build(partial(build_text_model, text.config))
         towers.append(_fill(tower, parts, prefix, f"text encoder {index}", files))
+    _name_the_rest(parts)
     return unet, autoencoder, tuple(towers)
 
 
@@ -108,25 +110,30 @@ class _Files:
 
 
 def _fill(network: Network, parts: Parts, prefix: str, title: str, files: _Files) -> Network:
-    """Assign every parameter from the parts under `prefix`; what does not fit goes to the report."""
+    """Assign every parameter from the parts under `prefix`, taking it out of them; what does not fit is reported."""
     report = parts.report
-    found = {name for name in parts.places if name.startswith(prefix)}
     for name, parameter in list(network.named_parameters()):
-        place = parts.places.get(prefix + name)
+        place = parts.places.pop(prefix + name, None)
         if place is None:
             report.missing.append(prefix + name)
             continue
-        found.discard(prefix + name)
         shape, wanted = place.entry.shape, tuple(parameter.shape)
         if not _same(shape, wanted):
-            report.mis_shaped.append(f"{prefix}{name} is {list(shape)}, expected {list(wanted)}")
+            report.mis_shaped.append(f"{parts.label(place)} is {list(shape)}, expected {list(wanted)}")
+            continue
+        if place.entry.dtype not in FLOATS:
+            report.mis_shaped.append(f"{parts.label(place)} is stored as {place.entry.dtype}, expected plain floats")
             continue
         tensor = files.tensor(place.header, place.entry.name).reshape(wanted)
         owner, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
         report.used[title] = report.used.get(title, 0) + 1
-    report.unknown += sorted(found)
     return network
+
+
+def _name_the_rest(parts: Parts) -> None:
+    """Tensors that lie under a network's name and that no network took."""
+    parts.report.unknown += [parts.label(place) for name, place in parts.places.items() if name not in MARKERS]
 
 
 def _same(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
@@ -137,7 +144,9 @@ def _same(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return len(short) == 2 and long == (*short, 1, 1)
 
 
-def _refuse_gaps(report: LoadReport) -> None:
+def _refuse_gaps(report: LoadReport, path: Path) -> None:
     wrong = report.mis_shaped + [f"{name} is missing" for name in report.missing]
     if wrong:
-        raise WeightMismatch(f"{Path(report.source).name} does not fit its networks: {'; '.join(shorten(wrong, 3))}")
+        raise WeightMismatch(
+            f"{path.name} does not fit its networks: {'; '.join(shorten(wrong, 3))}; download it again, or take another file"
+        )

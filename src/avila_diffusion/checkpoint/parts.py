@@ -7,28 +7,33 @@ after, detection and loading, sees only that table.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import HeaderError, MissingPart, NotADiffusionModel, PickleRefused
-from .keys import is_diffusers_unet, is_diffusers_vae, unet_from_diffusers, vae_from_diffusers
-from .kinds import FOREIGN, recognise
+from ..errors import NotADiffusionModel
+from .components import Component, Place, read_component, read_json
+from .keys import is_diffusers_unet, is_diffusers_vae, split_towers, unet_from_diffusers, vae_from_diffusers
+from .kinds import CHECKPOINT, FOREIGN, recognise
 from .report import LoadReport
-from .safetensors import Header, TensorEntry, read_header
+from .safetensors import Header, read_header
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 TEXT = "cond_stage_model."
 TEXT_XL = "conditioner.embedders."
+OUTSIDE = ("model_ema.", "control_model.", "depth_model.", VAE, TEXT, TEXT_XL)
+"""Prefixes of what may lie beside a UNet in its file, where the UNet's own names have no prefix."""
 
+MARKERS = frozenset(
+    {"v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min", "alphas_cumprod"}
+)
+"""Names outside the networks that say something about the model; small, and read by detection."""
 SCHEDULE_BUFFERS = frozenset(
     {
         "betas",
-        "alphas_cumprod",
         "alphas_cumprod_prev",
         "sqrt_alphas_cumprod",
         "sqrt_one_minus_alphas_cumprod",
@@ -45,24 +50,17 @@ SCHEDULE_BUFFERS = frozenset(
         "denoiser.sigmas",
     }
 )
-MARKERS = frozenset(
-    {"v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min", "alphas_cumprod"}
-)
-"""Names outside the networks that say something about the model; small, and read by detection."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor is: in which file, under which name there."""
-
-    header: Header
-    entry: TensorEntry
 
 
 @dataclass(kw_only=True)
 class Parts:
-    """places: our name → place. configs: a diffusers folder's JSON files by component. metadata: of the main file."""
+    """The table of a model's tensors, and what was said beside them.
 
+    path: of the main file or folder. places: our name → place. configs: JSON settings by component ("unet", "vae",
+    "scheduler") and by slot of a text tower. metadata: of the main file.
+    """
+
+    path: Path
     places: dict[str, Place] = field(default_factory=dict)
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
@@ -76,87 +74,115 @@ class Parts:
             if name.startswith(prefix)
         }
 
+    def label(self, place: Place) -> str:
+        """A tensor's name for the report: as it is in the main file; after the file's name in others."""
+        file = place.header.path
+        if file == self.path:
+            return place.entry.name
+        if self.path in file.parents:
+            file = file.relative_to(self.path)
+        return f"{file.as_posix()}: {place.entry.name}"
+
+    def ignore(self, place: Place, why: str) -> None:
+        """Say in the report why a tensor is not used as a weight."""
+        self.report.ignored[self.label(place)] = why
+
+    def add(self, ours: str, place: Place) -> None:
+        """Sort a tensor in by our name for it: a weight, something to ignore, or unknown."""
+        why = _ignored(ours)
+        if why is not None:
+            self.ignore(place, why)
+        elif ours in self.places:
+            self.ignore(place, "there twice, under two names or in two files; the first is used")
+        elif ours.startswith((UNET, VAE, TEXT, TEXT_XL)):
+            self.places[ours] = place
+        elif ours in MARKERS:
+            self.places[ours] = place
+            self.ignore(place, "no weight; read for what it tells of the noise schedule")
+        else:
+            self.report.unknown.append(self.label(place))
+
     def drop(self, prefix: str, why: str) -> None:
         """Leave out all names that begin with `prefix`, and say why in the report."""
         for name in [name for name in self.places if name.startswith(prefix)]:
-            del self.places[name]
-            self.report.ignored[name] = why
+            self.ignore(self.places.pop(name), why)
+
+    def tower_prefixes(self) -> list[str]:
+        """Where the text towers are, in order: `cond_stage_model.transformer.`, `conditioner.embedders.1.model.` …"""
+        names = [name for name in self.places if name.startswith((TEXT, TEXT_XL))]
+        return sorted(prefix for prefix, _ in split_towers(names))
 
 
-def gather(path: Path, *, vae: Path | None = None, text_encoders: Iterable[Path] = ()) -> Parts:
+def gather(
+    path: Path, *, vae: Path | None = None, text_encoders: Iterable[Path] = (), header: Header | None = None
+) -> Parts:
     """The parts of the model at `path`, a file or a diffusers folder, with those given separately in their place.
 
+    header: of the file at `path`, where it was read already.
     Raises ModelNotFound, HeaderError, PickleRefused, or NotADiffusionModel for a file that is something else.
     """
-    parts = Parts(report=LoadReport(source=str(path)))
+    given = list(text_encoders)
+    parts = Parts(path=path, report=LoadReport(source=str(path)))
     if path.is_dir():
-        _add_folder(parts, path)
+        _add_folder(parts, path, with_vae=vae is None, towers_given=len(given))
     else:
-        header = read_header(path)
-        parts.metadata = header.metadata
-        _add_checkpoint(parts, header)
+        _add_checkpoint(parts, header or read_header(path))
     if vae is not None:
         parts.drop(VAE, "replaced by the VAE given separately")
         _add_vae(parts, vae)
-    towers = list(text_encoders)
-    if towers:
-        parts.drop(TEXT, "replaced by the text encoder given separately")
-        parts.drop(TEXT_XL, "replaced by the text encoder given separately")
-        for tower in towers:
-            _add_text_encoder(parts, tower, alone=len(towers) == 1)
-        _order_towers(parts)
+    if given:
+        _add_text_encoders(parts, given)
     parts.report.dtypes = dict(Counter(place.entry.dtype for place in parts.places.values()))
     return parts
 
 
-def _places(*headers: Header) -> dict[str, Place]:
-    """The tensors of one file, or of all shards of one network, by the names there."""
-    return {name: Place(header, entry) for header in headers for name, entry in header.entries.items()}
-
-
 def _add_checkpoint(parts: Parts, header: Header) -> None:
-    places = _places(header)
-    renamed = _unet_only(header) or {_canonical(name): name for name in places}
+    parts.metadata = header.metadata
     kind = recognise(header)
-    if kind.key in FOREIGN or not any(name.startswith(UNET + "input_blocks.") for name in renamed):
+    renamed = _unet_only(header.entries) or _canonical_names(header.entries)
+    if kind.key in FOREIGN or not any(name.startswith(UNET + "input_blocks.") for name, _ in renamed):
+        if kind.key == CHECKPOINT.key:
+            raise NotADiffusionModel(
+                f"{header.path.name} has some names of a Stable Diffusion UNet and not {UNET}input_blocks…; expected a "
+                "whole UNet under those names or under diffusers'"
+            )
         raise NotADiffusionModel(
             f"{header.path.name} is not a Stable Diffusion checkpoint; it looks like {kind.title}"
             + (f": {kind.advice}" if kind.advice else "")
         )
-    for ours, theirs in renamed.items():
-        why = _ignored(ours)
-        if why is not None and ours not in MARKERS:
-            parts.report.ignored[theirs] = why
-        elif ours.startswith((UNET, VAE, TEXT, TEXT_XL)):
-            parts.places[ours] = places[theirs]
-        elif ours in MARKERS:
-            parts.places[ours] = places[theirs]
-            parts.report.ignored[theirs] = "no weight; read for what it tells of the noise schedule"
-        else:
-            parts.report.unknown.append(theirs)
+    for ours, theirs in renamed:
+        parts.add(ours, Place(header, header.entries[theirs]))
 
 
-def _unet_only(header: Header) -> dict[str, str]:
-    """The names of a file that holds a UNet and nothing else, ours or diffusers'; empty for other files."""
-    names = header.entries
+def _unet_only(names: Collection[str]) -> list[tuple[str, str]]:
+    """(ours, theirs) of a file that holds a UNet and nothing else, ours or diffusers'; empty for other files."""
     if is_diffusers_unet(names):
         renamed = unet_from_diffusers(names)
     elif "input_blocks.0.0.weight" in names and "out.2.weight" in names:
-        renamed = {name: name for name in names}
+        beside = MARKERS | SCHEDULE_BUFFERS
+        renamed = {name: name for name in names if name not in beside and not name.startswith(OUTSIDE)}
     elif "diffusion_model.input_blocks.0.0.weight" in names:
-        renamed = {name.removeprefix("diffusion_model."): name for name in names}
+        prefix = "diffusion_model."
+        renamed = {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
     else:
-        return {}
+        return []
     left = set(names) - set(renamed.values())
-    return {UNET + ours: theirs for ours, theirs in renamed.items()} | {name: name for name in left}
+    unet = [(_canonical(UNET + ours), theirs) for ours, theirs in renamed.items()]
+    return unet + [(name, name) for name in names if name in left]
+
+
+def _canonical_names(names: Collection[str]) -> list[tuple[str, str]]:
+    """(ours, theirs) of a single-file checkpoint; names that are ours already come first."""
+    pairs = [(_canonical(name), name) for name in names]
+    return sorted(pairs, key=lambda pair: pair[0] != pair[1])
 
 
 def _canonical(name: str) -> str:
     """Small differences of single-file dialects: NovelAI's text tower names, LCM's cond_proj."""
     short = TEXT + "transformer."
-    if name.startswith(short) and not name.startswith((short + "text_model.", short + "text_projection.")):
+    if name.startswith((short + "embeddings.", short + "encoder.", short + "final_layer_norm.")):
         return f"{short}text_model.{name.removeprefix(short)}"
-    return name.replace(".time_embedding.cond_proj.", ".time_embed.cond_proj.")
+    return name.replace(UNET + "time_embedding.cond_proj.", UNET + "time_embed.cond_proj.")
 
 
 def _ignored(name: str) -> str | None:
@@ -171,136 +197,156 @@ def _ignored(name: str) -> str | None:
         return "the scale of CLIP's contrastive loss, of no use in generation"
     if name.startswith("depth_model."):
         return "the depth estimator of a depth model; a depth map is given as a picture"
-    if name.startswith(("first_stage_model.loss.", "loss.")):
+    if name.startswith((VAE + "loss.", "loss.")):
         return "the discriminator of VAE training"
-    if name.startswith("first_stage_model.model_ema."):
+    if name.startswith(VAE + "model_ema."):
         return "the EMA copy of the VAE; the main weights are used"
     if name.startswith("control_model."):
         return "a ControlNet carried in the file"
     return None
 
 
+def _take(parts: Parts, component: Component, inner: dict[str, Place], prefix: str, what: str) -> None:
+    """Add a network, `inner` by our names, under `prefix`; the rest of its files goes to the report."""
+    for ours, place in inner.items():
+        parts.add(prefix + ours, place)
+    _leave(parts, component, list(inner.values()), what)
+
+
+def _leave(parts: Parts, component: Component, taken: Iterable[Place], what: str) -> None:
+    """What was not taken of a file: the other networks of a whole checkpoint, CLIP's picture half, or unknown."""
+    places, used = component.places, {id(place.entry) for place in taken}
+    for place in component.tensors:
+        name = place.entry.name
+        if id(place.entry) in used:
+            continue
+        if place.entry is not places[name].entry:
+            parts.ignore(place, "there twice, under two names or in two files; the first is used")
+        elif name.startswith(("visual.", "vision_model.", "visual_projection.")):
+            parts.ignore(place, "CLIP's half for pictures")
+        elif (why := _ignored(name)) is not None:
+            parts.ignore(place, why)
+        elif name in MARKERS or name.startswith((UNET, VAE, TEXT, TEXT_XL)):
+            parts.ignore(place, f"another part of a file of which only the {what} is used")
+        else:
+            parts.report.unknown.append(parts.label(place))
+
+
 def _add_vae(parts: Parts, path: Path) -> None:
-    headers = _headers_in(path) if path.is_dir() else [read_header(path)]
-    places = _places(*headers)
+    component = read_component(path / "vae" if (path / "vae").is_dir() else path)
+    places = component.places
+    inner: dict[str, Place] = {}
     for prefix in (VAE, "vae.", ""):
         inner = {name.removeprefix(prefix): place for name, place in places.items() if name.startswith(prefix)}
         if inner:
             break
     if is_diffusers_vae(inner):
         inner = {ours: inner[theirs] for ours, theirs in vae_from_diffusers(inner).items()}
+    elif not prefix:
+        inner = {name: place for name, place in inner.items() if not name.startswith((UNET, TEXT, TEXT_XL))}
     if "decoder.conv_in.weight" not in inner:
-        raise NotADiffusionModel(f"{path.name} is not a VAE; it looks like {recognise(headers[0]).title}")
-    _take(parts, places, inner, VAE)
+        raise NotADiffusionModel(f"{path.name} is not a VAE; it looks like {_describe(component)}")
+    known = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "loss.", "model_ema.")
+    inner = {name: place for name, place in inner.items() if prefix or name.startswith(known)}
+    _take(parts, component, inner, VAE, "VAE")
 
 
-def _add_text_encoder(parts: Parts, path: Path, alone: bool) -> None:
-    config = _read_json(path / "config.json") if path.is_dir() else {}
-    headers = _headers_in(path) if path.is_dir() else [read_header(path)]
-    places = _places(*headers)
-    marks = {
-        "text_model.embeddings.token_embedding.weight": "transformer.",
-        "transformer.resblocks.0.ln_1.weight": "model.",
+def _describe(component: Component) -> str:
+    return recognise(component.headers[0]).title if component.headers else "an empty folder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tower:
+    """A text tower of a file given separately. style: `transformer.` (transformers' names) or `model.` (OpenCLIP's)."""
+
+    style: str
+    inner: dict[str, Place]
+    config: dict[str, Any]
+
+    @property
+    def width(self) -> int:
+        names = ("text_model.embeddings.token_embedding.weight", "token_embedding.weight")
+        return next((self.inner[name].entry.shape[-1:] or (0,) for name in names if name in self.inner), (0,))[0]
+
+
+def _towers_in(component: Component) -> Iterator[Tower]:
+    """Every text tower of a file or folder, by our names: one, or both of an SDXL checkpoint."""
+    places = component.places
+    for prefix, names in split_towers(places):
+        style = "transformer." if any(ours.startswith("text_model.") for ours in names) else "model."
+        inner = {ours: places[prefix + theirs] for ours, theirs in names.items()}
+        yield Tower(style=style, inner=inner, config=component.config)
+
+
+def _add_text_encoders(parts: Parts, paths: list[Path]) -> None:
+    """Towers given separately: one takes the place of its like, or all of them the place of what was there."""
+    towers: list[Tower] = []
+    for path in paths:
+        folders = [path / name for name in ("text_encoder", "text_encoder_2") if (path / name).is_dir()]
+        for component in map(read_component, folders or [path]):
+            found = list(_towers_in(component))
+            if not found:
+                raise NotADiffusionModel(
+                    f"{path.name} is not a CLIP text encoder; it looks like {_describe(component)}"
+                )
+            towers += found
+            _leave(parts, component, [place for tower in found for place in tower.inner.values()], "text encoder")
+    why = "replaced by the text encoder given separately"
+    slot = _slot_of_like(parts, towers[0]) if len(towers) == 1 else None
+    if slot is not None:
+        parts.drop(slot, why)
+        _place_tower(parts, towers[0], slot)
+        return
+    for prefix in (TEXT, TEXT_XL):
+        parts.drop(prefix, why)
+    towers.sort(key=lambda tower: (tower.width, tower.style == "model."))  # SDXL's first tower is the narrower
+    for index, tower in enumerate(towers):
+        _place_tower(parts, tower, TEXT if len(towers) == 1 else f"{TEXT_XL}{index}.")
+
+
+def _slot_of_like(parts: Parts, tower: Tower) -> str | None:
+    """Of a model's two towers the one that is as wide as the given one, where that is clear; with its slot's name."""
+    slots = [prefix.removesuffix("transformer.").removesuffix("model.") for prefix in parts.tower_prefixes()]
+    if len(slots) != 2:
+        return None
+    tables = ("transformer.text_model.embeddings.token_embedding.weight", "model.token_embedding.weight")
+    widths = {
+        slot: place.entry.shape[-1:]
+        for slot in slots
+        for table in tables
+        if (place := parts.places.get(slot + table)) is not None
     }
-    for name in places:
-        for mark, kind in marks.items():
-            if name.endswith(mark):
-                prefix = name.removesuffix(mark)
-                slot = TEXT if alone else f"{TEXT_XL}{_next_tower(parts)}."
-                inner = {n.removeprefix(prefix): place for n, place in places.items() if n.startswith(prefix)}
-                parts.configs[slot] = config
-                _take(parts, places, inner, slot + kind)
-                return
-    raise NotADiffusionModel(f"{path.name} is not a CLIP text encoder; it looks like {recognise(headers[0]).title}")
+    like = [slot for slot in slots if widths.get(slot) == (tower.width,)]
+    if len(like) == 2:
+        like = [slot for slot in slots if any(name.startswith(slot + tower.style) for name in parts.places)]
+    return like[0] if len(like) == 1 else None
 
 
-def _take(parts: Parts, places: Mapping[str, Place], inner: Mapping[str, Place], prefix: str) -> None:
-    """Add a component, `inner` by our names, under `prefix`; what is left of `places` goes to the report."""
-    taken = set()
-    for ours, place in inner.items():
-        taken.add(place.entry.name)
-        why = _ignored(prefix + ours)
-        if why is None:
-            parts.places[prefix + ours] = place
-        else:
-            parts.report.ignored[place.entry.name] = why
-    parts.report.unknown += [f"{place.header.path.name}: {name}" for name, place in places.items() if name not in taken]
+def _place_tower(parts: Parts, tower: Tower, slot: str) -> None:
+    parts.configs[slot] = tower.config
+    for ours, place in tower.inner.items():
+        parts.add(slot + tower.style + ours, place)
 
 
-def _next_tower(parts: Parts) -> int:
-    return len({name[len(TEXT_XL)] for name in parts.places if name.startswith(TEXT_XL)})
-
-
-def _order_towers(parts: Parts) -> None:
-    """Of two towers given in any order, the narrower is SDXL's first; one tower serves wherever the UNet wants one."""
-    keys = [f"{TEXT_XL}{index}." for index in range(_next_tower(parts))]
-    widths = [_width(parts.shapes(key)) for key in keys]
-    if len(keys) == 2 and widths[0] > widths[1]:
-        swap = {keys[0]: keys[1], keys[1]: keys[0]}
-        places, configs = {}, {}
-        for name, place in parts.places.items():
-            key = name[: len(keys[0])]
-            places[swap[key] + name[len(key) :] if key in swap else name] = place
-        for name, config in parts.configs.items():
-            configs[swap.get(name, name)] = config
-        parts.places, parts.configs = places, configs
-
-
-def _width(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    return next((shape[-1] for name, shape in shapes.items() if name.endswith("token_embedding.weight")), 0)
-
-
-def _add_folder(parts: Parts, folder: Path) -> None:
-    """A diffusers folder: unet/, vae/, text_encoder/, text_encoder_2/, scheduler/; text towers keep their own names."""
+def _add_folder(parts: Parts, folder: Path, *, with_vae: bool, towers_given: int) -> None:
+    """A diffusers folder: unet/, vae/, text_encoder/, text_encoder_2/, scheduler/. What is replaced is not opened."""
     if not (folder / "unet").is_dir():
         raise NotADiffusionModel(f"{folder} is not a diffusers model folder; it has no unet/ with its config.json")
-    for component in ("unet", "vae", "text_encoder", "text_encoder_2", "scheduler"):
-        name = "scheduler_config.json" if component == "scheduler" else "config.json"
-        parts.configs[component] = _read_json(folder / component / name)
-    unet = _places(*_headers_in(folder / "unet"))
-    _take(parts, unet, {ours: unet[theirs] for ours, theirs in unet_from_diffusers(unet).items()}, UNET)
-    if (folder / "vae").is_dir():
-        vae = _places(*_headers_in(folder / "vae"))
-        _take(parts, vae, {ours: vae[theirs] for ours, theirs in vae_from_diffusers(vae).items()}, VAE)
-    towers = [name for name in ("text_encoder", "text_encoder_2") if (folder / name).is_dir()]
-    for index, component in enumerate(towers):
-        slot = TEXT if towers == ["text_encoder"] else f"{TEXT_XL}{index}."
-        parts.configs[slot] = parts.configs[component]
-        tower = _places(*_headers_in(folder / component))
-        _take(parts, tower, tower, slot + "transformer.")
-
-
-def _headers_in(folder: Path) -> list[Header]:
-    return [read_header(path) for path in _weight_files(folder)]
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a component: full precision first, then half, shards, then any single file."""
-    for name in ("diffusion_pytorch_model", "model"):
-        for suffix in (".safetensors", ".fp16.safetensors", ".bf16.safetensors"):
-            if (folder / (name + suffix)).is_file():
-                return [folder / (name + suffix)]
-        index = _read_json(folder / f"{name}.safetensors.index.json").get("weight_map")
-        if isinstance(index, dict):
-            shards = sorted({str(shard) for shard in index.values()})
-            return [folder / Path(shard).name for shard in shards]  # a name, never a way out of the folder
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) == 1:
-        return files
-    if list(folder.glob("*.bin")):
-        raise PickleRefused(
-            f"{folder} holds only pickled weights; convert them with: avila convert IN.bin OUT.safetensors"
-        )
-    raise MissingPart(f"{folder} has no weights; expected diffusion_pytorch_model.safetensors or model.safetensors")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise HeaderError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise HeaderError(f"{path} holds {type(value).__name__}, expected a JSON object")
-    return value
+    parts.configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
+    unet = read_component(folder / "unet")
+    parts.configs["unet"] = unet.config
+    places = unet.places
+    _take(parts, unet, {ours: places[name] for ours, name in unet_from_diffusers(places).items()}, UNET, "UNet")
+    parts.configs["vae"] = read_json(folder / "vae" / "config.json")
+    if with_vae and (folder / "vae").is_dir():
+        vae = read_component(folder / "vae")
+        places = vae.places
+        _take(parts, vae, {ours: places[name] for ours, name in vae_from_diffusers(places).items()}, VAE, "VAE")
+    names = [name for name in ("text_encoder", "text_encoder_2") if (folder / name).is_dir()]
+    for index, name in enumerate(names if towers_given < len(names) else ()):
+        slot = TEXT if names == ["text_encoder"] else f"{TEXT_XL}{index}."
+        component = read_component(folder / name)
+        towers = list(_towers_in(component))
+        for tower in towers[:1]:
+            _place_tower(parts, tower, slot)
+        _leave(parts, component, [place for tower in towers[:1] for place in tower.inner.values()], "text encoder")

@@ -22,7 +22,8 @@ class Decision:
 
 @dataclass(kw_only=True)
 class LoadReport:
-    """Every tensor of the given files ends in exactly one list.
+    """Every tensor of the given files ends in exactly one list. Names are those in the file; after its name, where there
+    are several.
 
     used: how many tensors each network took. ignored: names → why. unknown: names that nothing recognised.
     missing, mis_shaped: what a network needed and did not find, or found with another shape. dtypes: tensors of each.
