@@ -77,7 +77,8 @@ def test_mps_has_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 NONSENSE: list[Any] = [
-    "", "gpu", "CPU", "cpu:", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "cuda:٣", "cuda:12345", "mps:1", "cuda:0:0", None, 0, "x" * 999,
+    "", "gpu", "CPU", "cpu:", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "cuda:٣", "cuda:12345", "mps:1", "cuda:0:0", None, 0,
+    "x" * 999,
 ]  # fmt: skip
 
 
@@ -106,7 +107,7 @@ def test_threads_are_set_for_the_process(threads: int) -> None:
 
 @pytest.mark.parametrize("count", [0, -1, 1025, True, 2.0, "2"])
 def test_threads_out_of_range(count: Any, threads: int) -> None:
-    with pytest.raises(RequestError, match="^threads (is|must be) "):
+    with pytest.raises(RequestError, match=r"^threads (is|must be) "):
         use_threads(count)
     assert torch.get_num_threads() == threads
 

@@ -16,7 +16,9 @@ from avila_diffusion.result import GenerateResult, Progress
 
 
 def result(count: int) -> GenerateResult:
-    images = tuple(Image(np.full((2, 3, 3), 10 * n, np.uint8), infotext=f"picture {n}", seed=7 + n) for n in range(count))
+    images = tuple(
+        Image(np.full((2, 3, 3), 10 * n, np.uint8), infotext=f"picture {n}", seed=7 + n) for n in range(count)
+    )
     return GenerateResult(images, GenerateRequest(seed=7, count=count), seconds=1.5)
 
 
@@ -27,7 +29,7 @@ def test_it_is_a_sequence() -> None:
     assert list(made) == [made[0], made[1], made[2]] == list(made.images)
     assert made[-1] is made.images[2]
     assert made[1:] == made.images[1:]
-    assert list(reversed(made))[0] is made[2]
+    assert next(reversed(made)) is made[2]
     assert made[1] in made and made.index(made[1]) == 1
     with pytest.raises(IndexError):
         _ = made[3]

@@ -80,7 +80,7 @@ def test_cancelled_before_the_next_call(after: int) -> None:
     cancel, log, made = threading.Event(), list[str](), 0
     if after == 0:
         cancel.set()
-    with pytest.raises(Cancelled, match="^cancelled; nothing was written$"):
+    with pytest.raises(Cancelled, match=r"^cancelled; nothing was written$"):
         for event in drive(halving(3, log), ones, cancel):
             assert isinstance(event, Step)
             made = event.number

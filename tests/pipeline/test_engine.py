@@ -16,12 +16,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from avila_diffusion.config import LatentConfig
 from avila_diffusion.errors import Cancelled, NotFinite, RequestError, Unsupported
 from avila_diffusion.pipeline import engine as engine_module
 from avila_diffusion.pipeline.engine import ModelEngine
+from avila_diffusion.pipeline.latents import Pixels, preview
 from avila_diffusion.request import MAX_SEED, GenerateRequest
 from avila_diffusion.result import GenerateResult, Progress
 from avila_diffusion.sampling.names import SAMPLERS, resolve_schedule
+from avila_diffusion.sampling.samplers import sample
 from avila_diffusion.sampling.schedules import calls, sampler_sigmas
 
 State = dict[str, Tensor]
@@ -93,9 +96,13 @@ def test_events(key: str, make_engine: Any) -> None:
 def test_previews_are_made_when_they_are_called_and_change_nothing(
     make_engine: Any, finish: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, made = make_engine(), []
-    preview = engine_module.preview
-    monkeypatch.setattr(engine_module, "preview", lambda *args: made.append(1) or preview(*args))
+    engine, made = make_engine(), list[torch.Size]()
+
+    def watched(x0: Tensor, latent: LatentConfig) -> Pixels:
+        made.append(x0.shape)
+        return preview(x0, latent)
+
+    monkeypatch.setattr(engine_module, "preview", watched)
     request = ask(sampler="DPM++ 2M", steps=4, width=72, height=104)
     plain = finish(engine.generate(request))
     assert made == []
@@ -124,7 +131,7 @@ def test_cancelled_inside_any_call(make_engine: Any) -> None:
         cancel = threading.Event()
         with (
             counted(engine, lambda number, c=cancel, k=last: c.set() if number == k else None) as made,  # type: ignore[misc]
-            pytest.raises(Cancelled, match="^cancelled; nothing was written$"),
+            pytest.raises(Cancelled, match=r"^cancelled; nothing was written$"),
         ):
             for event in engine.generate(request, cancel):
                 assert not isinstance(event, GenerateResult)
@@ -155,7 +162,6 @@ def test_closing_early_releases_the_run(make_engine: Any, finish: Any, monkeypat
     before = finish(engine.generate(request))
     latents: list[weakref.ref[Tensor]] = []
     closed: list[str] = []
-    sample = engine_module.sample
 
     def watched(sampler: Any, x: Tensor, *rest: Any, **options: Any) -> Any:
         latents.append(weakref.ref(x))
@@ -179,7 +185,7 @@ def test_nothing_global_is_touched(make_engine: Any, finish: Any) -> None:
     def state() -> list[Any]:
         return [
             torch.get_rng_state().tolist(),
-            str(np.random.get_state()),  # noqa: NPY002
+            str(np.random.get_state()),
             random.getstate(),
             torch.is_grad_enabled(),
             torch.is_inference_mode_enabled(),
@@ -308,7 +314,7 @@ def test_a_guidance_embedding_is_told_the_scale(make_engine: Any, latents_of: An
 @pytest.fixture
 def exact(make_engine: Any, finish: Any) -> np.ndarray:
     """The picture of `ask(steps=3)` in float32."""
-    return finish(make_engine().generate(ask(steps=3))).to_numpy().astype(int)  # type: ignore[no-any-return]
+    return finish(make_engine().generate(ask(steps=3))).to_numpy().astype(int)
 
 
 @pytest.mark.parametrize(
@@ -422,10 +428,16 @@ def widen_output(state: State) -> None:
 
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 OTHER_MODELS: dict[str, tuple[Callable[[State], None], str]] = {
-    "9 channels": (reshape(FIRST, 1, 9), "^changed is the inpainting variant of sd1; it needs a picture beside the text"),
+    "9 channels": (
+        reshape(FIRST, 1, 9),
+        "^changed is the inpainting variant of sd1; it needs a picture beside the text",
+    ),
     "8 channels": (reshape(FIRST, 1, 8), "^changed is the pix2pix variant of sd1; "),
     "5 channels": (reshape(FIRST, 1, 5), "^changed is the depth variant of sd1; "),
-    "12 channels": (reshape(FIRST, 1, 12), "^the UNet of changed takes 12 channels and gives 4, the VAE's latents have 4"),
+    "12 channels": (
+        reshape(FIRST, 1, 12),
+        "^the UNet of changed takes 12 channels and gives 4, the VAE's latents have 4",
+    ),
     "variances": (widen_output, "^the UNet of changed takes 4 channels and gives 8, the VAE's latents have 4"),
 }
 

@@ -67,7 +67,7 @@ def test_mean_and_deviation_of_each_channel() -> None:
     # x / 0.5 * std + mean
     expected = [0.5 * 8.4927 - 1.6574, 0.5 * 5.9022 + 1.886, 0.5 * 6.5498 - 1.383, 0.5 * 5.2299 + 2.5155]
     assert to_vae(x, PLAYGROUND).flatten().tolist() == pytest.approx(expected, abs=1e-12)
-    # (z - mean) / std * 0.5
+    # From 2 back again: less the mean, over the deviation, halved.
     z = torch.full((1, 4, 1, 1), 2.0, dtype=torch.float64)
     back = [0.5 * 3.6574 / 8.4927, 0.5 * 0.114 / 5.9022, 0.5 * 3.383 / 6.5498, 0.5 * -0.5155 / 5.2299]
     assert from_vae(z, PLAYGROUND).flatten().tolist() == pytest.approx(back, abs=1e-12)
@@ -150,7 +150,9 @@ def test_a_preview_of_a_known_space(latent: LatentConfig) -> None:
     assert pixels[0, 2].tolist() == lit
 
 
-@pytest.mark.parametrize("latent", [LatentConfig(scale=0.3611), PLAYGROUND, replace(SD, mean=(0.0,) * 4, std=(1.0,) * 4)])
+@pytest.mark.parametrize(
+    "latent", [LatentConfig(scale=0.3611), PLAYGROUND, replace(SD, mean=(0.0,) * 4, std=(1.0,) * 4)]
+)
 def test_a_preview_of_an_unknown_space_is_grey(latent: LatentConfig) -> None:
     x0 = torch.linspace(-4, 4, 4 * 6).reshape(1, 4, 2, 3)
     pixels = preview(x0, latent)

@@ -17,6 +17,7 @@ from avila_diffusion.checkpoint.load import load_model
 from avila_diffusion.checkpoint.safetensors import write_safetensors
 from avila_diffusion.device import choose_policy
 from avila_diffusion.errors import Cancelled, FileProblem
+from avila_diffusion.hashes import FileHash, hash_in_background
 from avila_diffusion.infotext import Parsed, read
 from avila_diffusion.pipeline import engine as engine_module
 from avila_diffusion.pipeline.engine import ModelEngine
@@ -121,7 +122,7 @@ def test_a_folder_has_no_hash(make_engine: Any, finish: Any, tmp_path: Path, mon
     folder.mkdir()
     monkeypatch.chdir(folder)
     plain = make_engine()
-    for path in (folder, Path(".")):
+    for path in (folder, Path()):
         engine = ModelEngine(replace(plain.model, path=path), plain.policy)
         fields = told(finish(engine.generate(ask())))[0].fields
         assert fields["Model"] == "stable-diffusion-v1.5"
@@ -151,8 +152,13 @@ class Slow:
 
 
 def test_the_hash_is_begun_first_and_waited_for_last(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, slow, begun = make_engine(), Slow(), []
-    monkeypatch.setattr(engine_module, "hash_in_background", lambda path: begun.append(path) or slow)
+    engine, slow, begun = make_engine(), Slow(), list[Path]()
+
+    def begin(path: Path) -> Slow:
+        begun.append(path)
+        return slow
+
+    monkeypatch.setattr(engine_module, "hash_in_background", begin)
     run = engine.generate(ask(steps=3))
     assert begun == []
     stages = []
@@ -184,9 +190,13 @@ def test_waiting_for_a_hash_can_be_cancelled(make_engine: Any, monkeypatch: pyte
 
 
 def test_a_file_is_hashed_once(make_engine: Any, finish: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, begun = make_engine(), []
-    true_hash = engine_module.hash_in_background
-    monkeypatch.setattr(engine_module, "hash_in_background", lambda path: begun.append(path) or true_hash(path))
+    engine, begun = make_engine(), list[Path]()
+
+    def begin(path: Path) -> FileHash:
+        begun.append(path)
+        return hash_in_background(path)
+
+    monkeypatch.setattr(engine_module, "hash_in_background", begin)
     hashes = {told(finish(engine.generate(ask(seed=seed))))[0].fields["Model hash"] for seed in range(3)}
     assert hashes == {sha(engine.model.path)}
     assert len(begun) == 1

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from math import log, sqrt
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
 
 from avila_diffusion.pipeline.engine import ModelEngine
 from avila_diffusion.request import GenerateRequest
+from avila_diffusion.result import Progress
 from avila_diffusion.sampling.noise import noise_source
 from avila_diffusion.text.conditioner import Conditioner
 
 State = dict[str, Tensor]
-Numbers = np.ndarray[Any, np.dtype[np.float64]]
+Numbers = npt.NDArray[Any]
 TOLERANCE = 1e-9
 STEPS, SCALE = 4, 3.0
 REQUEST = GenerateRequest(
@@ -123,7 +126,7 @@ def reference(engine: ModelEngine, kind: Kind) -> Tensor:
     with torch.no_grad():
         cond, base = (towers.encode(text, width=64, height=64).context for text in ("a cat", "rain"))
         x = noise_source("nv", 11).draw((1, 4, 8, 8)).double() * sigmas[0]
-        for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+        for sigma, following in pairwise(sigmas):
 
             def x0(context: Tensor, x: Tensor = x, sigma: float = sigma) -> Tensor:
                 def ask(scaled: Tensor, t: float) -> Tensor:
@@ -156,10 +159,13 @@ def test_the_formulas_differ(make_engine: Any) -> None:
             assert float((latent - other).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize(("name", "first"), [("zero terminal SNR", 4518.76), ("own alphas_cumprod", 157.41), ("edm", 80)])
+@pytest.mark.parametrize(
+    ("name", "first"), [("zero terminal SNR", 4518.76), ("own alphas_cumprod", 157.41), ("edm", 80)]
+)
 def test_the_first_level(name: str, first: float, make_engine: Any) -> None:
     engine = make(KINDS[name], make_engine)
-    sigmas = [event.sigma for event in engine.generate(REQUEST) if getattr(event, "sigma", None) is not None]
+    events = [event for event in engine.generate(REQUEST) if isinstance(event, Progress)]
+    sigmas = [event.sigma for event in events if event.sigma is not None]
     assert sigmas[0] == pytest.approx(first, rel=1e-4)
     assert len(sigmas) == STEPS
 

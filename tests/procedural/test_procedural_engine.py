@@ -100,7 +100,7 @@ def test_cancelled_between_pictures(after: int, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(engine_module, "draw", watched)
     if after == 0:
         cancel.set()
-    with pytest.raises(Cancelled, match="^cancelled; nothing was written$"):
+    with pytest.raises(Cancelled, match=r"^cancelled; nothing was written$"):
         for event in ProceduralEngine().generate(ask(batch=2), cancel):
             assert isinstance(event, Progress)
     assert drawn == after

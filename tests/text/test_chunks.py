@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,9 +79,9 @@ def test_no_backtrack() -> None:
 
 def check(tokens: list[int]) -> None:
     chunks = split_chunks(tokens)
-    assert sum(chunks, []) == tokens
+    assert [token for chunk in chunks for token in chunk] == tokens
     assert all(0 < len(chunk) <= CHUNK for chunk in chunks) or chunks == [[]]
-    for chunk, following in zip(chunks, chunks[1:], strict=False):
+    for chunk, following in pairwise(chunks):
         seventy_sixth = (chunk + following)[CHUNK]
         moved = following[: CHUNK - len(chunk)]
         if moved:

@@ -115,9 +115,9 @@ class ModelEngine:
             )
             conds.append(Cond(encoded.context.to(policy.unet), encoded.vector))
 
-        def network(**inputs: Any) -> Tensor:
+        def network(*inputs: Any, **named: Any) -> Tensor:
             check(cancel)  # prompts of unequal length are two calls for one step
-            predicted: Tensor = self.model.unet(**inputs)
+            predicted: Tensor = self.model.unet(*inputs, **named)
             return predicted
 
         denoiser = Denoiser(
