@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
 
-from .errors import AvilaError
+from .errors import AvilaError, RequestError
 from .request import GenerateRequest, Rng
 from .result import GenerateResult, Progress
 
 if TYPE_CHECKING:
     from .checkpoint.report import LoadReport
+
+PROMPTS = ("prompt", "negative_prompt")
 
 
 class RunOptions(TypedDict, total=False):
@@ -48,11 +50,18 @@ class Engine(Protocol):
 class AvilaDiffusion:
     """A picture generator.
 
-        AvilaDiffusion().text_to_image("sunset", None, 512, 512)        # procedural: no model, no torch
         AvilaDiffusion.with_model("dreamshaper_8.safetensors", steps=20)
 
-    Options given here are defaults for every request; a call's own options win. They are the fields of
-    `GenerateRequest`: steps, sampler, schedule, guidance_scale, seed, width, height, batch, count, clip_skip, rng, eta.
+    Without a model it is the procedural generator, which loads no torch:
+
+    >>> result = AvilaDiffusion(seed=1).text_to_image("sunset", None, 96, 64)
+    >>> result.seed, result[0].width, result.to_numpy().shape
+    (1, 96, (64, 96, 3))
+
+    Options given here are the defaults of `text_to_image`, whose own options win; `generate` takes a request as it is.
+    They are the fields of `GenerateRequest`: steps, sampler, schedule, guidance_scale, seed, width, height, batch, count,
+    clip_skip, rng, eta.
+    Raises RequestError, a ValueError, for an option that does not exist or cannot be used.
     """
 
     def __init__(self, **defaults: Unpack[GenerateOptions]) -> None:
@@ -60,6 +69,9 @@ class AvilaDiffusion:
 
         self._engine: Engine = ProceduralEngine()
         self._report: LoadReport | None = None
+        prompts = [name for name in PROMPTS if name in defaults]
+        if prompts:
+            raise RequestError(f"unknown option {', '.join(prompts)}; text_to_image takes the prompts")
         self._defaults: dict[str, Any] = dict(defaults)
         self._request("", None, {})  # defaults that cannot be used are refused now
 
@@ -80,18 +92,19 @@ class AvilaDiffusion:
         """Load a checkpoint: a `.safetensors` file, a diffusers folder, or the name of a model in a models folder.
 
         vae, text_encoder: files that replace or supply those parts. prediction: "epsilon", "v" or "edm" overrules what
-        is detected. device: "auto", "cpu", "cuda", "mps". dtype: "auto", "float32", "float16", "bfloat16".
+        is detected. device: "auto", "cpu", "cuda", "cuda:1", "mps". dtype: "auto", "float32", "float16", "bfloat16",
+        "float64".
         threads: how many torch computes with, for the whole process. mmap: map the file instead of reading it.
         Raises an AvilaError with one clear line where the file cannot be used.
         """
         diffusion = cls(**defaults)
         from .checkpoint.folders import find_model
         from .checkpoint.load import load_model
-        from .device import choose_policy, use_threads
+        from .device import check_threads, choose_policy, use_threads
         from .pipeline.engine import ModelEngine
 
         policy = choose_policy(device, dtype)
-        use_threads(threads)
+        check_threads(threads)
         file = find_model(str(path))
         encoders = [text_encoder] if isinstance(text_encoder, str | Path) else list(text_encoder or ())
         model = load_model(
@@ -101,6 +114,7 @@ class AvilaDiffusion:
             prediction=prediction,
             mapped=mmap,
         )
+        use_threads(threads)
         diffusion._engine = ModelEngine(model, policy)
         diffusion._report = model.report
         return diffusion
@@ -121,6 +135,7 @@ class AvilaDiffusion:
         """Make pictures of a prompt. width, height: pixels, by default the model's own size.
 
         The result is a sequence of pictures; with one, which is usual, it can be saved and converted like a picture.
+        Raises RequestError for what cannot be asked for, and other AvilaErrors where the run fails.
         """
         sizes = {name: side for name, side in (("width", width), ("height", height)) if side is not None}
         for event in self.generate(self._request(prompt, negative_prompt, {**options, **sizes})):
@@ -135,10 +150,13 @@ class AvilaDiffusion:
 
         Set `cancel`, or close the iterator, to stop between two model calls; then Cancelled is raised, or nothing.
         """
+        if not isinstance(request, GenerateRequest):
+            raise RequestError(f"generate takes a GenerateRequest, not {type(request).__name__}; see text_to_image")
         return self._engine.generate(request, cancel)
 
     def _request(
         self, prompt: str, negative_prompt: str | None, options: dict[str, Any] | GenerateOptions
     ) -> GenerateRequest:
-        values = {**self._defaults, **options, "prompt": prompt, "negative_prompt": negative_prompt or ""}
+        negative = "" if negative_prompt is None else negative_prompt
+        values = {**self._defaults, **options, "prompt": prompt, "negative_prompt": negative}
         return GenerateRequest.from_dict(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from .errors import DeviceProblem, RequestError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+MAX_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,10 @@ def choose_policy(device: str = "auto", dtype: str = "auto") -> Policy:
     chosen = _device(device)
     if dtype == "auto":
         kind = torch.float32 if chosen.type == "cpu" else torch.float16
-    elif dtype in DTYPES:
+    elif isinstance(dtype, str) and dtype in DTYPES:
         kind = DTYPES[dtype]
     else:
-        raise RequestError(f"dtype {dtype!r} is unknown; it is auto, {', '.join(DTYPES)}")
+        raise RequestError(f"dtype {str(dtype)[:80]!r} is unknown; it is auto, {', '.join(DTYPES)}")
     if chosen.type == "mps" and kind == torch.float64:
         raise DeviceProblem("MPS has no float64; use --dtype float32")
     return Policy(device=chosen, unet=kind, vae=kind, text=kind)
@@ -49,9 +51,10 @@ def _device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdecimal()):
-        raise RequestError(f"device {name!r} is unknown; it is auto, cpu, cuda, cuda:N or mps")
+    known = re.fullmatch("(cpu|cuda|mps)|(cuda):([0-9]{1,4})", name) if isinstance(name, str) else None
+    if known is None:
+        raise RequestError(f"device {str(name)[:80]!r} is unknown; it is auto, cpu, cuda, cuda:N or mps")
+    kind, index = known[1] or known[2], known[3]
     if kind == "cuda" and not torch.cuda.is_available():
         raise DeviceProblem(f"torch {torch.__version__} sees no CUDA device; use --device cpu, or see avila doctor")
     if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
@@ -63,8 +66,16 @@ def _device(name: str) -> torch.device:
 
 def use_threads(count: int | None) -> None:
     """Set how many threads torch computes with, in the whole process; None leaves torch's own choice."""
+    check_threads(count)
+    if count is not None:
+        torch.set_num_threads(count)
+
+
+def check_threads(count: int | None) -> None:
+    """Raise RequestError unless it is None or a number of threads, 1 to 1,024."""
     if count is None:
         return
-    if not 1 <= count <= 1024:
-        raise RequestError(f"threads is {count}; it must be from 1 to 1,024")
-    torch.set_num_threads(count)
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise RequestError(f"threads must be a whole number, not {str(count)[:80]!r}")
+    if not 1 <= count <= MAX_THREADS:
+        raise RequestError(f"threads is {count}; it must be from 1 to {MAX_THREADS:,}")

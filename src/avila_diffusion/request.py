@@ -6,6 +6,7 @@ Limits and validation live here and nowhere else. Nothing here imports torch.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -31,10 +32,18 @@ class GenerateRequest:
     """What is asked for. `None` means: the model's or the sampler's own default, filled in by `resolved`.
 
     width, height: pixels. guidance_scale: 1 turns classifier-free guidance (Ho & Salimans 2022) off.
-    seed: of the first picture; picture i of a job has seed + i; None or -1 draws one.
+    seed: of the first picture; picture i of a job has seed + i, from 0 again after 2**64 - 1; None or -1 draws one.
     batch: pictures made together; count: how many batches, one after another.
     sampler, schedule: any name that `sampling.names` knows. eta: noise of ancestral samplers and DDIM.
     clip_skip: 1 is the text tower's last layer, 2 the one before. rng: source of the noise, `nv` or `cpu`.
+
+    >>> GenerateRequest(prompt="a cat", seed=0, sampler="k_dpmpp_2m_ka").resolved(512).schedule
+    'Karras'
+    >>> GenerateRequest(prompt="a cat", steps=0)
+    Traceback (most recent call last):
+    avila_diffusion.errors.RequestError: steps is 0; it must be from 1 to 1,000
+
+    Raises RequestError, a ValueError, for a value that cannot be used: one line that names the field.
     """
 
     prompt: str = ""
@@ -76,17 +85,19 @@ class GenerateRequest:
         if self.eta is not None:
             _number("eta", self.eta, 0.0, 10.0)
         if self.rng not in ("nv", "cpu"):
-            raise RequestError(f"rng {self.rng!r} is unknown; it is nv (as AUTOMATIC1111 on a GPU) or cpu")
+            raise RequestError(f"rng {self.rng[:80]!r} is unknown; it is nv (as AUTOMATIC1111 on a GPU) or cpu")
         resolve_sampler(self.sampler)
         resolve_schedule(self.schedule)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> GenerateRequest:
+    def from_dict(cls, values: Mapping[str, Any]) -> GenerateRequest:
         """A request from plain values, refusing names it does not know."""
+        if not isinstance(values, Mapping):
+            raise RequestError(f"a request is a table of fields and values, not {type(values).__name__}")
         known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = sorted(" ".join(str(name)[:80].split()) for name in values if name not in known)
         if unknown:
-            raise RequestError(f"unknown field {', '.join(unknown)}; the fields are {', '.join(sorted(known))}")
+            raise RequestError(f"unknown field {', '.join(unknown[:8])}; the fields are {', '.join(sorted(known))}")
         return cls(**values)
 
     def resolved(self, size: int) -> GenerateRequest:
@@ -114,20 +125,31 @@ class GenerateRequest:
     @property
     def seeds(self) -> tuple[int, ...]:
         """The seed of every picture of a resolved request, in order."""
-        if self.seed is None:
+        if self.seed is None or self.seed == -1:
             raise RequestError("the seed is not drawn yet; call resolved() first")
         return tuple((self.seed + index) % (MAX_SEED + 1) for index in range(self.batch * self.count))
 
 
 def _whole(name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise RequestError(f"{name} must be a whole number, not {value!r}")
+        raise RequestError(f"{name} must be a whole number, not {_shown(value)}")
     if not low <= value <= high:
-        raise RequestError(f"{name} is {value:,}; it must be from {low:,} to {high:,}")
+        raise RequestError(f"{name} is {_shown(value)}; it must be from {low:,} to {high:,}")
 
 
 def _number(name: str, value: object, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RequestError(f"{name} must be a number, not {value!r}")
+        raise RequestError(f"{name} must be a number, not {_shown(value)}")
     if not low <= value <= high:  # NaN fails too
-        raise RequestError(f"{name} is {value}; it must be from {low:g} to {high:g}")
+        raise RequestError(f"{name} is {_shown(value)}; it must be from {low:g} to {high:g}")
+
+
+def _shown(value: object) -> str:
+    """A value as one line of an error shows it, however long or odd it is."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        # Python refuses to write out integers of thousands of digits.
+        return (
+            f"{value:,}" if abs(value) < 10**30 else f"a number of about {int(value.bit_length() * 0.30103):,} digits"
+        )
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:79]}…"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from .errors import OutputProblem
 from .images import Image
 from .request import GenerateRequest
 
@@ -72,6 +73,8 @@ class GenerateResult(Sequence[Image]):
         path = Path(path)
         if len(self.images) == 1:
             return [self.images[0].save_png(path)]
+        if not path.name:
+            raise OutputProblem(f"{path} is a folder; give a file name such as {path / 'picture.png'}")
         return [
             image.save_png(path.with_name(f"{path.stem}-{number}{path.suffix or '.png'}"))
             for number, image in enumerate(self.images, 1)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import torch
@@ -14,6 +14,14 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from avila_diffusion.checkpoint.keys import unet_from_diffusers, vae_from_diffusers
+from avila_diffusion.checkpoint.load import load_model
+from avila_diffusion.checkpoint.safetensors import write_safetensors
+from avila_diffusion.device import choose_policy
+from avila_diffusion.pipeline import engine as engine_module
+from avila_diffusion.pipeline.engine import ModelEngine
+from avila_diffusion.pipeline.latents import decode
+from avila_diffusion.request import GenerateRequest
+from avila_diffusion.result import GenerateResult, Progress
 from avila_diffusion.text.tokenizer import clip_tokenizer
 
 ATTENTION = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
@@ -166,3 +174,87 @@ def _load(model: Any, ours: State, names: dict[str, str]) -> None:
 @pytest.fixture
 def model_path(tiny_checkpoint: Callable[[str], Path]) -> Callable[[str], Path]:
     return tiny_checkpoint
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small only lose by a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes of files of these tests are not remembered on this machine."""
+    monkeypatch.setenv("AVILA_CACHE", str(tmp_path / "cache"))
+
+
+class MakeEngine(Protocol):
+    """change: what is done to the tensors before they are written, in float32; without it they are float16."""
+
+    def __call__(
+        self,
+        family: str = "sd1",
+        change: Callable[[State], None] | None = None,
+        dtype: str = "float32",
+        **metadata: str,
+    ) -> ModelEngine: ...
+
+
+@pytest.fixture
+def make_engine(
+    tmp_path: Path, tiny_state: Callable[[str], State], tiny_checkpoint: Callable[[str], Path]
+) -> MakeEngine:
+    """Engines of tiny models, as they are or changed; `avila.` is put before the names of metadata."""
+
+    def make(
+        family: str = "sd1",
+        change: Callable[[State], None] | None = None,
+        dtype: str = "float32",
+        **metadata: str,
+    ) -> ModelEngine:
+        path = tiny_checkpoint(family)
+        if change is not None or metadata:
+            state = tiny_state(family)
+            if change is not None:
+                change(state)
+            path = tmp_path / "changed.safetensors"
+            told = {"size": "64", "family": family, **metadata}
+            write_safetensors(path, state, {f"avila.{name}": value for name, value in told.items()})
+        return ModelEngine(load_model(path), choose_policy("cpu", dtype))
+
+    return make
+
+
+@pytest.fixture
+def finish() -> Callable[[Iterator[Progress | GenerateResult]], GenerateResult]:
+    """Runs a run to its end."""
+
+    def finish(run: Iterator[Progress | GenerateResult]) -> GenerateResult:
+        *events, result = run
+        assert all(isinstance(event, Progress) for event in events)
+        assert isinstance(result, GenerateResult)
+        return result
+
+    return finish
+
+
+@pytest.fixture
+def latents_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModelEngine, GenerateRequest], list[Tensor]]:
+    """The latents that a run hands to the decoder."""
+
+    def run(engine: ModelEngine, request: GenerateRequest) -> list[Tensor]:
+        kept: list[Tensor] = []
+
+        def keep(vae: Any, x: Tensor, *rest: Any) -> Tensor:
+            kept.append(x)
+            return decode(vae, x, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine_module, "decode", keep)
+            list(engine.generate(request))
+        return kept
+
+    return run

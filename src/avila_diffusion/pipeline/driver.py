@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -23,25 +24,32 @@ class Step:
     denoised: Denoised
 
 
-def drive(run: Run, denoise: Denoise, cancel: threading.Event | None = None) -> Iterator[Step | Tensor]:
+def drive(run: Run, denoise: Denoise, cancel: threading.Event | None = None) -> Generator[Step | Tensor, None, None]:
     """Run a sampler to its end: a Step after every model call, the finished latent last.
 
-    Raises Cancelled at the first chance after `cancel` is set; a model call that is under way is finished.
+    Raises Cancelled at the first chance after `cancel` is set; a model call that is under way is finished. Closing this
+    closes the sampler too.
     """
-    number = 0
-    try:
-        call = next(run)
-        while True:
+    with closing(run):
+        call = _advance(run, None)
+        number = 0
+        while isinstance(call, Call):
             check(cancel)
             with torch.no_grad():
                 denoised = denoise(call)
             number += 1
             yield Step(number, call, denoised)
-            call = run.send(denoised)
+            call = _advance(run, denoised)
+        yield call
+
+
+def _advance(run: Run, denoised: Denoised | None) -> Call | Tensor:
+    """What the sampler wants next, or its finished latent. Only its own end counts, not a StopIteration of a network."""
+    try:
+        return next(run) if denoised is None else run.send(denoised)
     except StopIteration as end:
-        yield end.value
-    finally:
-        run.close()
+        finished: Tensor = end.value
+        return finished
 
 
 def check(cancel: threading.Event | None) -> None:

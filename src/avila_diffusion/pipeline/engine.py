@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,8 +56,14 @@ class ModelEngine:
         spec = self.model.spec
         if spec.variant != "base":
             raise Unsupported(
-                f"{self.model.path.name} is an {spec.variant} model of {spec.family}; it needs a picture beside the "
-                "text, and there is no pipeline for that yet"
+                f"{self._name} is the {spec.variant} variant of {spec.family}; it needs a picture beside the "
+                "text, and there is no pipeline for that yet; use a base model"
+            )
+        inside, outside, channels = spec.unet.in_channels, spec.unet.out_channels, spec.vae.latent_channels
+        if (inside, outside) != (channels, channels):
+            raise Unsupported(
+                f"the UNet of {self._name} takes {inside} channels and gives {outside}, the VAE's latents have {channels}; "
+                "there is no pipeline for such a model; use a base model, or a VAE of its family"
             )
         assert request.width is not None and request.height is not None
         check_model_size(request.width, request.height)
@@ -67,27 +74,27 @@ class ModelEngine:
     def _run(self, request: GenerateRequest, cancel: threading.Event | None) -> Iterator[Progress | GenerateResult]:
         began = time.perf_counter()
         images = len(request.seeds)
-        hashes = self._start_hashing()
-        yield Progress(stage="text", image=0, images=images, step=0, of=0)
-        denoise = self._conditioned(request)
         check(cancel)
+        hashes = self._hashes  # made while the sampler works
+        yield Progress(stage="text", image=0, images=images, step=0, of=0)
+        denoise = self._conditioned(request, cancel)
         made = []
         for index, seed in enumerate(request.seeds):
             latent = yield from self._sample(request, seed, index, denoise, cancel)
             yield Progress(stage="decode", image=index, images=images, step=0, of=0)
-            check(cancel)
-            picture = decode(self.model.vae, latent, self.model.spec.latent, self.policy.vae)
+            picture = decode(self.model.vae, latent, self.model.spec.latent, self.policy.vae, partial(check, cancel))
             made.append(Image(to_pixels(picture), seed=seed))
+        short = {key: known for key, found in hashes.items() if (known := _wait(found, cancel)) is not None}
         check(cancel)
         yield GenerateResult(
-            tuple(replace(image, infotext=self._infotext(request, image.seed, hashes)) for image in made),
+            tuple(replace(image, infotext=self._infotext(request, image.seed, short)) for image in made),
             request,
             seconds=time.perf_counter() - began,
             report=self.model.report,
         )
 
     @torch.no_grad()
-    def _conditioned(self, request: GenerateRequest) -> Denoise:
+    def _conditioned(self, request: GenerateRequest, cancel: threading.Event | None) -> Denoise:
         """Encode both prompts and bind them to the UNet."""
         spec, policy = self.model.spec, self.policy
         assert request.width is not None and request.height is not None
@@ -99,11 +106,22 @@ class ModelEngine:
             prompts.append((request.negative_prompt, True))
         for text, negative in prompts:
             encoded = conditioner.encode(
-                text, width=request.width, height=request.height, clip_skip=request.clip_skip, negative=negative
+                text,
+                width=request.width,
+                height=request.height,
+                clip_skip=request.clip_skip,
+                negative=negative,
+                before_call=partial(check, cancel),
             )
             conds.append(Cond(encoded.context.to(policy.unet), encoded.vector))
+
+        def network(*inputs: Any, **named: Any) -> Tensor:
+            check(cancel)  # prompts of unequal length are two calls for one step
+            predicted: Tensor = self.model.unet(*inputs, **named)
+            return predicted
+
         denoiser = Denoiser(
-            self.model.unet,
+            network,
             self.table,
             spec.noise.prediction,
             dtype=policy.unet,
@@ -132,39 +150,55 @@ class ModelEngine:
         run = sample(sampler, x, sigmas, step_noise(source, x), eta=request.eta)
         of, images = calls(sampler, sigmas), len(request.seeds)
         yield Progress(stage="sample", image=index, images=images, step=0, of=of)
-        for event in drive(run, denoise, cancel):
-            if not isinstance(event, Step):
-                return event
-            yield Progress(
-                stage="sample",
-                image=index,
-                images=images,
-                step=event.number,
-                of=of,
-                sigma=event.call.sigma,
-                preview=partial(self._preview, event.denoised.x0),
-            )
+        with closing(drive(run, denoise, cancel)) as events:
+            for event in events:
+                if not isinstance(event, Step):
+                    return event
+                yield Progress(
+                    stage="sample",
+                    image=index,
+                    images=images,
+                    step=event.number,
+                    of=of,
+                    sigma=event.call.sigma,
+                    preview=partial(self._preview, event.denoised.x0),
+                )
         raise AssertionError("a sampler ended without a latent")
 
     def _preview(self, x0: Tensor) -> Image:
         return Image(preview(x0, self.model.spec.latent))
 
-    def _start_hashing(self) -> dict[str, FileHash]:
-        """Begin the hashes that the metadata wants; they are made while the sampler works."""
+    @cached_property
+    def _name(self) -> str:
+        """The model as the metadata calls it: its file without the suffix, or its folder."""
+        path = self.model.path
+        named = path if path.name not in ("", "..") else path.resolve()
+        return named.name if path.is_dir() else named.stem
+
+    @cached_property
+    def _hashes(self) -> dict[str, FileHash]:
+        """The hashes that the metadata wants, begun at the first run and kept: a large file is not read at each."""
         files = {"model": self.model.path, "vae": self.model.vae_path}
         return {key: hash_in_background(path) for key, path in files.items() if path is not None and path.is_file()}
 
-    def _infotext(self, request: GenerateRequest, seed: int | None, hashes: dict[str, FileHash]) -> str:
-        short: dict[str, str] = {}
-        for key, found in hashes.items():
-            with suppress(AvilaError):  # a picture is worth more than the hash of a file that went away meanwhile
-                short[key] = found.short()
-        path, vae = self.model.path, self.model.vae_path
+    def _infotext(self, request: GenerateRequest, seed: int | None, hashes: Mapping[str, str]) -> str:
+        vae = self.model.vae_path
         return write(
             request,
             request.seeds[0] if seed is None else seed,
-            model=path.stem if path.is_file() else path.name,
-            model_hash=short.get("model"),
+            model=self._name,
+            model_hash=hashes.get("model"),
             vae=vae.name if vae is not None else None,
-            vae_hash=short.get("vae"),
+            vae_hash=hashes.get("vae"),
         )
+
+
+def _wait(found: FileHash, cancel: threading.Event | None) -> str | None:
+    """The short form of a hash, None where its file went away: a picture is worth more. May be cancelled meanwhile."""
+    while not found.done():
+        check(cancel)
+        with suppress(TimeoutError, AvilaError):
+            found.result(timeout=0.1)
+    with suppress(AvilaError):
+        return found.short()
+    return None

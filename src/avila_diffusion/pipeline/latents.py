@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -48,18 +50,25 @@ def from_vae(z: Tensor, latent: LatentConfig) -> Tensor:
 
 
 @torch.no_grad()
-def decode(vae: VAE, x: Tensor, latent: LatentConfig, dtype: torch.dtype) -> Tensor:
+def decode(
+    vae: VAE, x: Tensor, latent: LatentConfig, dtype: torch.dtype, before_call: Callable[[], None] = lambda: None
+) -> Tensor:
     """The picture of a latent x (1, channels, h, w): (1, 3, height, width) in -1 to 1 and a little beyond.
 
     SDXL's VAE overflows in float16: where the result is not finite in half precision it is made again in float32.
+    before_call is called before each run of the VAE, and may raise to stop.
     Raises NotFinite where float32 does not help either.
     """
     z = to_vae(x, latent)
+    before_call()
     picture = vae.decode(z.to(dtype))
     if dtype.itemsize < 4 and not bool(picture.isfinite().all()):
+        before_call()
         picture = vae.decode(z.float())
     if not bool(picture.isfinite().all()):
-        raise NotFinite("the VAE returned NaN or infinity in float32; the latent or the VAE's weights are damaged")
+        raise NotFinite(
+            f"the VAE returned NaN or infinity, in {picture.dtype} too; the VAE's weights are damaged: give another with --vae"
+        )
     return picture
 
 

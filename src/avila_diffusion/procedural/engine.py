@@ -33,11 +33,16 @@ class ProceduralEngine:
         made = []
         for index, seed in enumerate(seeds):
             yield Progress(stage="draw", image=index, images=len(seeds), step=0, of=1)
-            if cancel is not None and cancel.is_set():
-                raise Cancelled("cancelled; nothing was written")
+            _check(cancel)
             pixels = draw(request.prompt, request.negative_prompt, width, height, seed)
             fields = {"Seed": seed, "Size": f"{width}x{height}", "Model": NAME, "Version": VERSION}
             made.append(
                 Image(pixels, infotext=write_fields(request.prompt, request.negative_prompt, fields), seed=seed)
             )
+        _check(cancel)
         yield GenerateResult(tuple(made), request, seconds=time.perf_counter() - began)
+
+
+def _check(cancel: threading.Event | None) -> None:
+    if cancel is not None and cancel.is_set():
+        raise Cancelled("cancelled; nothing was written")

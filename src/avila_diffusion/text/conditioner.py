@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..config import ModelSpec, TextEncoderSpec
+from ..errors import NotFinite
 from ..models.clip import ClipTextModel
 from ..models.layers import TextFeatures
 from ..models.open_clip import OpenClipTextModel
@@ -37,14 +38,30 @@ class Conditioner:
     device: torch.device
     dtype: torch.dtype
 
-    def encode(self, text: str, *, width: int, height: int, clip_skip: int = 1, negative: bool = False) -> Conditioning:
+    def encode(
+        self,
+        text: str,
+        *,
+        width: int,
+        height: int,
+        clip_skip: int = 1,
+        negative: bool = False,
+        before_call: Callable[[], None] = lambda: None,
+    ) -> Conditioning:
         """Encode one prompt for pictures of width x height pixels.
 
         clip_skip applies to families that have it (SD 1). An empty negative prompt of SDXL gives zeros for the text,
-        as AUTOMATIC1111 does; the sizes stay.
+        as AUTOMATIC1111 does; the sizes stay. before_call is called before each run of a tower, and may raise to stop.
+        Raises NotFinite where a tower returned NaN or infinity.
         """
         chunks = split_chunks(clip_tokenizer().encode(text))
-        features = [self._encode_chunks(tower, spec, chunks, clip_skip) for tower, spec in self._pairs()]
+        features = [self._encode_chunks(tower, spec, chunks, clip_skip, before_call) for tower, spec in self._pairs()]
+        for number, feature in enumerate(features, 1):
+            if not all(bool(part.isfinite().all()) for part in (feature.hidden, feature.pooled) if part is not None):
+                raise NotFinite(
+                    f"text encoder {number} returned NaN or infinity in {self.dtype}; "
+                    "use float32, or look for damage in the checkpoint"
+                )
         context = torch.cat([feature.hidden for feature in features], dim=-1)
         pooled = [feature.pooled for feature in features if feature.pooled is not None]
         empty = negative and not text and self.spec.adm != "none"
@@ -65,6 +82,7 @@ class Conditioner:
         spec: TextEncoderSpec,
         chunks: Sequence[Sequence[int]],
         clip_skip: int,
+        before_call: Callable[[], None],
     ) -> TextFeatures:
         """Each chunk alone, joined along the tokens; the pooled vector is the first chunk's."""
         skip = max(clip_skip, spec.skip) if spec.clip_skip else spec.skip
@@ -72,6 +90,7 @@ class Conditioner:
         for number, chunk in enumerate(chunks):  # one at a time: a chunk's features never depend on its neighbours
             tokens = torch.tensor([clip_tokenizer().pad_chunk(chunk, length, spec.pad)], device=self.device)
             pooled = spec.pooled and number == 0
+            before_call()
             features.append(tower(tokens, dtype=self.dtype, skip=skip, final_norm=spec.final_norm, pooled=pooled))
         return TextFeatures(torch.cat([feature.hidden for feature in features], dim=1), features[0].pooled)
 
