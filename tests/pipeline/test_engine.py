@@ -421,11 +421,6 @@ def reshape(name: str, axis: int, channels: int) -> Callable[[State], None]:
     return change
 
 
-def widen_output(state: State) -> None:
-    for leaf in ("weight", "bias"):
-        reshape(f"model.diffusion_model.out.2.{leaf}", 0, 8)(state)
-
-
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 OTHER_MODELS: dict[str, tuple[Callable[[State], None], str]] = {
     "9 channels": (
@@ -434,11 +429,6 @@ OTHER_MODELS: dict[str, tuple[Callable[[State], None], str]] = {
     ),
     "8 channels": (reshape(FIRST, 1, 8), "^changed is the pix2pix variant of sd1; "),
     "5 channels": (reshape(FIRST, 1, 5), "^changed is the depth variant of sd1; "),
-    "12 channels": (
-        reshape(FIRST, 1, 12),
-        "^the UNet of changed takes 12 channels and gives 4, the VAE's latents have 4",
-    ),
-    "variances": (widen_output, "^the UNet of changed takes 4 channels and gives 8, the VAE's latents have 4"),
 }
 
 

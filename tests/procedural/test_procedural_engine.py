@@ -10,6 +10,7 @@ import pytest
 from avila_diffusion.errors import Cancelled
 from avila_diffusion.infotext import read
 from avila_diffusion.procedural import engine as engine_module
+from avila_diffusion.procedural import render
 from avila_diffusion.procedural.engine import ProceduralEngine
 from avila_diffusion.request import MAX_SEED, GenerateRequest
 from avila_diffusion.result import GenerateResult, Progress
@@ -53,8 +54,13 @@ def test_a_picture_of_a_job_is_the_one_made_alone() -> None:
 
 def test_prompts_and_seed_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, ...]] = []
-    draw = engine_module.draw
-    monkeypatch.setattr(engine_module, "draw", lambda *values: asked.append(values) or draw(*values))
+    draw = render.draw
+
+    def watched(*values: Any) -> Any:
+        asked.append(values)
+        return draw(*values)
+
+    monkeypatch.setattr(engine_module, "draw", watched)
     finish(ask(negative_prompt="clouds"))
     assert asked == [("a sunset", "clouds", 64, 48, 7)]
 
@@ -88,7 +94,7 @@ def test_the_default_size_and_a_drawn_seed() -> None:
 def test_cancelled_between_pictures(after: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """`after`: pictures drawn before the cancel; 2 are asked for."""
     cancel, drawn = threading.Event(), 0
-    draw = engine_module.draw
+    draw = render.draw
 
     def watched(*values: Any) -> Any:
         nonlocal drawn

@@ -59,12 +59,6 @@ class ModelEngine:
                 f"{self._name} is the {spec.variant} variant of {spec.family}; it needs a picture beside the "
                 "text, and there is no pipeline for that yet; use a base model"
             )
-        inside, outside, channels = spec.unet.in_channels, spec.unet.out_channels, spec.vae.latent_channels
-        if (inside, outside) != (channels, channels):
-            raise Unsupported(
-                f"the UNet of {self._name} takes {inside} channels and gives {outside}, the VAE's latents have {channels}; "
-                "there is no pipeline for such a model; use a base model, or a VAE of its family"
-            )
         assert request.width is not None and request.height is not None
         check_model_size(request.width, request.height)
         sampler, _ = resolve_sampler(request.sampler)
