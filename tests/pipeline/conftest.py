@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from avila_diffusion.checkpoint.keys import unet_from_diffusers, vae_from_diffusers
-from avila_diffusion.checkpoint.load import load_model
+from avila_diffusion.checkpoint.load import Model, load_model
 from avila_diffusion.checkpoint.safetensors import write_safetensors
 from avila_diffusion.device import choose_policy
 from avila_diffusion.pipeline import engine as engine_module
@@ -203,10 +204,14 @@ class MakeEngine(Protocol):
     ) -> ModelEngine: ...
 
 
+@pytest.fixture(scope="session")
+def tiny_model(tiny_checkpoint: Callable[[str], Path]) -> Callable[[str], Model]:
+    """The tiny model of a family, loaded once."""
+    return cache(lambda family: load_model(tiny_checkpoint(family)))
+
+
 @pytest.fixture
-def make_engine(
-    tmp_path: Path, tiny_state: Callable[[str], State], tiny_checkpoint: Callable[[str], Path]
-) -> MakeEngine:
+def make_engine(tmp_path: Path, tiny_state: Callable[[str], State], tiny_model: Callable[[str], Model]) -> MakeEngine:
     """Engines of tiny models, as they are or changed; `avila.` is put before the names of metadata."""
 
     def make(
@@ -215,15 +220,16 @@ def make_engine(
         dtype: str = "float32",
         **metadata: str,
     ) -> ModelEngine:
-        path = tiny_checkpoint(family)
-        if change is not None or metadata:
-            state = tiny_state(family)
-            if change is not None:
-                change(state)
-            path = tmp_path / "changed.safetensors"
-            told = {"size": "64", "family": family, **metadata}
-            write_safetensors(path, state, {f"avila.{name}": value for name, value in told.items()})
-        return ModelEngine(load_model(path), choose_policy("cpu", dtype))
+        policy = choose_policy("cpu", dtype)
+        if change is None and not metadata:
+            return ModelEngine(tiny_model(family), policy)
+        state = tiny_state(family)
+        if change is not None:
+            change(state)
+        path = tmp_path / "changed.safetensors"
+        told = {"size": "64", "family": family, **metadata}
+        write_safetensors(path, state, {f"avila.{name}": value for name, value in told.items()})
+        return ModelEngine(load_model(path), policy)
 
     return make
 

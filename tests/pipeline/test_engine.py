@@ -157,6 +157,15 @@ def test_cancelled_at_any_event(make_engine: Any, finish: Any) -> None:
     assert [image.pixels.tobytes() for image in after] == [image.pixels.tobytes() for image in before]
 
 
+def test_cancelled_before_it_begins(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, cancel = make_engine(), threading.Event()
+    monkeypatch.setattr(engine_module, "hash_in_background", lambda path: pytest.fail("work was begun"))
+    run = engine.generate(ask(), cancel)
+    cancel.set()
+    with pytest.raises(Cancelled):
+        next(run)
+
+
 def test_closing_early_releases_the_run(make_engine: Any, finish: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, request = make_engine(), ask(steps=4)
     before = finish(engine.generate(request))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -182,6 +183,8 @@ def test_waiting_for_a_hash_can_be_cancelled(make_engine: Any, monkeypatch: pyte
     def set_when_waited_for() -> None:
         assert slow.waited.wait(60)
         cancel.set()
+        time.sleep(10)  # a run that did not notice ends all the same
+        slow.ready.set()
 
     threading.Thread(target=set_when_waited_for, daemon=True).start()
     with pytest.raises(Cancelled):
