@@ -89,9 +89,7 @@ def unets(draw: st.DrawFn) -> UNetConfig:
         out = draw(widths)
         up: Any = "up" if index in ups else "none"
         outputs.append(
-            UNetBlockConfig(
-                in_channels=width + skips.pop(), out_channels=out, transformer=transformer(), resample=up
-            )
+            UNetBlockConfig(in_channels=width + skips.pop(), out_channels=out, transformer=transformer(), resample=up)
         )
         width = out
     attention = any(row is not None and row.transformer for row in (*inputs, middle, *outputs))
@@ -132,9 +130,7 @@ def test_whether_the_first_attention_reads_the_text_is_read_block_by_block() -> 
         context_channels=48,
         input_blocks=(UNetBlockConfig(in_channels=4, out_channels=32, residual=False), *rows),
         middle=None,
-        output_blocks=tuple(
-            UNetBlockConfig(in_channels=n, out_channels=32, transformer=None) for n in (128, 64, 64)
-        ),
+        output_blocks=tuple(UNetBlockConfig(in_channels=n, out_channels=32, transformer=None) for n in (128, 64, 64)),
     )
     shapes = shapes_of(config)
     assert shapes["input_blocks.1.1.transformer_blocks.0.attn1.to_k.weight"] == (32, 48)
@@ -222,12 +218,12 @@ def test_kin_without_a_pipeline_are_named(manifest: Any, spec_of: Any, micro: Sh
 
 def test_networks_that_do_not_fit_each_other(micro: Shapes, spec_of: Any) -> None:
     wide = {n: (s[0], 48) if "attn2.to_k" in n or "attn2.to_v" in n else s for n, s in micro.items()}
-    with pytest.raises(WeightMismatch, match="64 wide, the UNet's cross-attention wants 48; give .* --text-encoder"):
+    with pytest.raises(WeightMismatch, match=r"64 wide, the UNet's cross-attention wants 48; give .* --text-encoder"):
         spec_of(wide)
     sixteen = {
         "first_stage_model.post_quant_conv.weight": (4, 16, 1, 1),
     }
-    with pytest.raises(WeightMismatch, match="VAE's latents have 16 channels, the UNet gives 4; .* --vae"):
+    with pytest.raises(WeightMismatch, match=r"VAE's latents have 16 channels, the UNet gives 4; .* --vae"):
         spec_of(micro | sixteen)
     rows = drop(micro, "model.diffusion_model.output_blocks.2.")
     with pytest.raises(WeightMismatch, match="3 input_blocks and 2 output_blocks"):
