@@ -179,7 +179,14 @@ def micro() -> Shapes:
         middle=row(32),
         output_blocks=(row(64, None, "up"), row(64), row(64)),
     )
-    vae = VAEConfig(encoder_channels=(32,), decoder_channels=(32,), encoder_blocks=1, decoder_blocks=1)
+    vae = VAEConfig(
+        encoder_channels=(32,),
+        decoder_channels=(32,),
+        encoder_blocks=1,
+        decoder_blocks=1,
+        encoder_attention=False,
+        decoder_attention=False,
+    )
     text = TextConfig(kind="clip", vocabulary=49408, width=64, layers=1, heads=1, mlp=64)
     networks = {
         "model.diffusion_model.": build(lambda: UNet(unet)),
@@ -215,6 +222,7 @@ def write_values() -> Callable[..., Path]:
             begin, end = end, end + size * prod(shape)
             header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}
         text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
         with path.open("wb") as file:
             file.write(struct.pack("<Q", len(text)) + text)
             file.truncate(8 + len(text) + end)

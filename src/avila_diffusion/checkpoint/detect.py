@@ -24,7 +24,7 @@ from ..config import (
 )
 from ..errors import MissingPart, Unsupported, WeightMismatch
 from .noise import check_prediction, read_latent, read_noise
-from .parts import UNET, VAE, Parts
+from .parts import UNET, VAE, Parts, slot_of
 from .shapes import read_clip_config, read_open_clip_config, read_unet_config, read_vae_config
 
 SCALED = (".scale_weight", ".weight_scale", ".scale_input", "scaled_fp8", ".comfy_quant", ".absmax", ".qweight")
@@ -291,7 +291,7 @@ def read_towers(parts: Parts, family: Family) -> list[TowerRead]:
 def _read_tower(parts: Parts, prefix: str, index: int) -> TextConfig:
     """The config of one tower: shapes, and heads and activation where the metadata or a config.json say them."""
     shapes = parts.shapes(prefix)
-    settings = parts.configs.get(prefix.removesuffix("transformer.").removesuffix("model."), {})
+    settings = parts.configs.get(slot_of(prefix), {})
     told = parts.metadata.get("avila.text_heads", "").split(",")
     heads = _whole(told[index]) if index < len(told) else None
     if heads is None and settings.get("num_attention_heads") is not None:

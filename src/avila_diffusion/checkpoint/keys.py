@@ -6,10 +6,13 @@ layers: how many blocks there are is read off the names themselves.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 MAX_DEPTH = 32
 """Dots in a name; released files have up to twelve. Names with more are nobody's layers."""
+NUMBER = re.compile(r"(?<=\.)(?:0|[1-9]\d{0,5})(?=\.|\Z)", re.ASCII)
+"""A part of a name that counts something: "01" names nothing of ours, nor does a number of thousands of digits."""
 
 UNET_HEAD = {
     "conv_in": "input_blocks.0.0",
@@ -85,11 +88,9 @@ def count_numbers(names: Iterable[str]) -> dict[str, int]:
     """
     found: dict[str, set[int]] = {}
     for name in names:
-        parts = name.split(".", MAX_DEPTH + 1)
-        for place, part in enumerate(parts[:MAX_DEPTH]):
-            # "01" names nothing of ours; a number of thousands of digits is no number of ours either
-            if place and len(part) < 7 and part.isdecimal() and part.isascii() and part == str(int(part)):
-                found.setdefault(".".join(parts[:place]), set()).add(int(part))
+        if name.count(".") <= MAX_DEPTH:
+            for number in NUMBER.finditer(name):
+                found.setdefault(name[: number.start() - 1], set()).add(int(number[0]))
     counts = {}
     for prefix, numbers in found.items():
         count = 0

@@ -47,12 +47,10 @@ KINDS: tuple[tuple[str, Kind], ...] = (
     (r"conv_first\.|^model\.0\.weight$|\.rdb1\.conv1|^upsampler\.|\.RDB1\.", Kind(key="upscaler", title="an upscaler (ESRGAN kind)")),
     (r"(^|\.)blocks\.\d+\.(cross_attn|self_attn|attn)\.|transformer_blocks\.\d+\.", Kind(key="transformer", title="a diffusion transformer")),
 )  # fmt: skip
-_COMPILED = tuple((re.compile(pattern), kind) for pattern, kind in KINDS)
+_COMPILED = tuple((re.compile(pattern, re.MULTILINE), kind) for pattern, kind in KINDS)
 
 
 def recognise(header: Header) -> Kind:
     """The kind of a file by its names alone."""
-    for pattern, kind in _COMPILED:
-        if any(pattern.search(name) for name in header.entries):
-            return kind
-    return UNKNOWN
+    names = "\n".join(header.entries)  # one search over all is many times faster than one each
+    return next((kind for pattern, kind in _COMPILED if pattern.search(names)), UNKNOWN)

@@ -113,6 +113,11 @@ class Parts:
         return sorted(prefix for prefix, _ in split_towers(names))
 
 
+def slot_of(prefix: str) -> str:
+    """Where the tower of a prefix sits: `conditioner.embedders.1.` of `conditioner.embedders.1.model.`."""
+    return TEXT if prefix.startswith(TEXT) else ".".join(prefix.split(".")[:3]) + "."
+
+
 def gather(
     path: Path, *, vae: Path | None = None, text_encoders: Iterable[Path] = (), header: Header | None = None
 ) -> Parts:
@@ -306,7 +311,7 @@ def _add_text_encoders(parts: Parts, paths: list[Path]) -> None:
 
 def _slot_of_like(parts: Parts, tower: Tower) -> str | None:
     """Of a model's two towers the one that is as wide as the given one, where that is clear; with its slot's name."""
-    slots = [prefix.removesuffix("transformer.").removesuffix("model.") for prefix in parts.tower_prefixes()]
+    slots = [slot_of(prefix) for prefix in parts.tower_prefixes()]
     if len(slots) != 2:
         return None
     tables = ("transformer.text_model.embeddings.token_embedding.weight", "model.token_embedding.weight")
