@@ -203,9 +203,8 @@ def test_seeds_count_up_and_begin_again_at_the_end() -> None:
 
 
 def test_numpy_numbers_become_plain_ones() -> None:
-    request = GenerateRequest(
-        width=np.int64(64), seed=np.uint64(2**64 - 1), guidance_scale=np.float32(2.5), eta=np.float64(1)
-    )  # type: ignore[arg-type]
+    given: dict[str, Any] = {"width": np.int64(64), "seed": np.uint64(2**64 - 1), "guidance_scale": np.float32(2.5)}
+    request = GenerateRequest(**given)
     assert (request.width, request.seed, request.guidance_scale) == (64, 2**64 - 1, 2.5)
     assert {type(request.width), type(request.seed), type(request.guidance_scale)} == {int, float}
     with pytest.raises(RequestError, match="steps must be a whole number"):
