@@ -200,3 +200,12 @@ def test_zero_is_a_seed() -> None:
 def test_seeds_count_up_and_begin_again_at_the_end() -> None:
     assert GenerateRequest(seed=5, batch=2, count=3).seeds == (5, 6, 7, 8, 9, 10)
     assert GenerateRequest(seed=MAX_SEED - 1, count=4).seeds == (2**64 - 2, 2**64 - 1, 0, 1)
+
+
+def test_numpy_numbers_become_plain_ones() -> None:
+    given: dict[str, Any] = {"width": np.int64(64), "seed": np.uint64(2**64 - 1), "guidance_scale": np.float32(2.5)}
+    request = GenerateRequest(**given)
+    assert (request.width, request.seed, request.guidance_scale) == (64, 2**64 - 1, 2.5)
+    assert {type(request.width), type(request.seed), type(request.guidance_scale)} == {int, float}
+    with pytest.raises(RequestError, match="steps must be a whole number"):
+        GenerateRequest(steps=np.float32(3))  # type: ignore[arg-type]

@@ -73,3 +73,11 @@ def test_an_event_is_a_value() -> None:
     assert event == Progress(stage="sample", image=0, images=1, step=1, of=3, sigma=2.0)
     with pytest.raises(FrozenInstanceError):
         event.step = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_folder_is_no_name(count: int, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputProblem, match="is a folder"):
+        result(count).save_png(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

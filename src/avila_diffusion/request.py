@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from .errors import RequestError
@@ -62,6 +63,8 @@ class GenerateRequest:
     eta: float | None = None
 
     def __post_init__(self) -> None:
+        for name in (field.name for field in fields(self)):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
         for name in ("prompt", "negative_prompt", "sampler", "schedule", "rng"):
             if not isinstance(getattr(self, name), str):
                 raise RequestError(f"{name} must be text, not {type(getattr(self, name)).__name__}")
@@ -128,6 +131,15 @@ class GenerateRequest:
         if self.seed is None or self.seed == -1:
             raise RequestError("the seed is not drawn yet; call resolved() first")
         return tuple((self.seed + index) % (MAX_SEED + 1) for index in range(self.batch * self.count))
+
+
+def _plain(value: Any) -> Any:
+    """numpy's numbers as Python's, so that metadata and JSON have the latter; everything else as it is."""
+    if isinstance(value, int | float):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
 
 
 def _whole(name: str, value: object, low: int, high: int) -> None:

@@ -73,7 +73,7 @@ class GenerateResult(Sequence[Image]):
         path = Path(path)
         if len(self.images) == 1:
             return [self.images[0].save_png(path)]
-        if not path.name:
+        if not path.name or path.is_dir():  # else the pictures would lie beside the folder
             raise OutputProblem(f"{path} is a folder; give a file name such as {path / 'picture.png'}")
         return [
             image.save_png(path.with_name(f"{path.stem}-{number}{path.suffix or '.png'}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pickle
 import subprocess
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from avila_diffusion.checkpoint import convert as conversion
 from avila_diffusion.checkpoint.convert import ConvertReport, convert, read_in_child
 from avila_diffusion.checkpoint.safetensors import read_header
+from avila_diffusion.cli import main
 from avila_diffusion.errors import (
     AvilaError,
     FileProblem,
@@ -89,6 +91,29 @@ def test_a_checkpoint_goes_through_the_child(tmp_path: Path) -> None:
     }
     assert read_header(target).metadata == {"format": "pt"}
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, target.name])
+
+
+def test_the_command_shows_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, target = tmp_path / "a.ckpt", tmp_path / "a.safetensors"
+    torch.save({"epoch": 3, "state_dict": {"w": torch.tensor([1.0, 70000.0]), "n": torch.arange(3)}}, source)
+    assert main(["convert", str(source), str(target), "--dtype", "f16"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{target}: 0.00 GB, 2 tensors (F16 1, I64 1)",
+        "1 tensors changed their dtype",
+        "left out: 1 entries: a number beside the model (state_dict)",
+        "w: 1 values up to 70000 became infinite in torch.float16",
+    ]
+    assert main(["convert", str(source), str(target), "--overwrite", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["source"], said["target"], said["kind"], said["tensors"]) == (str(source), str(target), "zip", 2)
+    assert said["dropped"] == [{"name": "epoch", "reason": "a number beside the model (state_dict)"}]
+
+
+def test_a_target_that_no_file_can_be_is_refused(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(1)}, tmp_path / "a.safetensors")
+    for name in ("x" * 300 + ".safetensors", "a.safetensors/b.safetensors"):
+        with pytest.raises(OutputProblem, match="choose another OUT"):
+            convert(tmp_path / "a.safetensors", tmp_path / name)
 
 
 def test_the_legacy_format_round_trips(tmp_path: Path) -> None:

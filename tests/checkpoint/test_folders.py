@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -186,6 +187,36 @@ def test_unreadable_folders_are_skipped_with_a_note(tree: Tree, monkeypatch: pyt
     notes: list[str] = []
     assert [model.name for model in list_models("checkpoint", root, notes=notes)] == ["ok/x.safetensors"]
     assert notes == [f"{root / 'locked'} was skipped: Permission denied"]
+
+
+@posix_only
+def test_what_may_not_be_looked_at_hides_nothing_else(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tree("ok/x.safetensors", "secret/")
+    stat = os.stat
+
+    def guarded(path: str | os.PathLike[str] | int, **options: Any) -> os.stat_result:
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied")
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", guarded)
+    assert [model.name for model in list_models("checkpoint", root)] == ["ok/x.safetensors"]
+
+
+def test_a_path_that_leads_nowhere_says_so(tree: Tree) -> None:
+    root = tree("folder/")
+    with pytest.raises(ModelNotFound, match=r"there is no file .*x\.safetensors'; check the path"):
+        find_model(str(root / "x.safetensors"))
+    with pytest.raises(ModelNotFound, match="'root' is a folder but not a diffusers model"):
+        find_model("root")
+    with pytest.raises(ModelNotFound, match="no models in"):
+        find_model("root", paths=False)
+
+
+def test_a_file_name_may_end_in_a_blank_or_a_quote(tree: Tree) -> None:
+    root = tree("'it'", "x ") if sys.platform != "win32" else tree("'it'")
+    for path in root.iterdir():
+        assert find_model(str(path)) == path
 
 
 @pytest.mark.parametrize(

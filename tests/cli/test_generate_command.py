@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -231,8 +233,32 @@ def test_a_read_only_folder_is_refused(engine: FlatEngine, tmp_path: Path) -> No
 def test_ctrl_c_leaves_no_file(engine: FlatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     engine.fail = KeyboardInterrupt()
     assert main(["generate", "cat"]) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "avila: error: stopped; no unfinished picture was written"
+    assert capsys.readouterr().err.splitlines()[-1] == "avila: error: stopped; nothing unfinished was left behind"
     assert files(tmp_path) == []
+
+
+def test_a_name_too_long_is_refused_before_the_run(engine: FlatEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "cat", "-o", "x" * 300]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+    assert engine.requests == []
+
+
+def test_the_case_of_the_suffix_is_kept(engine: FlatEngine, tmp_path: Path) -> None:
+    assert main(["generate", "cat", "-b", "2", "-o", "A.PNG"]) == 0
+    assert files(tmp_path) == ["A-1.PNG", "A-2.PNG"]
+
+
+def test_a_reader_that_leaves_does_not_stop_the_pictures(
+    engine: FlatEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    monkeypatch.setattr(sys, "stderr", Gone())
+    assert main(["generate", "cat", "-s", "1", "--count", "2"]) == 0
+    assert files(tmp_path) == ["outputs/00001-1.png", "outputs/00002-2.png"]
 
 
 def test_ctrl_c_keeps_the_pictures_that_are_done(engine: FlatEngine, tmp_path: Path) -> None:

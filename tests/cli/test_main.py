@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -111,3 +112,32 @@ def test_a_reader_that_leaves_is_no_error(arguments: list[str], unbuffered: str)
 def test_no_stdout_at_all(engine: FlatEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)  # as under pythonw on Windows
     assert main(["generate", "cat", "-q", "-o", "a.png"]) == 0
+
+
+def test_no_stderr_at_all(
+    engine: FlatEngine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["generate", "cat", "-o", "a.png"]) == 0
+    assert capsys.readouterr().out == "a.png\n"
+    assert main(["generate", "cat", "--steps", "0"]) == 2
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without asking it")
+def test_sigterm_leaves_nothing_unfinished(tmp_path: Path) -> None:
+    source = tmp_path / "in.safetensors"
+    size = 1 << 31
+    header = json.dumps({"x": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}).encode()
+    with source.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size)
+    env = dict(os.environ, PYTHONPATH=str(SOURCE))
+    command = [sys.executable, "-m", "avila_diffusion", "convert", str(source), str(tmp_path / "out.safetensors")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=env)
+    while process.poll() is None and len(list(tmp_path.iterdir())) == 1:
+        time.sleep(0.001)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (143, b"avila: error: stopped; nothing unfinished was left behind\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.safetensors"]

@@ -24,6 +24,7 @@ from ..errors import AvilaError, FileProblem, OutputProblem, PickleRefused, Requ
 from .header import DTYPES, FLOATS, read_header, shown
 from .pickle_tensors import TensorRef
 from .pickles import read_pickle
+from .report import shorten
 from .safetensors import TensorFile, replacing, tensor_bytes, torch_dtype, write_stream
 from .signatures import identify
 from .state_dict import collect
@@ -81,6 +82,27 @@ class ConvertReport:
     unknown: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self) | {
+            "source": str(self.source),
+            "target": str(self.target),
+            "dropped": [{"name": name, "reason": why} for name, why in self.dropped],
+            "unknown": list(self.unknown),
+            "notes": list(self.notes),
+        }
+
+    def lines(self) -> list[str]:
+        """For people."""
+        dtypes = ", ".join(f"{name} {count:,}" for name, count in self.dtypes.items())
+        lines = [f"{self.target}: {self.size / 1e9:.2f} GB, {self.tensors:,} tensors ({dtypes})"]
+        if self.converted:
+            lines.append(f"{self.converted:,} tensors changed their dtype")
+        reasons = Counter(why for _, why in self.dropped)
+        lines += [f"left out: {count:,} entries: {why}" for why, count in reasons.items()]
+        lines += [f"not built: {name}" for name in shorten(self.unknown)]
+        return lines + shorten(self.notes)
+
 
 def convert(
     source: str | os.PathLike[str],
@@ -129,6 +151,13 @@ def _check_call(source: Path, target: Path, dtype: str | None, overwrite: bool) 
         raise RequestError(f"dtype {dtype!r} is not known; give one of {', '.join(TARGET_DTYPES)}")
     if target.suffix.lower() != ".safetensors":
         raise RequestError(f"{target} must end in .safetensors, so that programs know what it is")
+    try:
+        target.lstat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as problem:  # a name that no file can have, a folder that is a file
+        said = problem.strerror if isinstance(problem, OSError) else problem
+        raise OutputProblem(f"{shown(str(target))} cannot be written: {said}; choose another OUT") from None
     if target.exists() and source.exists() and target.samefile(source):
         raise RequestError(f"{source} is both source and target; give OUT another name")
     if target.is_dir():

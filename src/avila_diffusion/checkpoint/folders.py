@@ -12,6 +12,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,13 +102,18 @@ def find_model(
     wanted = text.strip().strip("\"'").strip()
     if not wanted:
         raise ModelNotFound("no model was named")
-    if paths and (path := _existing(wanted)):
-        return path
+    for asked in dict.fromkeys((text, wanted)):  # a file's name may well end in a blank or a quote
+        if paths and (path := _existing(asked)):
+            return path
     found = list_models(role, models)
     for candidate in dict.fromkeys((wanted, _HASH.sub("", wanted))):
         for matches in _matches(candidate.replace("\\", "/"), found):
             if matches:
                 return _only(wanted, matches)
+    if paths and _is_folder(Path(wanted)):
+        raise ModelNotFound(f"{wanted!a} is a folder but not a diffusers model; name a file in it")
+    if paths and not found and Path(wanted).is_absolute():
+        raise ModelNotFound(f"there is no file {_shown(wanted)}; check the path")
     raise ModelNotFound(_explain(wanted, role, models, found))
 
 
@@ -117,7 +123,8 @@ def _entries(models: str | os.PathLike[str] | None) -> list[Path]:
         return [Path("models")]
     if os.name != "nt" and _WINDOWS_PATH.match(text.strip()):
         raise ModelNotFound(f"{text} is a Windows path and this is not Windows; {_elsewhere(text.strip())}")
-    return [Path(part.strip()).expanduser() for part in text.split(os.pathsep) if part.strip()]
+    parts = [part.strip() for part in text.split(os.pathsep)]
+    return [Path(os.path.expanduser(part)) for part in parts if part]  # noqa: PTH111 (~nobody is no error)
 
 
 def _elsewhere(text: str) -> str:
@@ -128,7 +135,7 @@ def _elsewhere(text: str) -> str:
 
 def _role_folders(entry: Path, role: str) -> Iterator[Path]:
     """The folders of a role under one entry of AVILA_MODELS, whatever level it names."""
-    if not entry.is_dir():
+    if not _is_folder(entry):
         return
     own = _ROLE_OF_FOLDER.get(entry.resolve().name.lower())
     if own is not None and not _children(entry, "models"):
@@ -196,7 +203,7 @@ def _scan(root: Path, role: str, notes: list[str]) -> Iterator[ModelFile]:
             if entry.name.startswith("."):
                 continue
             path = folder / entry.name
-            if path.is_dir():
+            if _is_folder(path):
                 if depth < _MAX_DEPTH and _ROLE_OF_FOLDER.get(entry.name.lower(), role) == role:
                     waiting.append((path, depth + 1))
             elif model := _model_file(root, path, role, names, notes):
@@ -228,11 +235,20 @@ def _fits(root: Path, path: Path, role: str) -> bool:
 
 
 def _is_diffusers(folder: Path) -> bool:
-    return (folder / "model_index.json").is_file() or (folder / "unet" / "config.json").is_file()
+    return any(os.path.isfile(folder / name) for name in ("model_index.json", "unet/config.json"))  # noqa: PTH113
+
+
+def _is_folder(path: Path) -> bool:
+    # os.path and not pathlib: it answers False for what this user may not look at, and the rest is still found.
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def _size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            size += path.stat().st_size if path.is_file() else 0
+    return size
 
 
 def _existing(text: str) -> Path | None:
@@ -283,12 +299,16 @@ def _listed(models: Sequence[ModelFile]) -> str:
     return ", ".join(names) + (f" and {len(models) - 8} more" if len(models) > 8 else "")
 
 
+def _shown(name: str) -> str:
+    return ascii(name) if len(name) <= 120 else ascii(name[:117]) + "…"
+
+
 def _explain(wanted: str, role: str, models: str | os.PathLike[str] | None, found: Sequence[ModelFile]) -> str:
-    shown = ascii(wanted) if len(wanted) <= 120 else ascii(wanted[:117]) + "…"
+    shown = _shown(wanted)
     what = role.replace("_", " ")
     if not found:
         entries = _entries(models)
-        lacking = [str(entry) for entry in entries if not entry.is_dir()]
+        lacking = [str(entry) for entry in entries if not _is_folder(entry)]
         where = ", ".join(map(str, entries)) + (f" ({', '.join(lacking)}: no such folder)" if lacking else "")
         return f"no {what} named {shown}: no models in {where}; set {VARIABLE} to your models folder, or give a path"
     folders = ", ".join(map(str, model_folders(models, role)))

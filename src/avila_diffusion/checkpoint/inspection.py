@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ def inspect(path: str | Path) -> Inspection:
     that holds no model.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 (False for a name that no file can have; reading it says why)
         return _inspect_model(path, CHECKPOINT, None, gather(path))
     header = read_header(path)
     kind = recognise(header)

@@ -1,14 +1,20 @@
 """The command line: `avila COMMAND`. One file per command family, each importing its rooms only when it runs.
 
 `main` turns whatever happens into an exit code: 0 done, 1 the world was wrong (a file, the memory, the disk), 2 the
-call was wrong, 130 stopped with Ctrl-C. Errors are one line on stderr; AVILA_DEBUG=1 adds the traceback.
+call was wrong, 130 stopped with Ctrl-C, 143 ended by SIGTERM (other signals: 128 and their number). Errors are one line
+on stderr; AVILA_DEBUG=1 adds the traceback.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
 
 from ..errors import AvilaError
 
@@ -17,16 +23,26 @@ __all__ = ["main"]
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line (default: this process's) and return its exit code."""
+    with contextlib.ExitStack() as stack:
+        if sys.stderr is None:  # as under pythonw on Windows; print would take stdout in its place
+            nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        return _answer(sys.argv[1:] if argv is None else argv)
+
+
+def _answer(argv: list[str]) -> int:
     from .parser import one_line
 
     _survive_narrow_consoles()
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        with _ending_in_order():
+            return _run(argv)
     except BrokenPipeError:
-        _drop_stdout()
+        drop_stdout()
         return 0
-    except KeyboardInterrupt:
-        return _fail("stopped; no unfinished picture was written", 130)
+    except KeyboardInterrupt as stopped:
+        number = stopped.number if isinstance(stopped, _Ended) else signal.SIGINT
+        return _fail("stopped; nothing unfinished was left behind", 128 + number)
     except AvilaError as error:
         return _fail(one_line(error), error.exit_code)
     except ModuleNotFoundError as error:
@@ -60,7 +76,8 @@ def _fail(message: str, code: int) -> int:
         import traceback
 
         traceback.print_exc()
-    print(f"avila: error: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError, ValueError):  # nobody may be reading; the exit code tells
+        print(f"avila: error: {message}", file=sys.stderr, flush=True)
     return code
 
 
@@ -86,7 +103,35 @@ def _survive_narrow_consoles() -> None:
             reconfigure(errors="backslashreplace")
 
 
-def _drop_stdout() -> None:
+class _Ended(KeyboardInterrupt):
+    """Another signal than Ctrl-C's asks this process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextlib.contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Let SIGTERM, a closed terminal and Ctrl-Break unwind as Ctrl-C does, so that unfinished files are removed."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise _Ended(number)
+
+    names = ("SIGTERM", "SIGHUP", "SIGBREAK") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    # What was ignored stays so (nohup), and what somebody else handles is theirs.
+    taken = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def drop_stdout() -> None:
     """The reader has gone; what is still buffered must not fail once more when Python ends."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

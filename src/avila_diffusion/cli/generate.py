@@ -107,7 +107,7 @@ def run_generate(options: argparse.Namespace) -> int:
             for image, seed in zip(result.images, result.request.seeds, strict=True):
                 paths.append(destination.save(image, len(paths), seed))
                 if not options.json:
-                    print(paths[-1], flush=True)
+                    _tell(paths[-1])
     finally:
         display.close()
     seconds = time.monotonic() - started
@@ -116,6 +116,16 @@ def run_generate(options: argparse.Namespace) -> int:
     else:
         display.say(_account(results[0].request, model, seconds))
     return 0
+
+
+def _tell(path: Path) -> None:
+    """Name a finished picture. A reader that leaves does not stop those that are still to come."""
+    from . import drop_stdout
+
+    try:
+        print(path, flush=True)
+    except BrokenPipeError:
+        drop_stdout()
 
 
 def _request(options: argparse.Namespace) -> GenerateRequest:

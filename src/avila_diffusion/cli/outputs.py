@@ -26,6 +26,7 @@ class Destination:
     folder: Path
     stem: str | None
     pictures: int
+    suffix: str = ".png"
 
     @classmethod
     def planned(cls, output: str | None, pictures: int) -> Destination:
@@ -35,13 +36,14 @@ class Destination:
         if not output:
             raise RequestError("the output is an empty name; give -o a file or a folder")
         path = Path(output)
-        if output.endswith(("/", os.sep)) or path.is_dir():
+        if output.endswith(("/", os.sep)) or os.path.isdir(output):  # noqa: PTH112 (False for impossible names)
             return cls(folder=path, stem=None, pictures=pictures)
         suffix = path.suffix.lower()
         if suffix in (".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"):
             raise RequestError(f"pictures are written as PNG, not {suffix}; name the output {path.with_suffix('.png')}")
-        stem = path.stem if suffix == ".png" else path.name
-        return cls(folder=path.parent, stem=stem, pictures=pictures)
+        if suffix == ".png":
+            return cls(folder=path.parent, stem=path.stem, pictures=pictures, suffix=path.suffix)
+        return cls(folder=path.parent, stem=path.name, pictures=pictures)
 
     def check(self) -> None:
         """Raise OutputProblem, before anything long begins, where nothing can be written here. Leaves no trace."""
@@ -80,7 +82,7 @@ class Destination:
         if self.stem is None:
             return self.folder
         number = "" if self.pictures == 1 else f"-{index + 1}"
-        return self.folder / f"{self.stem}{number}.png"
+        return self.folder / f"{self.stem}{number}{self.suffix}"
 
     def _reserve(self, seed: int) -> Path:
         """The next free number as an empty file, made so that two runs at once cannot take the same."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,21 +34,32 @@ class ProgressDisplay:
         picture = first + event.image
         if event.stage == "sample":
             self._steps[picture] = event.step
-        if self._terminal:
-            self._draw(event)
-        else:
-            self._speak(event, picture)
+        with self._while_read():
+            if self._terminal:
+                self._draw(event)
+            else:
+                self._speak(event, picture)
 
     def say(self, line: str) -> None:
         """One line for people, above the bar."""
         if self._quiet:
             return
-        self._clear()
-        print(f"avila: {line}", file=sys.stderr, flush=True)
+        with self._while_read():
+            self._clear()
+            print(f"avila: {line}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Take the bar off the terminal."""
-        self._clear()
+        with self._while_read():
+            self._clear()
+
+    @contextmanager
+    def _while_read(self) -> Iterator[None]:
+        """Be quiet from now on where stderr's reader has gone: a picture is worth more than its progress."""
+        try:
+            yield
+        except (OSError, ValueError):
+            self._quiet, self._bar = True, None
 
     def _draw(self, event: Progress) -> None:
         if self._bar is None:
