@@ -18,6 +18,7 @@ import torch
 
 from avila_diffusion import AvilaDiffusion, AvilaError, GenerateRequest, GenerateResult, Image, Progress
 from avila_diffusion.api import GenerateOptions, RunOptions
+from avila_diffusion.checkpoint.load import Model, load_model
 from avila_diffusion.errors import Cancelled, DeviceProblem, ModelNotFound, RequestError
 from avila_diffusion.infotext import read
 from avila_diffusion.request import MAX_SEED
@@ -85,6 +86,19 @@ def test_parts_given_separately(tiny_checkpoint: TinyCheckpoint) -> None:
     assert diffusion.report is not None and diffusion.report.prediction == "v"
     result = AvilaDiffusion.with_model(path, text_encoder=[path], steps=1).text_to_image("a cat")
     assert len(result) == 1
+
+
+def test_how_the_file_is_read(tiny_checkpoint: TinyCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load(path: Path, **options: Any) -> Model:
+        asked.append(options["mapped"])
+        return load_model(path, **options)
+
+    monkeypatch.setattr("avila_diffusion.checkpoint.load.load_model", load)
+    AvilaDiffusion.with_model(tiny_checkpoint("sd1"))
+    AvilaDiffusion.with_model(tiny_checkpoint("sd1"), mmap=False)
+    assert asked == [True, False]
 
 
 def test_without_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

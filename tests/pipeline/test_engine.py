@@ -268,21 +268,24 @@ def test_seeds_go_on_from_0_after_the_largest(rng: Any, make_engine: Any, finish
 
 
 @pytest.mark.parametrize(
-    ("options", "batches"),
+    ("options", "texts", "batches"),
     [
-        ({"guidance_scale": 1}, [1, 1]),
-        ({"guidance_scale": 1, "negative_prompt": LONG}, [1, 1]),
-        ({"guidance_scale": 7}, [2, 2]),
-        ({"guidance_scale": 0}, [2, 2]),
-        ({"guidance_scale": 1.5, "prompt": LONG, "negative_prompt": LONG}, [2, 2]),
-        ({"guidance_scale": 7, "prompt": LONG}, [1, 1, 1, 1]),
-        ({"guidance_scale": 7, "negative_prompt": LONG}, [1, 1, 1, 1]),
+        ({"guidance_scale": 1}, 1, [1, 1]),
+        ({"guidance_scale": 1, "negative_prompt": LONG}, 1, [1, 1]),
+        ({"guidance_scale": 7}, 2, [2, 2]),
+        ({"guidance_scale": 0}, 2, [2, 2]),
+        ({"guidance_scale": 1.5, "prompt": LONG, "negative_prompt": LONG}, 4, [2, 2]),
+        ({"guidance_scale": 7, "prompt": LONG}, 3, [1, 1, 1, 1]),
+        ({"guidance_scale": 7, "negative_prompt": LONG}, 3, [1, 1, 1, 1]),
     ],
 )
-def test_network_evaluations(options: dict[str, Any], batches: list[int], make_engine: Any, finish: Any) -> None:
+def test_network_evaluations(
+    options: dict[str, Any], texts: int, batches: list[int], make_engine: Any, finish: Any
+) -> None:
     engine = make_engine()
-    with watched_unet(engine) as seen:
+    with watched_unet(engine) as seen, counted(engine) as made:
         finish(engine.generate(ask(**options)))
+    assert made.count("text") == texts
     assert [len(inputs["x"]) for inputs in seen] == batches
     assert all(inputs["guidance"] is None for inputs in seen)
 

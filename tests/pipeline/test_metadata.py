@@ -189,7 +189,7 @@ def test_waiting_for_a_hash_can_be_cancelled(make_engine: Any, monkeypatch: pyte
     threading.Thread(target=set_when_waited_for, daemon=True).start()
     with pytest.raises(Cancelled):
         list(engine.generate(ask(), cancel))
-    assert slow.waited.is_set()
+    assert slow.waited.is_set() and not slow.ready.is_set()
 
 
 def test_a_file_is_hashed_once(make_engine: Any, finish: Any, monkeypatch: pytest.MonkeyPatch) -> None:

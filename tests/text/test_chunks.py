@@ -72,6 +72,10 @@ def test_a_comma_that_opens_a_chunk_is_no_place_to_cut() -> None:
     assert split_chunks([1, 2, 3, COMMA, 4, 5, 6], length=3, backtrack=3) == [[1, 2, 3], [COMMA, 4, 5], [6]]
 
 
+def test_without_a_comma_nothing_moves_however_far_back_one_may_look() -> None:
+    assert split_chunks([1, 2, 3, 4], length=3, backtrack=9) == [[1, 2, 3], [4]]
+
+
 def test_no_backtrack() -> None:
     tokens = words(76, 70)
     assert split_chunks(tokens, backtrack=0) == [tokens[:75], tokens[75:]]

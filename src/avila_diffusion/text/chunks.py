@@ -24,7 +24,8 @@ def split_chunks(tokens: Sequence[int], length: int = CHUNK, backtrack: int = BA
         if token == COMMA:
             comma = len(chunk)
         if len(chunk) == length:
-            cut = comma + 1 if token != COMMA and comma != -1 and length - comma <= backtrack else length
+            # Where the comma is the token that does not fit, this lies behind the end, and nothing moves.
+            cut = comma + 1 if comma != -1 and length - comma <= backtrack else length
             chunks.append(chunk[:cut])
             chunk, comma = chunk[cut:], -1
         chunk.append(token)
