@@ -284,3 +284,28 @@ assert "torch" not in sys.modules
 """
     run_python(program, tmp_path)
     assert (tmp_path / "a.png").is_file()
+
+
+@pytest.mark.parametrize("options", [{"vae": 5}, {"text_encoder": 5}, {"text_encoder": [5]}, {"prediction": 5}])
+def test_parts_of_odd_types_are_refused(options: Any, tiny_checkpoint: Any) -> None:
+    with pytest.raises(RequestError):
+        AvilaDiffusion.with_model(tiny_checkpoint("sd1"), **options)
+
+
+@pytest.mark.parametrize("path", [None, 5, b"model.safetensors"])
+def test_a_model_of_an_odd_type_is_refused(path: Any) -> None:
+    with pytest.raises(RequestError, match="a path or a name"):
+        AvilaDiffusion.with_model(path)
+
+
+def test_a_file_replaced_after_loading_lends_no_hash(tiny_checkpoint: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(tiny_checkpoint("sd1").read_bytes())
+    diffusion = AvilaDiffusion.with_model(path, steps=1)
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(tiny_checkpoint("sd2").read_bytes())
+    other.replace(path)
+    infotext = diffusion.text_to_image("a cat", None, 64, 64)[0].infotext
+    assert infotext is not None
+    assert "Model: model" in infotext
+    assert "Model hash" not in infotext

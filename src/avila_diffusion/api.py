@@ -105,12 +105,13 @@ class AvilaDiffusion:
 
         policy = choose_policy(device, dtype)
         check_threads(threads)
-        file = find_model(str(path))
-        encoders = [text_encoder] if isinstance(text_encoder, str | Path) else list(text_encoder or ())
+        file = find_model(_name_of("a model", path))
+        encoders = text_encoder if isinstance(text_encoder, list | tuple) else [text_encoder]
+        given = [encoder for encoder in encoders if encoder is not None]
         model = load_model(
             file,
-            vae=find_model(str(vae), "vae") if vae else None,
-            text_encoders=[find_model(str(encoder), "text_encoder") for encoder in encoders],
+            vae=None if vae is None else find_model(_name_of("a VAE", vae), "vae"),
+            text_encoders=[find_model(_name_of("a text encoder", encoder), "text_encoder") for encoder in given],
             prediction=prediction,
             mapped=mmap,
         )
@@ -150,6 +151,8 @@ class AvilaDiffusion:
 
         Set `cancel`, or close the iterator, to stop between two model calls; then Cancelled is raised, or nothing.
         """
+        if cancel is not None and not isinstance(cancel, threading.Event):
+            raise RequestError(f"cancel must be a threading.Event, not {type(cancel).__name__}")
         if not isinstance(request, GenerateRequest):
             raise RequestError(f"generate takes a GenerateRequest, not {type(request).__name__}; see text_to_image")
         return self._engine.generate(request, cancel)
@@ -160,3 +163,9 @@ class AvilaDiffusion:
         negative = "" if negative_prompt is None else negative_prompt
         values = {**self._defaults, **options, "prompt": prompt, "negative_prompt": negative}
         return GenerateRequest.from_dict(values)
+
+
+def _name_of(what: str, value: object) -> str:
+    if not isinstance(value, str | Path):
+        raise RequestError(f"{what} is given as a path or a name, not as {type(value).__name__}")
+    return str(value)

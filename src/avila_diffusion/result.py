@@ -35,7 +35,7 @@ class Progress:
     preview: Callable[[], Image] | None = field(default=None, compare=False, repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GenerateResult(Sequence[Image]):
     """The pictures of a run, in order of their seeds. With one picture it can be used like that picture itself.
 

@@ -590,14 +590,14 @@ def mutate(shapes: dict[str, tuple[int, ...]], draw: random.Random) -> dict[str,
             table[name] = (dtype, shape)
         elif kind == 5:
             marker = draw.choice(("alphas_cumprod", "edm_mean", "edm_std", "edm_vpred.sigma_max", "ztsnr", "v_pred"))
-            sizes = draw.choice(((), (0,), (1,), (4,), (1000,), (70_000,), (2, 500)))
-            table[marker] = (draw.choice(("F32", "F16", "I64", "C64", "BOOL")), sizes)
+            small: tuple[int, ...] = draw.choice(((), (0,), (1,), (4,), (1000,), (70_000,), (2, 500)))
+            table[marker] = (draw.choice(("F32", "F16", "I64", "C64", "BOOL")), small)
         elif kind == 6:
             block = draw.choice(("input_blocks", "output_blocks", "input_blocks.1.1.transformer_blocks"))
             for number in range(draw.choice((3, 70, 300))):
                 table[f"model.diffusion_model.{block}.{number}.0.x"] = ("F16", (1,))
         else:
-            sizes = draw.choice(
+            sizes: tuple[int, ...] = draw.choice(
                 ((), (0,), (1,), (1, 2**31), (2**31, 1), (2**20, 2**11), (*shape, 1), shape[1:], shape[::-1])
             )
             if sizes and kind > 7:
@@ -630,7 +630,7 @@ def write_header(path: Path, table: dict[str, tuple[str, tuple[int, ...]]]) -> b
 
 
 def test_mutated_headers_load_or_are_refused(micro: Any, tmp_path: Path) -> None:
-    """1,500 seeded cases: an error of ours with one line, or a model; quick, and in little memory.
+    """500 seeded cases: an error of ours with one line, or a model; quick, and in little memory.
 
     Building takes most of the time, so of the cases that inspection lets through one in three is loaded.
     """
@@ -641,7 +641,7 @@ def test_mutated_headers_load_or_are_refused(micro: Any, tmp_path: Path) -> None
     before = anonymous()
     cases, passed, slowest, grown = 0, 0, 0.0, 0
     ends: Counter[str] = Counter()
-    while cases < 1500:
+    while cases < 500:
         if not write_header(path, mutate(micro, draw)):
             continue
         cases += 1
@@ -664,8 +664,8 @@ def test_mutated_headers_load_or_are_refused(micro: Any, tmp_path: Path) -> None
                 ends[type(error).__name__] += 1
         slowest = max(slowest, time.process_time() - start)
         grown = max(grown, anonymous() - before)
-    assert ends["loaded"] > 40
-    assert ends["WeightMismatch"] > 300
+    assert ends["loaded"] > 12
+    assert ends["WeightMismatch"] > 100
     assert len(ends) > 4, "with Unsupported, MissingPart and others"
     assert slowest < 2
     assert grown < 100e6

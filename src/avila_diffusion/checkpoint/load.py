@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar
@@ -41,6 +41,15 @@ class Model:
     text: tuple[TextModel, ...]
     report: LoadReport
     vae_path: Path | None = None
+    stamps: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
+
+    def unchanged(self, path: Path) -> bool:
+        """Whether `path` is still the file that was loaded, by its size and time."""
+        try:
+            status = path.stat()
+        except OSError:
+            return False
+        return self.stamps.get(path) == (status.st_size, status.st_mtime_ns)
 
 
 def load_model(
@@ -58,11 +67,14 @@ def load_model(
     Raises FileProblem with one line saying what was found, what was expected and what to do.
     """
     parts = gather(Path(path), vae=Path(vae) if vae else None, text_encoders=[Path(p) for p in text_encoders])
+    headers = {place.header.path: place.header for place in parts.places.values()}
+    stamps = {file: (header.size, header.mtime_ns) for file, header in headers.items()}
     spec, prefixes = detect(parts, prediction)
     with _Files(mapped) as files:
         networks = _build_all(parts, spec, prefixes, files)
     _refuse_gaps(parts.report, parts.path)
-    return Model(Path(path), spec, *networks, report=parts.report, vae_path=Path(vae) if vae else None)
+    vae_path = Path(vae) if vae else None
+    return Model(Path(path), spec, *networks, report=parts.report, vae_path=vae_path, stamps=stamps)
 
 
 def _build_all(

@@ -50,7 +50,7 @@ def read_noise(parts: Parts, family: Family, prediction: str | None) -> NoiseCon
 
 def check_prediction(asked: str | None) -> None:
     """Raises RequestError for a prediction that there is none of."""
-    if asked is not None and asked.lower() not in PREDICTIONS:
+    if asked is not None and str(asked).lower() not in PREDICTIONS:
         raise RequestError(f"prediction {asked!r} is unknown; it is epsilon, v or edm")
 
 

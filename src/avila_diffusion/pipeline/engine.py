@@ -171,9 +171,12 @@ class ModelEngine:
 
     @cached_property
     def _hashes(self) -> dict[str, FileHash]:
-        """The hashes that the metadata wants, begun at the first run and kept: a large file is not read at each."""
+        """The hashes that the metadata wants, begun at the first run and kept: a large file is not read at each.
+
+        A file that was replaced since it was loaded has none: its hash would be another model's.
+        """
         files = {"model": self.model.path, "vae": self.model.vae_path}
-        return {key: hash_in_background(path) for key, path in files.items() if path is not None and path.is_file()}
+        return {key: hash_in_background(path) for key, path in files.items() if path and self.model.unchanged(path)}
 
     def _infotext(self, request: GenerateRequest, seed: int | None, hashes: Mapping[str, str]) -> str:
         vae = self.model.vae_path
