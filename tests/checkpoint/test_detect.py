@@ -15,7 +15,6 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from avila_diffusion.checkpoint import signatures
 from avila_diffusion.checkpoint.detect import detect
 from avila_diffusion.checkpoint.inspection import inspect
 from avila_diffusion.checkpoint.keys import count_numbers
@@ -439,7 +438,7 @@ def test_inspect_is_quick_and_reads_little(manifest: Any, write_values: Any, tmp
     def watched(place: Path) -> io.BufferedReader:
         return io.BufferedReader(Watched(str(place), "rb"))
 
-    monkeypatch.setattr(signatures.Path, "open", lambda self, *mode: watched(self))
+    monkeypatch.setattr(Path, "open", lambda self, *mode: watched(self))
     inspect(path)
     assert read, "the watch must see the reads"
     beyond = sum(end - max(start, header) for start, end in read if end > header)

@@ -219,8 +219,7 @@ def _usual_alphas(noise: NoiseConfig) -> NDArray[np.float64]:
     power = 2.0 if noise.beta_schedule == "scaled_linear" else 1.0
     start, end = noise.beta_start ** (1 / power), noise.beta_end ** (1 / power)
     betas = np.linspace(start, end, noise.steps, dtype=np.float64) ** power
-    usual: NDArray[np.float64] = np.cumprod(1.0 - betas)
-    return usual
+    return np.cumprod(1.0 - betas).astype(np.float64)
 
 
 def read_latent(parts: Parts, family: Family, channels: int) -> LatentConfig:
