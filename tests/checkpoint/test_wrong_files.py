@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import time
@@ -206,7 +207,9 @@ def write_header(path: Path, table: dict[str, tuple[str, tuple[int, ...]]]) -> b
     return True
 
 
-def test_mutated_headers_load_or_are_refused(micro: Any, tmp_path: Path, own_memory: Callable[[], int]) -> None:
+def test_mutated_headers_load_or_are_refused(
+    micro: Any, tmp_path: Path, own_memory: Callable[[], int], request: pytest.FixtureRequest
+) -> None:
     """1,500 seeded cases: an error of ours with one line, or a model; quick, and in little memory.
 
     Building takes most of the time, so of the cases that inspection lets through one in five is loaded.
@@ -215,6 +218,8 @@ def test_mutated_headers_load_or_are_refused(micro: Any, tmp_path: Path, own_mem
     path = tmp_path / "model.safetensors"
     assert write_header(path, {name: ("F16", shape) for name, shape in micro.items()})
     load_model(path)
+    gc.freeze()  # the collector need not walk torch and pytest thousands of times
+    request.addfinalizer(gc.unfreeze)
     before = own_memory()
     cases, passed, slowest, grown = 0, 0, 0.0, 0
     ends: Counter[str] = Counter()
