@@ -7,7 +7,6 @@ metadata, a diffusers folder's configs, standard metadata, and the family's habi
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ..config import (
@@ -103,6 +102,12 @@ def build_spec(
 
 def _check_complete(parts: Parts, family: Family, towers: list[TowerRead], vae: VAEConfig | None) -> VAEConfig:
     """The VAE, where nothing is missing. Raises MissingPart with all that is."""
+    if parts.absent:
+        options = {"--vae" if name == "vae" else "--text-encoder" for name in parts.absent}
+        raise MissingPart(
+            f"{parts.path.name} has no {' and no '.join(f'{name}/' for name in parts.absent)}, which its model_index.json "
+            f"names; download what is missing, or give it with {' and '.join(sorted(options))} FILE"
+        )
     wanted = 2 if family.name == "sdxl" else 1
     missing, give = [], []
     if len(towers) < wanted:
@@ -117,8 +122,7 @@ def _check_complete(parts: Parts, family: Family, towers: list[TowerRead], vae: 
     if vae is None or missing:
         needed = " (both)" if wanted == 2 and len(towers) < 2 else ""
         raise MissingPart(
-            f"{Path(parts.report.source).name} has {' and '.join(missing)}; give what is missing with "
-            f"{' '.join(give)}{needed}"
+            f"{parts.path.name} has {' and '.join(missing)}; give what is missing with {' '.join(give)}{needed}"
         )
     return vae
 

@@ -24,10 +24,10 @@ UNKNOWN = Kind(key="unknown", title="nothing that is known here")
 
 # Patterns over tensor names, tried in order: the first with a match decides. More telling ones stand first.
 KINDS: tuple[tuple[str, Kind], ...] = (
-    (r"(^|\.)double_blocks\.\d+\.", Kind(key="flux", title="a Flux-like model", advice="only SD 1, SD 2 and SDXL are run here")),
-    (r"(^|\.)joint_blocks\.\d+\.", Kind(key="sd3", title="a Stable Diffusion 3 model", advice="only SD 1, SD 2 and SDXL are run here")),
+    (r"double_blocks\.\d+\.", Kind(key="flux", title="a Flux-like model", advice="only SD 1, SD 2 and SDXL are run here")),
+    (r"joint_blocks\.\d+\.", Kind(key="sd3", title="a Stable Diffusion 3 model", advice="only SD 1, SD 2 and SDXL are run here")),
     (r"time_stack|temporal_transformer|motion_modules", Kind(key="video", title="a video or motion model")),
-    (r"^(down_blocks|clip_txt_mapper|embedding\.1)\..*effnet|clip_txt_mapper", Kind(key="cascade", title="a Stable Cascade model")),
+    (r"clip_txt_mapper|^(down_blocks|embedding\.1)\..*effnet", Kind(key="cascade", title="a Stable Cascade model")),
     (r"^model\.diffusion_model\.input_blocks\.0\.0\.weight$", CHECKPOINT),
     (r"^lora_|^lycoris_|\.lora_(up|down|A|B)\.|\.(lora|lora_linear_layer)\.(up|down)\.|_lora\.(up|down)\.|\.hada_w1_a|\.lokr_w|\.oft_|(^|:)\d+:(up|down)$",
      Kind(key="lora", title="a LoRA", advice="it changes a checkpoint and is not one itself")),

@@ -57,13 +57,15 @@ class Parts:
     """The table of a model's tensors, and what was said beside them.
 
     path: of the main file or folder. places: our name → place. configs: JSON settings by component ("unet", "vae",
-    "scheduler") and by slot of a text tower. metadata: of the main file.
+    "scheduler") and by slot of a text tower. metadata: of the main file. absent: components that a diffusers folder's
+    model_index.json names, that are not there and were not given.
     """
 
     path: Path
     places: dict[str, Place] = field(default_factory=dict)
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
     report: LoadReport
 
     def shapes(self, prefix: str) -> dict[str, tuple[int, ...]]:
@@ -337,6 +339,12 @@ def _add_folder(parts: Parts, folder: Path, *, with_vae: bool, towers_given: int
     """A diffusers folder: unet/, vae/, text_encoder/, text_encoder_2/, scheduler/. What is replaced is not opened."""
     if not (folder / "unet").is_dir():
         raise NotADiffusionModel(f"{folder} is not a diffusers model folder; it has no unet/ with its config.json")
+    named = read_json(folder / "model_index.json")
+    wanted = [*(["vae"] if with_vae else []), *(["text_encoder", "text_encoder_2"] if not towers_given else [])]
+    for name in wanted:
+        listed = named.get(name)
+        if isinstance(listed, list) and any(listed) and not (folder / name).is_dir():
+            parts.absent.append(name)
     parts.configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
     unet = read_component(folder / "unet")
     parts.configs["unet"] = unet.config
