@@ -1,0 +1,139 @@
+"""Training of an autoencoder: reconstruction at several sizes, SSIM, and the KL term that keeps latents near N(0, 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint.safetensors import write_safetensors
+from ..config import VAEConfig
+from ..errors import RequestError
+from ..models.vae import VAE
+from .data import Dataset, generator, order
+from .initialise import create
+from .loop import compute_dtype
+from .settings import LoopSettings
+from .sheets import write_sheet
+from .state import fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEModel:
+    """The architecture. channels run from full resolution to the latent's; blocks are residual blocks a level."""
+
+    encoder_channels: tuple[int, ...]
+    decoder_channels: tuple[int, ...]
+    encoder_blocks: int = 1
+    decoder_blocks: int = 2
+    attention: bool = False
+    latent_channels: int = 4
+
+    def __post_init__(self) -> None:
+        for channels in (self.encoder_channels, self.decoder_channels):
+            if not channels or any(width < 32 or width % 32 for width in channels):
+                raise RequestError(f"model channels are {list(channels)}; each must be a multiple of 32")
+        if len(self.encoder_channels) != len(self.decoder_channels):
+            raise RequestError("model.encoder_channels and model.decoder_channels must be equally many")
+
+    @property
+    def config(self) -> VAEConfig:
+        """As the network is built from it."""
+        return VAEConfig(
+            latent_channels=self.latent_channels,
+            embed_channels=self.latent_channels,
+            encoder_channels=self.encoder_channels,
+            decoder_channels=self.decoder_channels,
+            encoder_blocks=self.encoder_blocks,
+            decoder_blocks=self.decoder_blocks,
+            encoder_attention=self.attention,
+            decoder_attention=self.attention,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAELoss:
+    """Weights of the terms. scales: sizes at which the pictures are compared, each half of the one before.
+
+    kl: of the mean KL a latent number, in nats. ssim: of 1 - SSIM. encoder: False trains the decoder alone, on the
+    latents that a finished encoder gives. crop: side of random pieces to train on, 0 for whole pictures.
+    """
+
+    reconstruction: Literal["l1", "l2"] = "l1"
+    scales: int = 1
+    ssim: float = 0.0
+    kl: float = 1e-6
+    encoder: bool = True
+    crop: int = 0
+
+
+@dataclass(eq=False)
+class VAETask:
+    """A VAE on a data set."""
+
+    model: VAEModel
+    terms: VAELoss
+    data: Dataset
+    settings: LoopSettings
+
+    def __post_init__(self) -> None:
+        self.vae = create(lambda: VAE(self.model.config), generator(self.settings.seed, 0, 2))
+        self._run = torch.compile(self._forward) if self.settings.compile else self._forward
+        self._order = order
+
+    @cached_property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        return dict(self.vae.named_parameters())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint("vae", self.model)
+
+    def loss(self, step: int) -> dict[str, Tensor]:
+        from .losses import kl_divergence, reconstruction, ssim
+
+        rng = generator(self.settings.seed, step)
+        pictures = self._pictures(step, rng)
+        scale = self.model.config.scale
+        shape = (len(pictures), self.model.latent_channels, *(side // scale for side in pictures.shape[2:]))
+        made, kl = self._run(pictures, torch.randn(shape, generator=rng), kl_divergence)
+        terms = self.terms
+        losses = {
+            "reconstruction": reconstruction(made, pictures, terms.reconstruction, terms.scales),
+            "kl": kl,
+            "ssim": 1 - ssim(made, pictures).mean() if terms.ssim else torch.zeros(()),
+        }
+        losses["loss"] = losses["reconstruction"] + terms.ssim * losses["ssim"] + terms.kl * kl
+        return losses
+
+    def _forward(self, pictures: Tensor, noise: Tensor, divergence) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+        dtype = compute_dtype(self.settings)
+        latents = self.vae.encode(pictures.to(dtype))
+        z = latents.sample(noise.to(dtype))
+        return self.vae.decode(z).to(pictures.dtype), divergence(latents).float().mean()
+
+    def _pictures(self, step: int, rng: torch.Generator) -> Tensor:
+        indices = self._order(len(self.data), self.settings.batch, step, self.settings.seed)
+        pictures = self.data.pictures(indices)
+        side = self.terms.crop
+        if side and side < self.data.size:
+            tops, lefts = torch.randint(self.data.size - side + 1, (2, len(pictures)), generator=rng).tolist()
+            pictures = torch.stack(
+                [p[:, y : y + side, x : x + side] for p, y, x in zip(pictures, tops, lefts, strict=True)]
+            )
+        return pictures.contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def sheet(self, path: Path) -> None:
+        indices = order(len(self.data), 24, 0, 0)
+        pictures = self.data.pictures(indices)
+        made = self.vae.decode(self.vae.encode(pictures).mode)
+        write_sheet(path, torch.stack([pictures, made], dim=1).flatten(0, 1), columns=12)
+
+    def export(self, path: Path) -> None:
+        write_safetensors(path, {name: p.detach().contiguous() for name, p in self.parameters.items()})
