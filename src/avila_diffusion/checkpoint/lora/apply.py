@@ -15,7 +15,7 @@ from typing import Any
 from ...config import FAMILIES
 from ...errors import WeightMismatch
 from ...models.layers import Delta, Layer, restore
-from ..header import shown
+from ..header import is_unchanged, shown
 from ..load import Model
 from ..report import shorten
 from ..safetensors import TensorFile
@@ -52,6 +52,11 @@ class LoraReport:
     def name(self) -> str:
         """What people call it: the file's name without the suffix."""
         return self.path.stem
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the file is still the one that was applied, by its size and time."""
+        return is_unchanged(self.path, self.size, self.mtime_ns)
 
     def describe(self) -> str:
         """One line for people."""

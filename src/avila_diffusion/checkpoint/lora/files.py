@@ -153,9 +153,7 @@ def _read_alphas(header: Header, entries: list[TensorEntry]) -> dict[str, float]
     return alphas
 
 
-def _module(
-    header: Header, name: str, entries: Mapping[str, TensorEntry], alphas: Mapping[str, float]
-) -> LoraModule:
+def _module(header: Header, name: str, entries: Mapping[str, TensorEntry], alphas: Mapping[str, float]) -> LoraModule:
     missing = [leaf for leaf in LEAVES[:2] if leaf not in entries]
     if missing:
         raise WeightMismatch(
