@@ -111,7 +111,7 @@ class Layer(nn.Module):
         if source is None:
             return None
         deltas = self._deltas.get(name, ())
-        if torch.is_grad_enabled() and source.requires_grad:
+        if torch.is_grad_enabled() and (source.requires_grad or any(delta.up.requires_grad for delta in deltas)):
             return derive(source, device=source.device, dtype=x.dtype, deltas=deltas)
         form = name if transform is None else f"{name}, {transform.__name__}"
         kept = self._derived.get(form)
@@ -231,7 +231,17 @@ class Upsample(nn.Module):
             phases = conv.effective("weight", x, fold_phases)
             assert phases is not None
             return convolve_upsampled(x, phases, conv.effective("bias", x))
-        return conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return conv(double(x))
+
+
+def double(x: Tensor) -> Tensor:
+    """Each pixel four times: (batch, channels, h, w) → (batch, channels, 2h, 2w).
+
+    Not by `F.interpolate`, whose gradient in bfloat16 through torch.compile is 0 on processors (seen in torch 2.13).
+    """
+    batch, channels, height, width = x.shape
+    pixels = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(batch, height, 2, width, 2, channels)
+    return pixels.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
 
 
 def take_rows(table: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
