@@ -63,6 +63,24 @@ def test_an_empty_file_has_a_hash(tmp_path: Path) -> None:
     assert hash_in_background(tmp_path / "empty").result(10) == EMPTY
 
 
+def test_the_tensors_alone(tmp_path: Path, cache: Path) -> None:
+    path, tensors = tmp_path / "lora.safetensors", bytes(range(256)) * 8192
+    for metadata in (b'{"__metadata__":{"a":"b"}}', b"{}      "):
+        path.write_bytes(len(metadata).to_bytes(8, "little") + metadata + tensors)
+        found = hash_in_background(path, tensors_only=True)
+        assert found.result(10) == hashlib.sha256(tensors).hexdigest()
+        assert found.short() == hashlib.sha256(tensors).hexdigest()[:12]
+    spoil(cache, "1" * 64)
+    assert hash_in_background(path, tensors_only=True).result(0) == "1" * 64
+    assert hash_in_background(path).result(10) == sha256(path), "the whole file is remembered apart"
+
+
+@pytest.mark.parametrize("content", [b"", b"\x01", b"\xff" * 20, b"\x05" + bytes(9)])
+def test_tensors_of_what_is_no_safetensors_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "odd").write_bytes(content)
+    assert hash_in_background(tmp_path / "odd", tensors_only=True).result(10) == EMPTY
+
+
 def test_it_is_remembered_for_the_same_file_only(model: Path, cache: Path) -> None:
     hash_in_background(model).result(10)
     spoil(cache, "0" * 64)
@@ -218,7 +236,7 @@ def test_a_file_that_cannot_be_read_is_said_in_one_line(tmp_path: Path) -> None:
 def test_a_fault_while_reading_is_not_waited_for_for_ever(
     model: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
 ) -> None:
-    def fail(path: Path, check_stop: object) -> str:
+    def fail(wanted: hashes.FileHash) -> str:
         raise fault
 
     monkeypatch.setattr(hashes, "_hash_and_remember", fail)

@@ -1,6 +1,7 @@
 """The infotext: published texts of many programs read as AUTOMATIC1111 reads them, and what is written comes back."""
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from avila_diffusion.errors import RequestError
 from avila_diffusion.images import Image
-from avila_diffusion.infotext import VERSION, Parsed, read, write
+from avila_diffusion.infotext import VERSION, LoraUsed, Parsed, read, write
 
 PUBLISHED: list[dict[str, Any]] = json.loads((Path(__file__).parent / "infotexts.json").read_text(encoding="utf-8"))
 
@@ -129,6 +130,40 @@ def test_every_value_of_a_field_comes_back(value: str) -> None:
         assert fields["Hires prompt"] == value
     assert fields["Version"] == VERSION
     assert fields["Size-1"] == "512"
+
+
+def test_loras_stand_where_automatic1111_looks_for_them() -> None:
+    loras = [
+        LoraUsed(name="add_detail", text_weight=0.8, unet_weight=0.8, hash="7c6bad76eb54"),
+        LoraUsed(name="a: style, <v1>", text_weight=1, unet_weight=-0.25, hash="0123456789ab"),
+        LoraUsed(name="gone", text_weight=1, unet_weight=1),
+    ]
+    parsed = read(write(Settings(prompt="a cat,\non a mat"), 1, loras=loras))
+    assert parsed.prompt == "a cat,\non a mat <lora:add_detail:0.8> <lora:a style v1:1:-0.25> <lora:gone:1>"
+    assert parsed.fields["Lora hashes"] == "add_detail: 7c6bad76eb54, a style v1: 0123456789ab"
+    # as its built-in Lora extension takes both apart
+    hashes = dict(part.strip().split(":", 1) for part in parsed.fields["Lora hashes"].split(","))
+    assert [hashes.get(name) for name in re.findall("<lora:([^:]+):", parsed.prompt)] == [
+        " 7c6bad76eb54",
+        " 0123456789ab",
+        None,
+    ]
+    assert list(parsed.fields)[-2:] == ["Lora hashes", "Version"]
+    assert read(write(Settings(prompt=""), 1, loras=loras[2:])).prompt == "<lora:gone:1>"
+    assert "Lora hashes" not in read(write(Settings(), 1, loras=loras[2:])).fields
+
+
+@given(prompt=PROMPTS, name=st.text(max_size=20), weight=st.floats(-10, 10, allow_nan=False))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_a_tag_is_one_whatever_the_file_is_called(prompt: str, name: str, weight: float) -> None:
+    used = LoraUsed(name=name, text_weight=weight, unet_weight=weight, hash="0" * 12)
+    tag = re.fullmatch("<lora:([^:<>]*):([^:<>]*)>", used.tag)
+    assert tag is not None and "," not in tag[1] and "\n" not in tag[1]
+    assert float(tag[2]) == weight
+    if not opens_a_negative(prompt):
+        parsed = read(write(Settings(prompt=prompt), 1, loras=[used]))
+        assert parsed.prompt == as_read(f"{prompt} {used.tag}" if prompt else used.tag)
+        assert parsed.fields["Seed"] == "1"
 
 
 def test_a_field_that_says_its_own_name_is_written_once_as_in_automatic1111() -> None:

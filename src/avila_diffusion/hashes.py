@@ -141,7 +141,7 @@ class _Entry:
 
     @classmethod
     def of(cls, found: FileHash, status: os.stat_result) -> _Entry:
-        what = "sha256 of tensors" if found.tensors_only else "sha256"
+        what = "sha256-tensors" if found.tensors_only else "sha256"
         return cls(str(found.path), status.st_size, status.st_mtime_ns, what)
 
     @property

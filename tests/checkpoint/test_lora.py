@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import struct
@@ -48,7 +49,8 @@ def one_thread() -> Any:
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) / shape[-1] ** 0.5
+    noise: Tensor = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return noise / math.sqrt(shape[-1])
 
 
 def module(name: str, rows: int, *inner: int, rank: int = 4, alpha: float | None = 2.0, seed: int = 0) -> State:
@@ -430,7 +432,7 @@ def test_mutated_files_give_one_line_or_load(sd1: Model, lora: Lora, tmp_path: P
     raw = lora.path.read_bytes()
     (length,) = struct.unpack("<Q", raw[:8])
     dice, path, outcomes = random.Random(1), tmp_path / "mutated.safetensors", set()
-    for _ in range(300):
+    for _ in range(100):
         header = bytearray(raw[8 : 8 + length])
         for _ in range(dice.randint(1, 3)):
             header[dice.randrange(length)] = dice.choice(b'0123456789[]{},:".abcdown_lru')

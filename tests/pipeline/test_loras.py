@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from avila_diffusion.api import AvilaDiffusion
+from avila_diffusion.checkpoint import keys
 from avila_diffusion.checkpoint.load import Model, load_model
 from avila_diffusion.checkpoint.lora import apply as lora_apply
 from avila_diffusion.checkpoint.lora.apply import apply_loras
-from avila_diffusion.checkpoint.lora.files import read_lora
+from avila_diffusion.checkpoint.lora.files import LoraModule, read_lora
+from avila_diffusion.checkpoint.lora.targets import name_targets
 from avila_diffusion.checkpoint.safetensors import write_safetensors
 from avila_diffusion.infotext import read
 from avila_diffusion.models.layers import Delta
@@ -42,7 +44,8 @@ def towers_of(reference: Any) -> list[tuple[str, Any]]:
 
 def write_and_merge(reference: Any, path: Path) -> Path:
     """A file that changes every layer LoRA trainers change, by diffusers' own names, and the same change by hand."""
-    generator, state = torch.Generator().manual_seed(5), {}
+    generator = torch.Generator().manual_seed(5)
+    state: State = {}
     for prefix, network in [("lora_unet_", reference.unet), *towers_of(reference)]:
         for name, layer in network.named_modules():
             if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) or name == "text_projection":
@@ -94,14 +97,10 @@ def test_as_diffusers_networks_with_the_change_written_in(
 
 
 def without_alpha(monkeypatch: pytest.MonkeyPatch) -> None:
-    from avila_diffusion.checkpoint.lora.files import LoraModule
-
     monkeypatch.setattr(LoraModule, "scale", 1.0)
 
 
 def swapped_thirds(monkeypatch: pytest.MonkeyPatch) -> None:
-    from avila_diffusion.checkpoint import keys
-
     monkeypatch.setattr(keys, "OPEN_CLIP_FUSED", ("self_attn.k_proj", "self_attn.q_proj", "self_attn.v_proj"))
 
 
@@ -124,8 +123,6 @@ def transposed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def one_block_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    name_targets = lora_apply.name_targets
-
     def shifted(model: Model) -> Any:
         targets = name_targets(model)
         first, second = (f"lora_unet_up_blocks_1_attentions_{i}_proj_in" for i in (0, 1))
