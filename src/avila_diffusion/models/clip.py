@@ -101,7 +101,7 @@ class ClipTextModel(nn.Module):
                 hidden = x
         vector = None
         if pooled:
-            vector = pick_end(model.final_layer_norm(x), tokens)
+            vector = pick_end(model.final_layer_norm(x), tokens, self.config.vocabulary)
             if self.text_projection is not None:
                 vector = self.text_projection(vector)
         return TextFeatures(model.final_layer_norm(hidden) if final_norm else hidden, vector)

@@ -213,9 +213,20 @@ class Embedding(nn.Module):
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(rows, width))
+        self.rows = rows
+        self._extra: tuple[Tensor, ...] = ()
+
+    def extend(self, *extra: Tensor) -> None:
+        """Let these rows, (number, width) each, follow the table's own in place of those before: textual inversion's."""
+        self._extra = extra
 
     def forward(self, index: Tensor, dtype: torch.dtype) -> Tensor:
-        return take_rows(self.weight, index, dtype)
+        if not self._extra:
+            return take_rows(self.weight, index, dtype)
+        new = index >= self.rows
+        known = take_rows(self.weight, index.clamp(max=self.rows - 1), dtype)
+        added = take_rows(torch.cat(self._extra), (index - self.rows).clamp(min=0), dtype)
+        return torch.where(new[..., None], added, known)
 
 
 class Upsample(nn.Module):
@@ -275,8 +286,9 @@ def activate(x: Tensor, kind: str) -> Tensor:
     return x * torch.sigmoid(1.702 * x) if kind == "quick_gelu" else F.gelu(x)
 
 
-def pick_end(hidden: Tensor, tokens: Tensor) -> Tensor:
-    """The hidden state at each text's first end token, which has the highest id: (batch, width)."""
+def pick_end(hidden: Tensor, tokens: Tensor, vocabulary: int) -> Tensor:
+    """The hidden state at each text's first end token, which has the highest id of the vocabulary: (batch, width)."""
+    tokens = tokens.where(tokens < vocabulary, 0)  # ids past it are textual inversion's
     end = tokens == tokens.amax(dim=-1, keepdim=True)
     first = (end.cumsum(dim=-1) == 0).sum(dim=-1)  # argmax promises no order among equals
     return hidden[torch.arange(len(hidden), device=hidden.device), first.to(hidden.device)]

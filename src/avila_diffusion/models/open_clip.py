@@ -88,7 +88,7 @@ class OpenClipTextModel(Layer):
                 hidden = x
         vector = None
         if pooled:
-            vector = pick_end(self.ln_final(x), tokens)
+            vector = pick_end(self.ln_final(x), tokens, self.config.vocabulary)
             projection = self.effective("text_projection", vector)
             if projection is not None:
                 vector = vector @ projection

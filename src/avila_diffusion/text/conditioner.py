@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -31,12 +31,16 @@ class Conditioning:
 
 @dataclass(frozen=True, eq=False)
 class Conditioner:
-    """The text side of a model. dtype: what the towers compute in; features come back in it, on `device`."""
+    """The text side of a model. dtype: what the towers compute in; features come back in it, on `device`.
+
+    read: a text → its token ids; by default CLIP's tokenizer.
+    """
 
     spec: ModelSpec
     towers: Sequence[ClipTextModel | OpenClipTextModel]
     device: torch.device
     dtype: torch.dtype
+    read: Callable[[str], Sequence[int]] = field(default_factory=lambda: clip_tokenizer().encode)
 
     def encode(
         self,
@@ -54,7 +58,7 @@ class Conditioner:
         as AUTOMATIC1111 does; the sizes stay. before_call is called before each run of a tower, and may raise to stop.
         Raises NotFinite where a tower returned NaN or infinity.
         """
-        chunks = split_chunks(clip_tokenizer().encode(text))
+        chunks = split_chunks(self.read(text))
         features = [self._encode_chunks(tower, spec, chunks, clip_skip, before_call) for tower, spec in self._pairs()]
         for number, feature in enumerate(features, 1):
             if not all(bool(part.isfinite().all()) for part in (feature.hidden, feature.pooled) if part is not None):

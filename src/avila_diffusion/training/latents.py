@@ -37,7 +37,9 @@ def read_vae(path: Path) -> VAE:
         vae = build(lambda: VAE(config))
         names = dict(vae.named_parameters())
         if set(names) != set(file.names):
-            raise WeightMismatch(f"{path} is not an autoencoder alone; expected encoder., decoder. and quant_conv. tensors")
+            raise WeightMismatch(
+                f"{path} is not an autoencoder alone; expected encoder., decoder. and quant_conv. tensors"
+            )
         vae.load_state_dict({name: file.tensor(name).float() for name in names}, assign=True)
     return vae
 

@@ -56,6 +56,7 @@ class Report:
     losses: Mapping[str, float]
     learning_rate: float
     items_per_second: float
+    seconds_per_step: float
 
 
 @dataclass(eq=False)
@@ -155,9 +156,9 @@ class _Window:
 
     def close(self, step: int, settings: LoopSettings) -> Report:
         means = {name: sum(row[name] for row in self.rows) / len(self.rows) for name in self.rows[0]}
-        speed = len(self.rows) * self.batch / max(time.monotonic() - self.began, 1e-9)
+        each = (time.monotonic() - self.began) / len(self.rows)
         self.rows, self.began = [], time.monotonic()
-        return Report(step, settings.steps, means, settings.rate(step - 1), speed)
+        return Report(step, settings.steps, means, settings.rate(step - 1), self.batch / max(each, 1e-9), each)
 
 
 def _laid_out_as(parameter: Tensor, gradient: Tensor | None) -> Tensor:

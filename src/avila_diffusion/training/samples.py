@@ -2,55 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..models.unet import UNet
 from ..sampling.denoiser import scaling
-from ..sampling.schedules import sampler_sigmas
-from ..sampling.names import resolve_sampler, resolve_schedule
 from ..sampling.guidance import Call, Denoised
+from ..sampling.names import resolve_sampler, resolve_schedule
 from ..sampling.samplers import sample, start
+from ..sampling.schedules import NoiseTable, sampler_sigmas
 from .data import generator
+from .losses import Target
 
-if TYPE_CHECKING:
-    from .unet import DiffusionTask
-
-BATCH = 16
-
-
-def draw(task: DiffusionTask, prompts: Sequence[str], guidance: float, steps: int) -> Tensor:
-    """Pictures of `prompts`, (count, 3, size, size) in -1 to 1 and a little beyond; seed 0, 1, 2 … each."""
-    made = [_draw(task, prompts[first : first + BATCH], first, guidance, steps) for first in range(0, len(prompts), BATCH)]
-    return torch.cat(made)
+BATCH = 8
+Conditions = Callable[[Sequence[str]], tuple[Tensor, Tensor | None]]
 
 
-def _draw(task: DiffusionTask, prompts: Sequence[str], first: int, guidance: float, steps: int) -> Tensor:
-    from .unet import tokenize
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """What is needed to draw. conditions: texts → context and vector. decode: latents → pictures. shape: of a latent."""
 
+    unet: UNet
+    conditions: Conditions
+    decode: Callable[[Tensor], Tensor]
+    table: NoiseTable
+    prediction: Target
+    shape: tuple[int, int, int]
+
+
+@torch.no_grad()
+def draw(drawing: Drawing, prompts: Sequence[str], guidance: float, steps: int) -> Tensor:
+    """Pictures of `prompts`, (count, 3, height, width) in -1 to 1 and a little beyond; of seed 0, 1, 2 … each."""
+    firsts = range(0, len(prompts), BATCH)
+    return torch.cat([_draw(drawing, prompts[first : first + BATCH], first, guidance, steps) for first in firsts])
+
+
+def _draw(drawing: Drawing, prompts: Sequence[str], first: int, guidance: float, steps: int) -> Tensor:
     sampler, _ = resolve_sampler("DPM++ 2M")
-    sigmas = sampler_sigmas(sampler, resolve_schedule("Karras"), steps, task.table)
-    tokens = torch.tensor([tokenize(text) for text in ("", *prompts)])
-    context = task.text(tokens, dtype=torch.float32).hidden
-    shape = task.latents.mean.shape[1:]
-    noise = torch.stack([torch.randn(shape, generator=generator(first + k, 0, 4)) for k in range(len(prompts))])
-    both = torch.cat([context[1:], context[:1].expand(len(prompts), -1, -1)])
+    sigmas = sampler_sigmas(sampler, resolve_schedule("Karras"), steps, drawing.table)
+    count = len(prompts)
+    context, vector = drawing.conditions([*prompts, *[""] * count])
+    noise = torch.stack([torch.randn(drawing.shape, generator=generator(first + k, 0, 4)) for k in range(count)])
 
-    def x0_of(call: Call) -> Tensor:
-        scale = scaling(task.terms.prediction, call.sigma)
-        t = torch.full((len(both),), float(task.table.sigma_to_t(call.sigma)))
-        x = call.x.repeat(2, 1, 1, 1)
-        cond, uncond = (x * scale.skip + task.unet(x * scale.inp, t, both) * scale.out).chunk(2)
-        guided: Tensor = uncond + guidance * (cond - uncond)
-        return guided
+    def denoise(call: Call) -> Denoised:
+        scale = scaling(drawing.prediction, call.sigma)
+        x = torch.cat([call.x, call.x])
+        t = torch.full((2 * count,), float(drawing.table.sigma_to_t(call.sigma)))
+        answer = drawing.unet((x * scale.inp).to(context.dtype), t, context, vector=vector).to(x.dtype)
+        cond, uncond = (x * scale.skip + answer * scale.out).chunk(2)
+        return Denoised(uncond + guidance * (cond - uncond))
 
-    run = sample(sampler, start(sampler, noise, sigmas), sigmas, lambda *_: torch.zeros(()), eta=None)
+    run = sample(sampler, start(sampler, noise, sigmas), sigmas, lambda sigma, sigma_next: torch.zeros(()))
     call = next(run)
-    try:
-        while True:
-            call = run.send(Denoised(x0_of(call)))
-    except StopIteration as end:
-        latent: Tensor = end.value
-    return task.vae.decode(latent)
+    while True:
+        try:
+            call = run.send(denoise(call))
+        except StopIteration as end:
+            return drawing.decode(end.value)

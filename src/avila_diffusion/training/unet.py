@@ -25,6 +25,7 @@ from .initialise import create
 from .latents import Latents
 from .loop import compute_dtype
 from .losses import add_noise, min_snr_weight, target
+from .samples import Drawing, draw
 from .settings import LoopSettings
 from .sheets import write_sheet
 from .state import fingerprint
@@ -115,11 +116,18 @@ class DiffusionTask:
 
     @torch.no_grad()
     def sheet(self, path: Path) -> None:
-        from .samples import draw
-
         prompts = self.terms.sample_prompts or tuple(item.captions[0] for item in self.data.items[:16])
-        pictures = draw(self, prompts, self.terms.sample_guidance, self.terms.sample_steps)
+        terms, shape = self.terms, self.latents.mean.shape
+        drawing = Drawing(
+            self.unet, self.conditions, self.vae.decode, self.table, terms.prediction, (shape[1], shape[2], shape[3])
+        )
+        pictures = draw(drawing, prompts, terms.sample_guidance, terms.sample_steps)
         write_sheet(path, pictures, columns=8)
+
+    def conditions(self, texts: Sequence[str]) -> tuple[Tensor, None]:
+        """What the UNet is told of texts, (batch, 77, width), and no vector."""
+        tokens = torch.tensor([tokenize(text) for text in texts])
+        return self.text(tokens, dtype=torch.float32).hidden, None
 
     def export(self, path: Path) -> None:
         """A single-file checkpoint in latent diffusion's layout, float16, which the ordinary loader reads."""

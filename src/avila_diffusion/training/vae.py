@@ -22,7 +22,6 @@ from .settings import LoopSettings
 from .sheets import write_sheet
 from .state import fingerprint
 
-
 FIRST_LOG_VARIANCE = -9.0
 
 
@@ -64,8 +63,9 @@ class VAELoss:
     """Weights of the terms. scales: sizes at which the pictures are compared, each half of the one before.
 
     kl: of the mean KL a latent number, in nats; it rises from 0 with the square of the step over kl_warmup steps, because
-    a decoder that meets it before it has learned to look at latents learns to do without them. ssim: of 1 - SSIM. encoder: False trains the decoder alone, on the
-    latents that a finished encoder gives. crop: side of random pieces to train on, 0 for whole pictures.
+    a decoder that meets it before it has learned to look at latents learns to do without them. ssim: of 1 - SSIM.
+    encoder: False trains the decoder alone, on the latents that a finished encoder gives. crop: side of random pieces to
+    train on, 0 for whole pictures.
     """
 
     reconstruction: Literal["l1", "l2"] = "l1"

@@ -1,0 +1,98 @@
+"""Textual inversion (Gal et al. 2022, arXiv:2208.01618): new vectors for a new word, all networks as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint.safetensors import write_safetensors
+from ..errors import RequestError
+from ..models.clip import ClipTextModel
+from ..models.layers import Embedding
+from ..text.tokenizer import clip_tokenizer
+from .personal import Personal
+from .sheets import write_sheet
+from .state import fingerprint
+
+FILE_KEYS = {1: ("emb_params",), 2: ("clip_l", "clip_g")}
+"""Names that AUTOMATIC1111 reads: one tower's vectors, or both of SDXL's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingModel:
+    """word: stands in the captions where the new vectors go. vectors: how many. begin: words whose vectors they begin as."""
+
+    word: str
+    vectors: int = 4
+    begin: str = "*"
+
+    def __post_init__(self) -> None:
+        if not self.word.strip():
+            raise RequestError("model.word is empty; expected a word that the captions have")
+        if not 1 <= self.vectors <= 64:
+            raise RequestError(f"model.vectors is {self.vectors}; it must be from 1 to 64")
+
+
+@dataclass(eq=False)
+class EmbeddingTask:
+    """Vectors behind the tables of every text tower of `personal`'s model, under ids past the vocabulary."""
+
+    embedding: EmbeddingModel
+    personal: Personal
+
+    def __post_init__(self) -> None:
+        word = self.embedding.word
+        if not any(word in caption for item in self.personal.data.items for caption in item.captions):
+            raise RequestError(f"no caption has the word {word!r}; write it where the new vectors should go")
+        first = clip_tokenizer().encode(self.embedding.begin) or [clip_tokenizer().end]
+        self._vectors: dict[str, nn.Parameter] = {}
+        self._tables = [token_table(tower) for tower in self.personal.model.text]
+        for key, table in zip(FILE_KEYS[len(self._tables)], self._tables, strict=True):
+            ids = torch.tensor([first[number % len(first)] for number in range(self.embedding.vectors)])
+            self._vectors[key] = nn.Parameter(table(ids, torch.float32).detach().clone())
+            table.extend(self._vectors[key])
+        self.personal.read = self.read
+
+    def read(self, text: str) -> list[int]:
+        """Token ids, the word's occurrences as ids past the vocabulary."""
+        tokenizer = clip_tokenizer()
+        first = self._tables[0].rows
+        new = list(range(first, first + self.embedding.vectors))
+        ids: list[int] = []
+        for number, part in enumerate(text.split(self.embedding.word)):
+            ids += new if number else []
+            ids += tokenizer.encode(part)
+        return ids
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        return self._vectors
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint("embedding", self.embedding, self.personal.model.path.name, self.personal.model.spec)
+
+    def loss(self, step: int) -> dict[str, Tensor]:
+        return self.personal.loss(step)
+
+    def sheet(self, path: Path) -> None:
+        write_sheet(path, self.personal.draw(self.personal.sample_prompts), columns=4)
+
+    def export(self, path: Path) -> None:
+        """The vectors alone, (vectors, width) for each tower, under AUTOMATIC1111's names."""
+        tensors = {key: vectors.detach().contiguous() for key, vectors in self._vectors.items()}
+        write_safetensors(path, tensors, {"modelspec.architecture": "stable-diffusion/textual-inversion"})
+
+
+def token_table(tower: nn.Module) -> Embedding:
+    """The table of token vectors of a text tower."""
+    if isinstance(tower, ClipTextModel):
+        return tower.text_model.embeddings.token_embedding
+    table = tower.token_embedding
+    assert isinstance(table, Embedding)
+    return table
