@@ -136,8 +136,8 @@ def test_a_package_in_a_zip_gives_a_copy(bundled: Path, tmp_path: Path, monkeypa
             assert path.name == "bundled.safetensors"
             assert path.read_bytes() == bundled.read_bytes()
         finally:
+            bundled_module._unpacked().cleanup()
             bundled_module._unpacked.cache_clear()
-            bundled_module._FOLDERS.pop().cleanup()
     assert not path.exists()
 
 
@@ -154,10 +154,11 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 def test_the_command_line(bundled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = run(capsys, "generate", "a red apple", "-s", "1", "-o", "a.png")
     assert said.out == "a.png\n"
-    first, *_, last = said.err.splitlines()
+    first, second, *_, last = said.err.splitlines()
     assert first == (
         "avila: no model given: drawn by the small bundled one; -m FILE takes a checkpoint, --procedural needs none"
     )
+    assert second.startswith("avila: sampling")  # one line says what draws
     assert last.startswith("avila: 256x256, resized from the 128x128 that the model draws, 2 steps, DPM++ 2M, Karras, ")
     told = json.loads(run(capsys, "generate", "a red apple", "-s", "1", "-W", "96", "-H", "144", "--json", "-q").out)
     assert (told["size"], told["drawn_at"], told["steps"]) == ([96, 144], [112, 168], 2)

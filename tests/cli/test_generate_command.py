@@ -39,6 +39,15 @@ def test_procedural_pictures_need_no_model(engine: FlatEngine, capsys: pytest.Ca
     assert "model" not in capsys.readouterr().err
 
 
+def test_the_whole_report_is_shown_for_the_bundled_model_too(
+    engine: FlatEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", "a cat"]) == 0
+    assert "a flat model" not in capsys.readouterr().err
+    assert main(["generate", "a cat", "-v"]) == 0
+    assert "with nothing in it" in capsys.readouterr().err
+
+
 def test_options_of_the_machine_apply_to_the_bundled_model_too(engine: FlatEngine) -> None:
     assert main(["generate", "a cat", "--device", "cpu", "--dtype", "bfloat16", "-t", "3", "--no-mmap"]) == 0
     told = {name: engine.options[name] for name in ("device", "dtype", "threads", "mmap")}

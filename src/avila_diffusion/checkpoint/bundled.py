@@ -15,11 +15,12 @@ from ..errors import FileProblem
 
 NAME = "bundled"
 """What `-m` and `find_model` take for it."""
+FILE = f"{NAME}.safetensors"
 
 
 def resource() -> Traversable:
     """Where the file lies in the package, whether it is there or not."""
-    return importlib.resources.files("avila_diffusion") / "data" / f"{NAME}.safetensors"
+    return importlib.resources.files("avila_diffusion") / "data" / FILE
 
 
 def bundled_model() -> Path:
@@ -30,17 +31,12 @@ def bundled_model() -> Path:
             f"the bundled model is not in this copy of avila_diffusion ({source} is missing); give a checkpoint with -m "
             "FILE, or draw without a model: --procedural"
         )
-    return source if isinstance(source, Path) else _unpacked()
+    return source if isinstance(source, Path) else Path(_unpacked().name) / FILE
 
 
 @cache
-def _unpacked() -> Path:
-    """Of a package that is run from its zip: a copy on disk, which can be mapped, until the process ends."""
+def _unpacked() -> tempfile.TemporaryDirectory[str]:
+    """Of a package that is run from its zip: a folder with a copy, which can be mapped, until the process ends."""
     folder = tempfile.TemporaryDirectory(prefix="avila-", ignore_cleanup_errors=True)
-    _FOLDERS.append(folder)
-    path = Path(folder.name) / f"{NAME}.safetensors"
-    path.write_bytes(resource().read_bytes())
-    return path
-
-
-_FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
+    (Path(folder.name) / FILE).write_bytes(resource().read_bytes())
+    return folder

@@ -184,7 +184,8 @@ def _engine(options: argparse.Namespace, display: ProgressDisplay) -> tuple[Avil
         mmap=not options.no_mmap,
     )
     if engine.report is not None:
-        for line in engine.report.lines()[: None if options.verbose else 1]:
+        brief = 0 if options.model is None else 1
+        for line in engine.report.lines()[: None if options.verbose else brief]:
             display.say(line)
     return engine, str(path)
 
