@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from .checkpoint.report import LoadReport
     from .config import Defaults
 
+LoraGiven = str | Path | tuple[str | Path, float]
+"""A LoRA file by its path or name, or that and its weight."""
 PROMPTS = ("prompt", "negative_prompt")
 
 
@@ -84,6 +88,7 @@ class AvilaDiffusion:
         *,
         vae: str | Path | None = None,
         text_encoder: str | Path | Sequence[str | Path] | None = None,
+        lora: LoraGiven | Sequence[LoraGiven] | None = None,
         prediction: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
@@ -93,7 +98,8 @@ class AvilaDiffusion:
     ) -> AvilaDiffusion:
         """Load a checkpoint: a `.safetensors` file, a diffusers folder, or the name of a model in a models folder.
 
-        vae, text_encoder: files that replace or supply those parts. prediction: "epsilon", "v" or "edm" overrules what
+        vae, text_encoder: files that replace or supply those parts. lora: a LoRA file that changes the model, or the pair of it
+        and its weight (1 by default), or a list of these. prediction: "epsilon", "v" or "edm" overrules what
         is detected. device: "auto", "cpu", "cuda", "cuda:1", "mps". dtype: "auto", "float32", "float16", "bfloat16",
         "float64".
         threads: how many torch computes with, for the whole process. mmap: map the file instead of reading it.
@@ -102,6 +108,8 @@ class AvilaDiffusion:
         diffusion = cls(**defaults)
         from .checkpoint.folders import find_model
         from .checkpoint.load import load_model
+        from .checkpoint.lora.apply import apply_loras
+        from .checkpoint.lora.files import read_lora
         from .device import check_threads, choose_policy, use_threads
         from .pipeline.engine import ModelEngine
 
@@ -110,6 +118,7 @@ class AvilaDiffusion:
         file = find_model(_name_of("a model", path))
         encoders = text_encoder if isinstance(text_encoder, list | tuple) else [text_encoder]
         given = [encoder for encoder in encoders if encoder is not None]
+        loras = [(read_lora(find_model(name, "lora")), weight) for name, weight in _loras_of(lora)]
         model = load_model(
             file,
             vae=None if vae is None else find_model(_name_of("a VAE", vae), "vae"),
@@ -117,8 +126,11 @@ class AvilaDiffusion:
             prediction=prediction,
             mapped=mmap,
         )
+        applied = apply_loras(model, [(read, weight, weight) for read, weight in loras], mapped=mmap)
+        for told in applied:
+            model.report.decide("LoRA", f"{told.path.name}, weight {told.unet_weight:g}", told.describe())
         use_threads(threads)
-        diffusion._engine = ModelEngine(model, policy)
+        diffusion._engine = ModelEngine(model, policy, applied)
         diffusion._defaults = {**_recommended(model.spec.defaults), **defaults}
         diffusion._report = model.report
         return diffusion
@@ -202,3 +214,23 @@ def _name_of(what: str, value: object) -> str:
     if not isinstance(value, str | Path):
         raise RequestError(f"{what} is given as a path or a name, not as {type(value).__name__}")
     return str(value)
+
+
+def _loras_of(value: object) -> list[tuple[str, float]]:
+    """(path or name, weight) of each LoRA that was given."""
+    if value is None:
+        return []
+    if isinstance(value, list) or (isinstance(value, tuple) and not _is_pair(value)):
+        return [pair for one in value for pair in _loras_of(one)]
+    name, weight = value if isinstance(value, tuple) else (value, 1.0)
+    try:
+        number = float(weight)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise RequestError(f"the weight of LoRA {name} is {number}; it must be a number such as 0.8")
+    return [(_name_of("a LoRA", name), number)]
+
+
+def _is_pair(value: tuple[object, ...]) -> bool:
+    return len(value) == 2 and isinstance(value[1], numbers.Real) and not isinstance(value[1], bool)

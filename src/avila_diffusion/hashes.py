@@ -1,4 +1,8 @@
-"""The sha256 of a model file, by which AUTOMATIC1111 identifies it: in the background, remembered on disk. No torch."""
+"""The sha256 of a model file, by which AUTOMATIC1111 identifies it: in the background, remembered on disk. No torch.
+
+A checkpoint is known by the hash of the whole file, a LoRA by that of its tensors alone: what follows the header, so that
+metadata may change.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,15 @@ import secrets
 import stat
 import sys
 import threading
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import AvilaError, Cancelled, FileProblem
 
 SHORT = 10
 """Hex digits of a model hash in the metadata of a picture."""
+SHORT_LORA = 12
+"""Of a LoRA's, likewise."""
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _CHUNK = 1 << 20
@@ -29,8 +34,9 @@ _ONE_AT_A_TIME = threading.Lock()
 class FileHash:
     """The sha256 of a file, known now or soon. Made by `hash_in_background`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, tensors_only: bool = False) -> None:
         self.path = path
+        self.tensors_only = tensors_only
         self._stop = threading.Event()
         self._ready = threading.Event()
         self._outcome: str | AvilaError | None = None
@@ -56,8 +62,11 @@ class FileHash:
         raise self._outcome
 
     def short(self, timeout: float | None = None) -> str:
-        """The first ten hex digits, which stand as "Model hash" in the metadata of a picture. Raises as `result`."""
-        return self.result(timeout)[:SHORT]
+        """The first hex digits, as they stand in the metadata of a picture: 10 of a file, 12 of its tensors alone.
+
+        Raises as `result`.
+        """
+        return self.result(timeout)[: SHORT_LORA if self.tensors_only else SHORT]
 
     def _settle(self, outcome: str | AvilaError) -> None:
         self._outcome = outcome
@@ -72,7 +81,7 @@ class FileHash:
             while not _ONE_AT_A_TIME.acquire(timeout=0.1):
                 self._check_stop()
             try:
-                self._settle(_hash_and_remember(self.path, self._check_stop))
+                self._settle(_hash_and_remember(self))
             finally:
                 _ONE_AT_A_TIME.release()
         except AvilaError as error:
@@ -85,9 +94,12 @@ class FileHash:
             self._settle(problem)
 
 
-def hash_in_background(path: str | Path) -> FileHash:
-    """The hash of a file without waiting for it: from the cache, or read by a thread that never keeps Python alive."""
-    found = FileHash(_absolute(path))
+def hash_in_background(path: str | Path, *, tensors_only: bool = False) -> FileHash:
+    """The hash of a file without waiting for it: from the cache, or read by a thread that never keeps Python alive.
+
+    tensors_only: of a safetensors file without its header.
+    """
+    found = FileHash(_absolute(path), tensors_only=tensors_only)
     try:
         status = found.path.stat()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -95,7 +107,7 @@ def hash_in_background(path: str | Path) -> FileHash:
         return found
     if not stat.S_ISREG(status.st_mode):
         found._settle(FileProblem(f"{found.path} is a folder or device; give a model file"))
-    elif (known := _remembered(_Entry.of(found.path, status))) is not None:
+    elif (known := _remembered(_Entry.of(found, status))) is not None:
         found._settle(known)
     else:
         threading.Thread(target=found._run, name=f"sha256 of {found.path.name}", daemon=True).start()
@@ -125,29 +137,36 @@ class _Entry:
     path: str
     size: int
     mtime_ns: int
+    of_what: str = "sha256"
 
     @classmethod
-    def of(cls, path: Path, status: os.stat_result) -> _Entry:
-        return cls(str(path), status.st_size, status.st_mtime_ns)
+    def of(cls, found: FileHash, status: os.stat_result) -> _Entry:
+        what = "sha256 of tensors" if found.tensors_only else "sha256"
+        return cls(str(found.path), status.st_size, status.st_mtime_ns, what)
 
     @property
     def file(self) -> Path:
         """One file for each path: two processes that remember at once cannot lose each other's."""
-        return cache_folder() / "sha256" / f"{hashlib.sha256(os.fsencode(self.path)).hexdigest()[:32]}.json"
+        return cache_folder() / self.of_what / f"{hashlib.sha256(os.fsencode(self.path)).hexdigest()[:32]}.json"
+
+    def to_dict(self) -> dict[str, str | int]:
+        return {"path": self.path, "size": self.size, "mtime_ns": self.mtime_ns}
 
 
-def _hash_and_remember(path: Path, check_stop: Callable[[], None]) -> str:
-    with path.open("rb", buffering=0) as stream:
+def _hash_and_remember(wanted: FileHash) -> str:
+    with wanted.path.open("rb", buffering=0) as stream:
         before = os.fstat(stream.fileno())
+        if wanted.tensors_only:
+            stream.seek(min(8 + int.from_bytes(stream.read(8), "little"), before.st_size))
         digest = hashlib.sha256()
         buffer = memoryview(bytearray(_CHUNK))
         while count := stream.readinto(buffer):
             digest.update(buffer[:count])
-            check_stop()
+            wanted._check_stop()
     found = digest.hexdigest()
-    named, entry = path.stat(), _Entry.of(path, before)
+    named, entry = wanted.path.stat(), _Entry.of(wanted, before)
     same_file = (named.st_ino, named.st_dev) == (before.st_ino, before.st_dev)
-    if same_file and entry == _Entry.of(path, named):
+    if same_file and entry == _Entry.of(wanted, named):
         _remember(entry, found)
     return found
 
@@ -159,7 +178,7 @@ def _remembered(entry: _Entry) -> str | None:
         return None  # nothing there, or nothing that can be used: the file is read again
     if not isinstance(known, dict) or not isinstance(found := known.pop("sha256", None), str):
         return None
-    return found if known == asdict(entry) and _SHA256.fullmatch(found) else None
+    return found if known == entry.to_dict() and _SHA256.fullmatch(found) else None
 
 
 def _remember(entry: _Entry, found: str) -> None:
@@ -168,7 +187,7 @@ def _remember(entry: _Entry, found: str) -> None:
         target = entry.file
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{secrets.token_hex(8)}.partial")
-        partial.write_text(json.dumps({**asdict(entry), "sha256": found}), encoding="utf-8")
+        partial.write_text(json.dumps({**entry.to_dict(), "sha256": found}), encoding="utf-8")
         partial.replace(target)
     except (OSError, ValueError, RuntimeError):  # a cache that cannot be written costs a second reading, no more
         if partial is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -57,6 +57,29 @@ class Settings(Protocol):
     def eta(self) -> float | None: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoraUsed:
+    """A LoRA in the record: its file's name without suffix, its strengths, and the first 12 digits of its hash, which is
+    the sha256 of the file without its header.
+    """
+
+    name: str
+    text_weight: float
+    unet_weight: float
+    hash: str | None = None
+
+    @property
+    def word(self) -> str:
+        """The name as tag and hash list can hold it."""
+        return re.sub(r'[:,<>"\s]+', " ", self.name).strip()
+
+    @property
+    def tag(self) -> str:
+        """`<lora:name:0.8>`, or `<lora:name:0.8:1>` where text towers and UNet differ."""
+        weights = dict.fromkeys((_number(self.text_weight), _number(self.unet_weight)))
+        return f"<lora:{':'.join((self.word, *weights))}>"
+
+
 def write(
     request: Settings,
     seed: int,
@@ -65,12 +88,14 @@ def write(
     model_hash: str | None = None,
     vae: str | None = None,
     vae_hash: str | None = None,
+    loras: Sequence[LoraUsed] = (),
     extra: Mapping[str, object] | None = None,
 ) -> str:
     """The infotext of one picture of a resolved request.
 
     seed: of this picture. model, vae: file names without folder; their hashes are the first 10 hex digits of the
     file's sha256; vae only where it is a file of its own. extra: further fields, before the version.
+    loras: AUTOMATIC1111 and others look for them in two places, as tags behind the prompt and in the field of hashes.
     What is None is left out.
     """
     eta_name = "Eta DDIM" if request.sampler in _SCALED_ETA else "Eta"
@@ -88,10 +113,12 @@ def write(
         "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
         "RNG": "CPU" if request.rng == "cpu" else None,  # absent means as on a GPU, which is what "nv" draws
         eta_name: None if request.eta is None else _number(request.eta),
+        "Lora hashes": ", ".join(dict.fromkeys(f"{lora.word}: {lora.hash}" for lora in loras if lora.hash)) or None,
         **(extra or {}),
         "Version": VERSION,
     }
-    return write_fields(request.prompt, request.negative_prompt, values)
+    prompt = " ".join(filter(None, [request.prompt, *(lora.tag for lora in loras)]))
+    return write_fields(prompt, request.negative_prompt, values)
 
 
 def write_fields(prompt: str, negative_prompt: str, values: Mapping[str, object]) -> str:

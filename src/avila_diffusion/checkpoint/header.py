@@ -100,6 +100,15 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     return Header(where, entries, metadata, status.st_size, status.st_mtime_ns)
 
 
+def is_unchanged(path: Path, size: int, mtime_ns: int) -> bool:
+    """Whether `path` is still the file whose header was read, by its size and time."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return (status.st_size, status.st_mtime_ns) == (size, mtime_ns)
+
+
 def parse_header(raw: bytes, size: int) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     """The entries and the metadata of the header JSON `raw`, checked against a file of `size` bytes."""
     table = _parse_json(raw)

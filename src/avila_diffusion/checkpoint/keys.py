@@ -1,12 +1,14 @@
 """Other dialects of tensor names → ours, which are those of a released single-file checkpoint.
 
 Pure functions from the names of a file to `{our name: the file's name}`; no shapes, no tensors, no table of a model's
-layers: how many blocks there are is read off the names themselves.
+layers: how many blocks there are is read off the names themselves. And the way back, from the names of a built network
+to those that other programs give its parameters: add-ons such as LoRA files speak of them by those.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 MAX_DEPTH = 32
@@ -57,6 +59,15 @@ VAE_ATTENTION = {
     "value": "v",
     "proj_attn": "proj_out",
 }
+OPEN_CLIP_BLOCK = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+OPEN_CLIP_FUSED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+"""The thirds of OpenCLIP's `attn.in_proj_weight` and `attn.in_proj_bias`, in the order of their rows."""
 TOWER_MARK = "embeddings.token_embedding.weight"
 TOWER_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")
 TOWER_LEAVES = ("text_projection", "token_embedding.", "positional_embedding", "ln_final.", "logit_scale")
@@ -79,6 +90,38 @@ def vae_from_diffusers(names: Collection[str]) -> dict[str, str]:
     """Names of a diffusers AutoencoderKL → `{ours: theirs}`. Names it does not know are left out."""
     prefixes = VAE_HEAD | dict(_vae_prefixes(count_numbers(names)))
     return _rename(names, prefixes, VAE_ATTENTION | {"conv_shortcut": "nin_shortcut"})
+
+
+def unet_to_diffusers(names: Collection[str]) -> dict[str, str]:
+    """Our names of a UNet's parameters → `{diffusers': ours}`. A layer that diffusers knows by two names has both."""
+    inner = {ours: theirs for theirs, ours in UNET_RESNET.items()}
+    renamed: dict[str, str] = {}
+    for theirs, ours in _unet_prefixes(_count_as_diffusers(names)):
+        if ".attentions." in theirs and f"{ours}.proj_in.weight" not in names:
+            continue  # the place is taken by something else, or by nothing
+        for name in names:
+            if name.startswith(f"{ours}."):
+                layer, _, leaf = name[len(ours) + 1 :].rpartition(".")
+                renamed[".".join(filter(None, [theirs, inner.get(layer, layer), leaf]))] = name
+    return renamed
+
+
+def open_clip_to_transformers(names: Collection[str]) -> dict[str, tuple[str, int | None]]:
+    """Names of an OpenCLIP tower's blocks → `{transformers': (OpenCLIP's, third)}`, the third that holds it or None."""
+    renamed: dict[str, tuple[str, int | None]] = {}
+    for name in names:
+        mark, found, rest = name.partition("transformer.resblocks.")
+        index, _, inner = rest.partition(".")
+        if mark or not found:
+            continue
+        block = f"text_model.encoder.layers.{index}."
+        layer, _, leaf = inner.rpartition(".")
+        if layer in OPEN_CLIP_BLOCK:
+            renamed[f"{block}{OPEN_CLIP_BLOCK[layer]}.{leaf}"] = (name, None)
+        elif layer == "attn" and leaf in ("in_proj_weight", "in_proj_bias"):
+            for third, theirs in enumerate(OPEN_CLIP_FUSED):
+                renamed[f"{block}{theirs}.{leaf.removeprefix('in_proj_')}"] = (name, third)
+    return renamed
 
 
 def count_numbers(names: Iterable[str]) -> dict[str, int]:
@@ -176,6 +219,26 @@ def _unet_prefixes(counts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
             if index == resnets - 1:
                 yield f"{block}.upsamplers.0", f"output_blocks.{row}.{2 if attention else 1}"
             row += 1
+
+
+def _count_as_diffusers(names: Collection[str]) -> dict[str, int]:
+    """How many blocks, resnets and attentions a UNet by our names has in diffusers' way of counting: by resolution."""
+    rows = count_numbers(names)
+    counts: Counter[str] = Counter(down_blocks=1, up_blocks=1)
+    for row in range(1, rows.get("input_blocks", 0)):
+        block = f"down_blocks.{counts['down_blocks'] - 1}"
+        if f"input_blocks.{row}.0.op.weight" in names:
+            counts[f"{block}.downsamplers"] += 1
+            counts["down_blocks"] += 1
+        else:
+            counts[f"{block}.resnets"] += 1
+            counts[f"{block}.attentions"] += f"input_blocks.{row}.1.proj_in.weight" in names
+    for row in range(rows.get("output_blocks", 0)):
+        block = f"up_blocks.{counts['up_blocks'] - 1}"
+        counts[f"{block}.resnets"] += 1
+        counts[f"{block}.attentions"] += f"output_blocks.{row}.1.proj_in.weight" in names
+        counts["up_blocks"] += any(f"output_blocks.{row}.{place}.conv.weight" in names for place in (1, 2))
+    return counts
 
 
 def _vae_prefixes(counts: Mapping[str, int]) -> Iterator[tuple[str, str]]:

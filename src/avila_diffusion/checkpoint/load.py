@@ -18,7 +18,7 @@ from ..models.open_clip import OpenClipTextModel
 from ..models.unet import UNet
 from ..models.vae import VAE as Autoencoder
 from .detect import detect
-from .header import FLOATS
+from .header import FLOATS, is_unchanged
 from .parts import MARKERS, UNET, VAE, Parts, gather
 from .report import LoadReport, shorten
 from .safetensors import Header, TensorFile
@@ -45,11 +45,8 @@ class Model:
 
     def unchanged(self, path: Path) -> bool:
         """Whether `path` is still the file that was loaded, by its size and time."""
-        try:
-            status = path.stat()
-        except OSError:
-            return False
-        return self.stamps.get(path) == (status.st_size, status.st_mtime_ns)
+        stamp = self.stamps.get(path)
+        return stamp is not None and is_unchanged(path, *stamp)
 
 
 def load_model(

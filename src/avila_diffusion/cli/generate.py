@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,8 @@ REQUEST_FIELDS = (
     "rng",
     "eta",
 )
-MODEL_OPTIONS = ("vae", "text_encoder", "prediction")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+MODEL_OPTIONS = ("vae", "text_encoder", "lora", "prediction")
 BUNDLED = "no model given: drawn by the small bundled one; -m FILE takes a checkpoint, --procedural needs none"
 
 
@@ -84,6 +86,9 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--procedural", action="store_true", help="no model: drawn by rules from the prompt")
     group.add_argument("--vae", metavar="FILE", help="use this VAE in place of the checkpoint's")
     group.add_argument("--text-encoder", metavar="FILE", action="append", help="use this text encoder; repeatable")
+    group.add_argument(
+        "--lora", metavar="FILE[:WEIGHT]", action="append", help="change the model by this LoRA; weight 1; repeatable"
+    )
     group.add_argument("--prediction", choices=("epsilon", "v", "edm"), help="what the UNet predicts, where files lie")
     group.add_argument("--models-dir", metavar="DIR", help="where names of models are looked up")
     group.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps")
@@ -172,11 +177,14 @@ def _engine(options: argparse.Namespace, display: ProgressDisplay) -> tuple[Avil
     path = find_model("bundled" if options.model is None else options.model, "checkpoint", folders)
     vae = None if options.vae is None else find_model(options.vae, "vae", folders)
     towers = [find_model(text, "text_encoder", folders) for text in options.text_encoder or ()]
-    display.say(BUNDLED if options.model is None else f"loading {path}")
+    loras = [(find_model(name, "lora", folders), weight) for name, weight in map(_split_weight, options.lora or ())]
+    added = "".join(f", {file} x {weight:g}" for file, weight in loras)
+    display.say(BUNDLED if options.model is None else f"loading {path}{added}")
     engine = AvilaDiffusion.with_model(
         path,
         vae=vae,
         text_encoder=towers or None,
+        lora=loras or None,
         prediction=options.prediction,
         device=options.device,
         dtype=options.dtype,
@@ -188,6 +196,14 @@ def _engine(options: argparse.Namespace, display: ProgressDisplay) -> tuple[Avil
         for line in engine.report.lines()[: None if options.verbose else brief]:
             display.say(line)
     return engine, str(path)
+
+
+def _split_weight(text: str) -> tuple[str, float]:
+    """FILE[:WEIGHT] → file, weight. Only a number after the last colon is a weight: `d:\\x.safetensors` has none."""
+    name, colon, weight = text.rpartition(":")
+    if not colon or not name or not NUMBER.fullmatch(weight.strip()):
+        return text, 1.0
+    return name, float(weight)
 
 
 def _run_batch(

@@ -4,11 +4,12 @@ A parameter here is a *source*: usually a tensor mapped from the checkpoint, in 
 a layer computes with is derived from it by a pure function, `derive`: moved to the input's device and dtype, rounded
 once, laid out as the kernels like it. Layers keep what they derived (`keep = True`) or make it anew at every call
 (`keep = False`, for little memory); dropping it loses nothing. Where a gradient is wanted the source itself is used.
+What LoRA files add are `Delta`s beside the source, summed in while deriving: without them the weight is the file's again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,30 @@ from ..kernels.upsample import convolve_upsampled, fold_phases
 Transform = Callable[[Tensor], Tensor]
 
 
+@dataclass(frozen=True, eq=False)
+class Delta:
+    """A low-rank change of a parameter (Hu et al. 2021): its `rows`, or all of it, plus scale · up · down.
+
+    up (rows, rank); down (rank, …), the dots being the parameter's dimensions after the first. Both in their file's dtype, and
+    both perhaps with 1x1 kernels behind. mid (rank, rank, h, w): a kernel between a 1x1 down and up, W = up · mid · down.
+    scale: the strength asked for, times alpha / rank.
+    """
+
+    up: Tensor
+    down: Tensor
+    scale: float
+    mid: Tensor | None = None
+    rows: slice | None = None
+
+    def add_to(self, weight: Tensor) -> None:
+        """Add the change to a contiguous `weight` in place, in its dtype."""
+        up, down = (part.to(weight).flatten(1) for part in (self.up, self.down))
+        if self.mid is not None:
+            down = torch.einsum("rshw,si->rihw", self.mid.to(weight), down).flatten(1)
+        flat = weight.flatten(1)  # (rows, columns), a view
+        (flat if self.rows is None else flat[self.rows]).addmm_(up, down, alpha=self.scale)
+
+
 def derive(
     source: Tensor,
     *,
@@ -28,16 +53,23 @@ def derive(
     dtype: torch.dtype,
     channels_last: bool = False,
     transform: Transform | None = None,
+    deltas: tuple[Delta, ...] = (),
 ) -> Tensor:
     """The effective weight: `source` on `device` in `dtype`; the source itself where that changes nothing.
 
     channels_last lays a 4-D weight out by pixel, which the convolution kernels of processors and CUDA read fastest.
-    transform: another form of the weight, made in float32 or better and rounded once after it.
+    deltas, transform: changes added in this order, then another form of the sum; both in float32, or in float64 where
+    `dtype` is that, and rounded once at the end.
     """
     if source.device != device:
         source = source.to(device)  # bytes of the file's dtype travel, not those of the compute dtype
+    exact = torch.promote_types(dtype, torch.float32)
+    if deltas:
+        source = source.to(dtype=exact, copy=True, memory_format=torch.contiguous_format)
+        for delta in deltas:
+            delta.add_to(source)
     if transform is not None:
-        return transform(source.to(torch.promote_types(dtype, torch.float32))).to(dtype)
+        return transform(source.to(exact)).to(dtype)
     if channels_last:
         return source.to(dtype=dtype, memory_format=torch.channels_last)
     return source.to(dtype)
@@ -47,12 +79,14 @@ def derive(
 class _Derived:
     source: Tensor
     version: int
+    deltas: tuple[Delta, ...]
     weight: Tensor
 
-    def serves(self, source: Tensor, like: Tensor) -> bool:
+    def serves(self, source: Tensor, deltas: tuple[Delta, ...], like: Tensor) -> bool:
         return (
             self.source is source
             and self.version == source._version
+            and self.deltas == deltas
             and self.weight.dtype == like.dtype
             and self.weight.device == like.device
         )
@@ -66,6 +100,7 @@ class Layer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._derived: dict[str, _Derived] = {}
+        self._deltas: dict[str, tuple[Delta, ...]] = {}
 
     def effective(self, name: str, x: Tensor, transform: Transform | None = None) -> Tensor | None:
         """The parameter `name` in the dtype and on the device of `x`; None where the layer has none of that name.
@@ -75,21 +110,40 @@ class Layer(nn.Module):
         source: Tensor | None = getattr(self, name)
         if source is None:
             return None
-        if torch.is_grad_enabled() and source.requires_grad:
-            return source.to(x.dtype)
+        deltas = self._deltas.get(name, ())
+        if torch.is_grad_enabled() and (source.requires_grad or any(delta.up.requires_grad for delta in deltas)):
+            return derive(source, device=source.device, dtype=x.dtype, deltas=deltas)
         form = name if transform is None else f"{name}, {transform.__name__}"
         kept = self._derived.get(form)
-        if kept is not None and kept.serves(source, x):
+        if kept is not None and kept.serves(source, deltas, x):
             return kept.weight
         # MPS has no channels_last kernels worth the change of layout.
         by_pixel = source.dim() == 4 and x.device.type != "mps"
         with torch.no_grad():
             weight = derive(
-                source.detach(), device=x.device, dtype=x.dtype, channels_last=by_pixel, transform=transform
+                source.detach(),
+                device=x.device,
+                dtype=x.dtype,
+                channels_last=by_pixel,
+                transform=transform,
+                deltas=deltas,
             )
         if self.keep:
-            self._derived[form] = _Derived(source, source._version, weight)
+            self._derived[form] = _Derived(source, source._version, deltas, weight)
         return weight
+
+    def change(self, name: str, deltas: Iterable[Delta]) -> None:
+        """Let the parameter `name` be changed by these, in this order, in place of those before; by none: as in the file."""
+        self._deltas[name] = tuple(deltas)
+        if not self._deltas[name]:
+            del self._deltas[name]
+        self.release()
+
+    def restore(self) -> None:
+        """Every parameter as in the file."""
+        if self._deltas:
+            self._deltas.clear()
+            self.release()
 
     def release(self) -> None:
         """Drop what was derived; it is made again when it is needed."""
@@ -177,7 +231,17 @@ class Upsample(nn.Module):
             phases = conv.effective("weight", x, fold_phases)
             assert phases is not None
             return convolve_upsampled(x, phases, conv.effective("bias", x))
-        return conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return conv(double(x))
+
+
+def double(x: Tensor) -> Tensor:
+    """Each pixel four times: (batch, channels, h, w) → (batch, channels, 2h, 2w).
+
+    Not by `F.interpolate`, whose gradient in bfloat16 through torch.compile is 0 on processors (seen in torch 2.13).
+    """
+    batch, channels, height, width = x.shape
+    pixels = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(batch, height, 2, width, 2, channels)
+    return pixels.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
 
 
 def take_rows(table: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
@@ -223,6 +287,13 @@ def release(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, Layer):
             module.release()
+
+
+def restore(network: nn.Module) -> None:
+    """Take every change off the weights of `network`."""
+    for module in network.modules():
+        if isinstance(module, Layer):
+            module.restore()
 
 
 def keep_derived(network: nn.Module, keep: bool) -> None:

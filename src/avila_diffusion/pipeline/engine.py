@@ -8,17 +8,19 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..checkpoint.load import Model
+from ..checkpoint.lora.apply import LoraReport
 from ..device import Policy
 from ..errors import AvilaError, RequestError, Unsupported
 from ..hashes import FileHash, hash_in_background
 from ..images import Image, check_model_size, drawing_size, resize
-from ..infotext import write
+from ..infotext import LoraUsed, write
 from ..request import GenerateRequest
 from ..result import GenerateResult, Progress
 from ..sampling.denoiser import Cond, Denoiser
@@ -38,6 +40,7 @@ class ModelEngine:
 
     model: Model
     policy: Policy
+    loras: tuple[LoraReport, ...] = ()  # those that were applied to the model
 
     @property
     def size(self) -> int:
@@ -181,16 +184,20 @@ class ModelEngine:
         return named.name if path.is_dir() else named.stem
 
     @cached_property
-    def _hashes(self) -> dict[str, FileHash]:
+    def _hashes(self) -> dict[str | Path, FileHash]:
         """The hashes that the metadata wants, begun at the first run and kept: a large file is not read at each.
 
-        A file that was replaced since it was loaded has none: its hash would be another model's.
+        A file that was replaced since it was loaded has none: its hash would be another model's. LoRAs by their paths.
         """
         files = {"model": self.model.path, "vae": self.model.vae_path}
-        return {key: hash_in_background(path) for key, path in files.items() if path and self.model.unchanged(path)}
+        found: dict[str | Path, FileHash] = {
+            key: hash_in_background(path) for key, path in files.items() if path and self.model.unchanged(path)
+        }
+        loras = {lora.path for lora in self.loras if lora.unchanged}
+        return found | {path: hash_in_background(path, tensors_only=True) for path in sorted(loras)}
 
     def _infotext(
-        self, request: GenerateRequest, drawn: GenerateRequest, seed: int | None, hashes: Mapping[str, str]
+        self, request: GenerateRequest, drawn: GenerateRequest, seed: int | None, hashes: Mapping[str | Path, str]
     ) -> str:
         vae = self.model.vae_path
         width, height = _size(drawn)
@@ -201,6 +208,15 @@ class ModelEngine:
             model_hash=hashes.get("model"),
             vae=vae.name if vae is not None else None,
             vae_hash=hashes.get("vae"),
+            loras=[
+                LoraUsed(
+                    name=lora.name,
+                    text_weight=lora.text_weight,
+                    unet_weight=lora.unet_weight,
+                    hash=hashes.get(lora.path),
+                )
+                for lora in self.loras
+            ],
             extra={} if drawn == request else {"Drawn at": f"{width}x{height}", "Resized with": "Lanczos"},
         )
 

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..device import DTYPES
 from ..errors import Cancelled, NotFinite
+from .optimizers import optimize
 from .settings import LoopSettings
 from .state import Trained
 
@@ -110,7 +111,7 @@ class Trainer:
         losses = self.task.loss(step)
         parameters = list(trained.weight.values())
         gradients = torch.autograd.grad(losses["loss"], parameters, allow_unused=True)
-        kept = [g if g is not None else torch.zeros_like(p) for g, p in zip(gradients, parameters, strict=True)]
+        kept = [_laid_out_as(p, g) for g, p in zip(gradients, parameters, strict=True)]
         norm = torch.nn.utils.get_total_norm(kept)
         values = {name: float(loss.detach()) for name, loss in losses.items()} | {"gradient": float(norm)}
         if not all(map(math.isfinite, values.values())):
@@ -118,7 +119,7 @@ class Trainer:
             raise NotFinite(f"the loss is not finite at step {step + 1:,}; lower train.learning_rate, or use float32")
         if settings.clip:
             torch._foreach_mul_(kept, min(settings.clip / (float(norm) + 1e-6), 1.0))
-        adamw(trained, kept, step, settings)
+        optimize(trained, kept, step, settings)
         if settings.ema:
             update_average(trained, step, settings.ema)
         return values
@@ -159,34 +160,13 @@ class _Window:
         return Report(step, settings.steps, means, settings.rate(step - 1), speed)
 
 
-@torch.no_grad()
-def adamw(trained: Trained, gradients: list[Tensor], step: int, settings: LoopSettings) -> None:
-    """One step of Adam with decoupled weight decay (Loshchilov & Hutter 2019), on matrices and kernels alone decayed.
-
-    step: from 0; the bias correction is of step + 1.
-    """
-    rate = settings.rate(step)
-    names = list(trained.weight)
-    decayed = {True: settings.weight_decay, False: 0.0}
-    for matrices in (True, False):
-        chosen = [i for i, name in enumerate(names) if (trained.weight[name].dim() > 1) is matrices]
-        if not chosen:
-            continue
-        torch._fused_adamw_(
-            [trained.weight[names[i]] for i in chosen],
-            [gradients[i] for i in chosen],
-            [trained.moment[names[i]] for i in chosen],
-            [trained.square[names[i]] for i in chosen],
-            [],
-            [torch.tensor(float(step + 1)) for _ in chosen],
-            lr=rate,
-            beta1=settings.betas[0],
-            beta2=settings.betas[1],
-            weight_decay=decayed[matrices],
-            eps=1e-8,
-            amsgrad=False,
-            maximize=False,
-        )
+def _laid_out_as(parameter: Tensor, gradient: Tensor | None) -> Tensor:
+    """The gradient in the memory layout of its parameter: the fused optimizer walks both by address, not by index."""
+    if gradient is None:
+        return torch.zeros_like(parameter)
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 @torch.no_grad()

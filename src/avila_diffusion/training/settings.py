@@ -23,12 +23,14 @@ class LoopSettings:
     steps: of the whole run. batch: pictures a step. warmup: steps over which the learning rate rises; decay: share of
     the run, at its end, over which it falls to 0; between the two it is constant, so that a run can be made longer
     later. clip: the gradient's greatest norm. ema: decay of the averaged weights, which are what is written; 0 for none.
+    optimizer: muon turns matrices and kernels by orthogonalised momentum, and leaves the rest to adamw.
     precision: what networks compute in; weights and optimizer stay float32. compile: through torch.compile, which needs
     a C++ compiler and pays from some thousand steps on. minutes: the run stops and keeps its state after so many.
     """
 
     steps: int
     batch: int
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
     warmup: int = 100
     decay: float = 0.2

@@ -23,6 +23,9 @@ from .sheets import write_sheet
 from .state import fingerprint
 
 
+FIRST_LOG_VARIANCE = -9.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class VAEModel:
     """The architecture. channels run from full resolution to the latent's; blocks are residual blocks a level."""
@@ -60,7 +63,8 @@ class VAEModel:
 class VAELoss:
     """Weights of the terms. scales: sizes at which the pictures are compared, each half of the one before.
 
-    kl: of the mean KL a latent number, in nats. ssim: of 1 - SSIM. encoder: False trains the decoder alone, on the
+    kl: of the mean KL a latent number, in nats; it rises from 0 with the square of the step over kl_warmup steps, because
+    a decoder that meets it before it has learned to look at latents learns to do without them. ssim: of 1 - SSIM. encoder: False trains the decoder alone, on the
     latents that a finished encoder gives. crop: side of random pieces to train on, 0 for whole pictures.
     """
 
@@ -68,6 +72,7 @@ class VAELoss:
     scales: int = 1
     ssim: float = 0.0
     kl: float = 1e-6
+    kl_warmup: int = 1000
     encoder: bool = True
     crop: int = 0
 
@@ -83,6 +88,10 @@ class VAETask:
 
     def __post_init__(self) -> None:
         self.vae = create(lambda: VAE(self.model.config), generator(self.settings.seed, 0, 2))
+        quant = self.vae.quant_conv
+        assert quant is not None and quant.bias is not None
+        with torch.no_grad():  # little noise at first, else the decoder learns to do without latents and stays so
+            quant.bias[self.model.latent_channels :] = FIRST_LOG_VARIANCE
         self._run = torch.compile(self._forward) if self.settings.compile else self._forward
         self._order = order
 
@@ -103,12 +112,13 @@ class VAETask:
         shape = (len(pictures), self.model.latent_channels, *(side // scale for side in pictures.shape[2:]))
         made, kl = self._run(pictures, torch.randn(shape, generator=rng), kl_divergence)
         terms = self.terms
+        rising = min(step / terms.kl_warmup, 1.0) if terms.kl_warmup else 1.0
         losses = {
             "reconstruction": reconstruction(made, pictures, terms.reconstruction, terms.scales),
             "kl": kl,
             "ssim": 1 - ssim(made, pictures).mean() if terms.ssim else torch.zeros(()),
         }
-        losses["loss"] = losses["reconstruction"] + terms.ssim * losses["ssim"] + terms.kl * kl
+        losses["loss"] = losses["reconstruction"] + terms.ssim * losses["ssim"] + terms.kl * rising**2 * kl
         return losses
 
     def _forward(self, pictures: Tensor, noise: Tensor, divergence) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
