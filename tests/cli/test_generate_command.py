@@ -116,12 +116,14 @@ def test_other_tools_words_are_understood(engine: FlatEngine, alias: str, field:
 
 def test_the_model_and_its_options_reach_the_engine(engine: FlatEngine, capsys: pytest.CaptureFixture[str]) -> None:
     line = "generate cat -m dream --vae v --text-encoder a --text-encoder b --prediction v --models-dir m"
+    line += " --lora style --lora detail:-.5"
     line += " --device cpu --dtype bfloat16 -t 3 --no-mmap"
     assert main(line.split()) == 0
     assert engine.model == Path("m/checkpoint/dream")
     assert engine.options == {
         "vae": Path("m/vae/v"),
         "text_encoder": [Path("m/text_encoder/a"), Path("m/text_encoder/b")],
+        "lora": [(Path("m/lora/style"), 1.0), (Path("m/lora/detail"), -0.5)],
         "prediction": "v",
         "device": "cpu",
         "dtype": "bfloat16",
@@ -139,12 +141,34 @@ def test_plain_model_options_are_left_to_the_engine(engine: FlatEngine) -> None:
     assert engine.options == {
         "vae": None,
         "text_encoder": None,
+        "lora": None,
         "prediction": None,
         "device": "auto",
         "dtype": "auto",
         "threads": None,
         "mmap": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "weight"),
+    [
+        ("style", "style", 1.0),
+        ("style:0.8", "style", 0.8),
+        ("style:-1e-1", "style", -0.1),
+        ("style: 2 ", "style", 2.0),
+        (r"d:\loras\x.safetensors", r"d:\loras\x.safetensors", 1.0),
+        (r"d:\loras\x.safetensors:0.8", r"d:\loras\x.safetensors", 0.8),
+        ("a:b", "a:b", 1.0),
+        ("a:nan", "a:nan", 1.0),
+        ("a:1_0", "a:1_0", 1.0),
+        (":0.5", ":0.5", 1.0),
+        ("a:0.5:0.7", "a:0.5", 0.7),
+    ],
+)
+def test_a_lora_and_its_weight(engine: FlatEngine, text: str, name: str, weight: float) -> None:
+    assert main(["generate", "cat", "-m", "dream", "--lora", text]) == 0
+    assert engine.options["lora"] == [(Path("found") / "lora" / name, weight)]
 
 
 def test_a_named_file_is_written_and_replaced(
@@ -222,6 +246,7 @@ def test_quiet_is_silent(engine: FlatEngine, capsys: pytest.CaptureFixture[str])
         (["generate", "a", "--step", "3"], "--step"),
         (["generate", "a", "-m", "x", "--procedural"], "--procedural"),
         (["generate", "a", "--vae", "x"], "--vae only means something with a checkpoint"),
+        (["generate", "a", "--lora", "x"], "--lora only means something with a checkpoint"),
         (["generate", "a", "-t", "0"], "threads is 0"),
         (["generate", "a", "-o", "a.jpg"], "a.png"),
         (["generate", "a", "-o", ""], "empty name"),
