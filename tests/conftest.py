@@ -177,6 +177,40 @@ def tiny_checkpoint(
     return make
 
 
+BUNDLED = {
+    "avila.family": "sd1",
+    "avila.size": "128",
+    "avila.fixed_size": "true",
+    "avila.default_size": "256",
+    "avila.default_steps": "2",
+    "avila.default_guidance": "3.5",
+    "avila.default_sampler": "DPM++ 2M Karras",
+    "avila.prediction": "v",
+    "avila.latent_scale": "0.9",
+}
+
+
+@pytest.fixture(scope="session")
+def bundled_file(tmp_path_factory: pytest.TempPathFactory, tiny_state: Callable[[str], dict[str, Tensor]]) -> Path:
+    """A file such as the bundled model's, with weights that have learned nothing."""
+    path = tmp_path_factory.mktemp("data") / "bundled.safetensors"
+    write_safetensors(path, {name: tensor.half() for name, tensor in tiny_state("sd1").items()}, BUNDLED)
+    return path
+
+
+@pytest.fixture
+def bundled(bundled_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The stand-in, in the place of the package's own file."""
+    monkeypatch.setattr("avila_diffusion.checkpoint.bundled.resource", lambda: bundled_file)
+    return bundled_file
+
+
+@pytest.fixture
+def no_bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of the package without the bundled model."""
+    monkeypatch.setattr("avila_diffusion.checkpoint.bundled.resource", lambda: tmp_path / "bundled.safetensors")
+
+
 @pytest.fixture
 def black() -> NDArray[np.uint8]:
     """A black picture, 24 wide and 16 high."""

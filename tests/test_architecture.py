@@ -61,7 +61,9 @@ ROOMS = {
         never=("io", "logging", "os", "pathlib", "safetensors"),
     ),
     "checkpoint building": Room(BUILDING, ("config", "errors", "checkpoint.*", "models", "models.*"), torch=True),
-    "checkpoint": Room(("checkpoint", "checkpoint.*"), ("config", "errors", "version", "checkpoint.*"), but=BUILDING),
+    "checkpoint": Room(
+        ("checkpoint", "checkpoint.*"), ("config", "errors", "sampling.names", "version", "checkpoint.*"), but=BUILDING
+    ),
     "conditioner": Room(
         ("text.conditioner",),
         ("config", "errors", "text.*", "models", "models.*", "checkpoint.embeddings"),
@@ -83,7 +85,9 @@ ROOMS = {
     ),
     "hashes": Room(("hashes",), ("errors",)),
     "machine": Room(("machine",)),
-    "diagnose": Room(("diagnose",), ("errors", "version", "machine"), inside=("checkpoint.folders", "device")),
+    "diagnose": Room(
+        ("diagnose",), ("errors", "version", "machine"), inside=("checkpoint.bundled", "checkpoint.folders", "device")
+    ),
     "cli": Room(("cli", "cli.*", "__main__"), ("errors", "version", "cli", "cli.*"), inside=("*",)),
 }
 """Read from top to bottom; a module is in the first room that names it. `""` is the package's own __init__."""
@@ -299,7 +303,7 @@ TORCHLESS = {
     "models": "assert main(['models']) == 0",
     "samplers": "assert main(['samplers']) == 0",
     "schedules": "assert main(['schedules']) == 0",
-    "a procedural picture": "assert main(['generate', 'a sunset', '-W', '64', '-H', '64', '-o', 'a.png']) == 0",
+    "a procedural picture": "assert main(['generate', 'a sunset', '-W', '64', '-H', '64', '-o', 'a.png', '--procedural']) == 0",
 }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from avila_diffusion.checkpoint import bundled
 from avila_diffusion.cli.parser import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -126,6 +127,28 @@ def test_the_procedural_example_draws(tmp_path: Path) -> None:
     said = run_python([str(ROOT / "examples" / "procedural.py"), "a forest", "a.png"], tmp_path)
     assert said.startswith("a.png: seed ")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_bundled_example_draws_or_says_what_is_missing(tmp_path: Path) -> None:
+    env = dict(os.environ, PYTHONPATH=str(ROOT / "src"), PYTHONIOENCODING="utf-8")
+    command = [sys.executable, str(ROOT / "examples" / "bundled.py"), "a red apple", "a.png"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, encoding="utf-8", check=False)
+    if bundled.resource().is_file():
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("a.png: drawn at (128, 128), seed 1, ")
+        assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    else:
+        assert done.returncode == 1
+        assert done.stderr.startswith("the bundled model is not in this copy of avila_diffusion")
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not bundled.resource().is_file(), reason="this source folder has no bundled model")
+@pytest.mark.parametrize("name", READMES)
+def test_the_line_with_the_bundled_model_runs(name: str, tmp_path: Path) -> None:
+    (line,) = re.findall(r"^AvilaDiffusion\.bundled\(\)\.text_to_image\(.*$", read(name), re.MULTILINE)
+    run_python(["-c", f"from avila_diffusion import AvilaDiffusion\n{line}"], tmp_path)
+    assert (tmp_path / "apple.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_progress_example_reports_and_cancels(tmp_path: Path) -> None:

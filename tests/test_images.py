@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL.PngImagePlugin import PngInfo
 
 from avila_diffusion.errors import FileProblem, OutputProblem, RequestError
-from avila_diffusion.images import Image, check_model_size, next_free_path, read_image
+from avila_diffusion.images import Image, check_model_size, drawing_size, next_free_path, read_image, resize
 
 Pixels = NDArray[numpy.uint8]
 TEXTS = ["a cat\nSteps: 1", "ação, 日本 🌅\nNegative prompt: ü", "\u0100" * 5000, "nul\0in it", "\x85\xa0 latin-1 é"]
@@ -477,3 +477,58 @@ def test_sizes_that_models_make_pass(size: tuple[int, int]) -> None:
 def test_other_sizes_are_refused_with_the_nearest(size: tuple[int, int], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         check_model_size(*size)
+
+
+# Models of one size
+
+
+@pytest.mark.parametrize(
+    ("asked", "drawn"),
+    [
+        ((128, 128), (128, 128)),
+        ((512, 512), (128, 128)),
+        ((768, 512), (168, 112)),
+        ((512, 768), (112, 168)),
+        ((640, 480), (160, 120)),
+        ((1920, 1080), (184, 104)),
+        ((1024, 512), (176, 88)),
+        ((400, 100), (256, 64)),
+        ((8192, 8191), (128, 128)),
+    ],
+)
+def test_the_size_a_model_of_128_draws_at(asked: tuple[int, int], drawn: tuple[int, int]) -> None:
+    assert drawing_size(*asked, 128) == drawn
+
+
+@pytest.mark.parametrize("size", [64, 72, 128, 512])
+def test_drawn_sizes_are_possible_and_little_is_cut_off(size: int) -> None:
+    for width in range(128, 513, 23):
+        for height in range(128, 513, 31):
+            across, down = drawing_size(width, height, size)
+            assert across % 8 == down % 8 == 0
+            assert abs(across * down / size**2 - 1) <= 0.2
+            scale = max(width / across, height / down)
+            assert max(across - width / scale, down - height / scale) <= 8  # of the drawn pixels, both sides together
+
+
+def test_a_picture_too_long_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"^513x128 is longer than 4:1, .*; ask for at most 512x128$"):
+        drawing_size(513, 128, 128)
+
+
+def test_resizing_cuts_off_alike_on_both_sides() -> None:
+    pixels = numpy.zeros((64, 96, 3), numpy.uint8)
+    pixels[:, 16:80] = 200
+    assert (resize(pixels, 256, 256)[:, 16:-16] == 200).all()  # the 16 columns at either side are gone
+    high = resize(pixels.transpose(1, 0, 2).copy(), 256, 256)
+    assert (high == resize(pixels, 256, 256).transpose(1, 0, 2)).all()
+    assert (resize(pixels, 96, 64) == pixels).all()
+    assert resize(pixels, 31, 77).shape == (77, 31, 3)
+    assert resize(pixels, 1, 1).shape == (1, 1, 3)
+
+
+def test_resizing_keeps_places() -> None:
+    """A gradient stays where it is: no shift by half a pixel."""
+    ramp = numpy.repeat(numpy.linspace(0, 252, 64).astype(numpy.uint8)[None, :, None], 64, 0).repeat(3, 2)
+    large = resize(ramp, 256, 256).astype(int)
+    assert numpy.abs(large[:, 16:-16] + large[:, ::-1][:, 16:-16] - 252).max() <= 2

@@ -1,4 +1,4 @@
-"""The Python interface: `AvilaDiffusion`, with a checkpoint or without."""
+"""The Python interface: `AvilaDiffusion`, with a checkpoint, with the bundled model, or without any."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .result import GenerateResult, Progress
 
 if TYPE_CHECKING:
     from .checkpoint.report import LoadReport
+    from .config import Defaults
 
 LoraGiven = str | Path | tuple[str | Path, float]
 """A LoRA file by its path or name, or that and its weight."""
@@ -55,6 +56,7 @@ class AvilaDiffusion:
     """A picture generator.
 
         AvilaDiffusion.with_model("dreamshaper_8.safetensors", steps=20)
+        AvilaDiffusion.bundled()
 
     Without a model it is the procedural generator, which loads no torch:
 
@@ -77,7 +79,7 @@ class AvilaDiffusion:
         if prompts:
             raise RequestError(f"unknown option {', '.join(prompts)}; text_to_image takes the prompts")
         self._defaults: dict[str, Any] = dict(defaults)
-        self._request("", None, {})  # defaults that cannot be used are refused now
+        self.request("")  # defaults that cannot be used are refused now
 
     @classmethod
     def with_model(
@@ -129,8 +131,29 @@ class AvilaDiffusion:
             model.report.decide("LoRA", f"{told.path.name}, weight {told.unet_weight:g}", told.describe())
         use_threads(threads)
         diffusion._engine = ModelEngine(model, policy, applied)
+        diffusion._defaults = {**_recommended(model.spec.defaults), **defaults}
         diffusion._report = model.report
         return diffusion
+
+    @classmethod
+    def bundled(
+        cls,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        threads: int | None = None,
+        mmap: bool = True,
+        **defaults: Unpack[GenerateOptions],
+    ) -> AvilaDiffusion:
+        """Load the small model that comes with the package; options as those of `with_model`.
+
+        It draws about 128x128 pixels, which are enlarged to the size asked for. Raises FileProblem where this copy of the
+        package has no such file.
+        """
+        cls(**defaults)  # refuses what only with_model takes, such as another VAE
+        from .checkpoint.bundled import bundled_model
+
+        return cls.with_model(bundled_model(), device=device, dtype=dtype, threads=threads, mmap=mmap, **defaults)
 
     @property
     def report(self) -> LoadReport | None:
@@ -151,7 +174,8 @@ class AvilaDiffusion:
         Raises RequestError for what cannot be asked for, and other AvilaErrors where the run fails.
         """
         sizes = {name: side for name, side in (("width", width), ("height", height)) if side is not None}
-        for event in self.generate(self._request(prompt, negative_prompt, {**options, **sizes})):
+        given: dict[str, Any] = {**options, **sizes}
+        for event in self.generate(self.request(prompt, negative_prompt, **given)):
             if isinstance(event, GenerateResult):
                 return event
         raise AvilaError("the run ended without a result")
@@ -169,12 +193,21 @@ class AvilaDiffusion:
             raise RequestError(f"generate takes a GenerateRequest, not {type(request).__name__}; see text_to_image")
         return self._engine.generate(request, cancel)
 
-    def _request(
-        self, prompt: str, negative_prompt: str | None, options: dict[str, Any] | GenerateOptions
+    def request(
+        self, prompt: str, negative_prompt: str | None = None, **options: Unpack[GenerateOptions]
     ) -> GenerateRequest:
+        """The request that `text_to_image` would run: these options, then the defaults given to this object, then those
+        that the model's file recommends, then those of `GenerateRequest`.
+        """
         negative = "" if negative_prompt is None else negative_prompt
         values = {**self._defaults, **options, "prompt": prompt, "negative_prompt": negative}
         return GenerateRequest.from_dict(values)
+
+
+def _recommended(defaults: Defaults) -> dict[str, Any]:
+    """What a file recommends, as options; the default size is the engine's."""
+    values = {name: getattr(defaults, name) for name in ("steps", "guidance_scale", "sampler")}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _name_of(what: str, value: object) -> str:

@@ -156,11 +156,25 @@ class LatentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What a model's file recommends where a request leaves it open; None where it says nothing.
+
+    size: width and height of a picture, in pixels. sampler: may name its schedule too, as "DPM++ 2M Karras" does.
+    """
+
+    size: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    sampler: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """Everything that a pipeline needs to know of a model. One pipeline serves all; a family is another ModelSpec.
 
-    size: width and height it was trained at, in pixels. adm: what the vector conditioning holds besides pooled text;
-    size_channels: width of the embedding of each of its numbers.
+    size: width and height it was trained at, in pixels. fixed_size: it can do no other; pictures are drawn about that size
+    and resized. adm: what the vector conditioning holds besides pooled text; size_channels: width of the embedding of
+    each of its numbers.
     """
 
     family: str
@@ -173,6 +187,8 @@ class ModelSpec:
     size: int
     adm: Literal["none", "sizes", "aesthetic"] = "none"
     size_channels: int = 256
+    fixed_size: bool = False
+    defaults: Defaults = Defaults()
 
 
 @dataclass(frozen=True, kw_only=True)

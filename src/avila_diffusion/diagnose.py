@@ -83,6 +83,7 @@ def diagnose(models_dir: str | None = None) -> Diagnosis:
         ("processor", _check_processor),
         ("device", _check_device),
         ("memory", _check_memory),
+        ("bundled", _check_bundled),
         ("models", lambda: _check_models(models_dir)),
         ("folders", _check_folders),
     ]
@@ -212,6 +213,17 @@ def _check_memory() -> Iterator[Finding]:
         yield Finding("warn", "memory", text, "close other programs, or use --dtype bfloat16, which halves the weights")
     else:
         yield Finding("ok", "memory", text)
+
+
+def _check_bundled() -> Iterator[Finding]:
+    from .checkpoint.bundled import bundled_model
+
+    try:
+        path = bundled_model()
+    except AvilaError as error:
+        yield Finding("warn", "bundled", str(error))
+    else:
+        yield Finding("ok", "bundled", f"{path}, {path.stat().st_size / 1e6:.0f} MB")
 
 
 def _check_models(models_dir: str | None) -> Iterator[Finding]:

@@ -40,12 +40,14 @@ class GenerateResult(Sequence[Image]):
     """The pictures of a run, in order of their seeds. With one picture it can be used like that picture itself.
 
     request: as it was run, nothing left open. seconds: wall time. report: the model's load report, if there is a model.
+    drawn_at: width and height at which the model drew, where the pictures were resized from that.
     """
 
     images: tuple[Image, ...]
     request: GenerateRequest
     seconds: float = 0.0
     report: Any = None
+    drawn_at: tuple[int, int] | None = None
 
     @overload
     def __getitem__(self, index: int) -> Image: ...

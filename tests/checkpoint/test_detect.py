@@ -21,7 +21,7 @@ from avila_diffusion.checkpoint.keys import count_numbers
 from avila_diffusion.checkpoint.load import build
 from avila_diffusion.checkpoint.parts import gather
 from avila_diffusion.checkpoint.shapes import read_unet_config
-from avila_diffusion.config import ModelSpec, TransformerConfig, UNetBlockConfig, UNetConfig
+from avila_diffusion.config import Defaults, ModelSpec, TransformerConfig, UNetBlockConfig, UNetConfig
 from avila_diffusion.errors import HeaderError, PickleRefused, RequestError, Unsupported, WeightMismatch
 from avila_diffusion.models.unet import UNet
 from avila_diffusion.sampling.schedules import NoiseTable
@@ -390,6 +390,35 @@ def test_sizes_and_scales(micro: Shapes, spec_of: Any, manifest: Any) -> None:
     assert spec_of(micro, metadata={"avila.latent_scale": "0.25"})[0].latent.scale == 0.25
     for bad in ("nan", "inf", "-1", "0", "x", "1e999"):
         assert spec_of(micro, metadata={"avila.latent_scale": bad})[0].latent.scale == 0.18215
+
+
+def test_a_model_of_one_size(micro: Shapes, spec_of: Any) -> None:
+    for told, fixed in (("true", True), (" True ", True), ("1", True), ("false", False), ("", False), ("maybe", False)):
+        spec, report = spec_of(micro, metadata={"avila.size": "128", "avila.fixed_size": told})
+        assert (spec.size, spec.fixed_size) == (128, fixed)
+        assert bool(decided(report, "other sizes")) == fixed
+    assert not spec_of(micro)[0].fixed_size
+
+
+def test_recommended_values(micro: Shapes, spec_of: Any) -> None:
+    def read(**metadata: str) -> tuple[Defaults, list[tuple[str, str]]]:
+        spec, report = spec_of(micro, metadata={f"avila.default_{name}": value for name, value in metadata.items()})
+        return spec.defaults, decided(report, "defaults")
+
+    assert read() == (Defaults(), [])
+    assert read(size="516", steps="12", guidance="4.5", sampler="dpmpp_2m_karras") == (
+        Defaults(size=512, steps=12, guidance_scale=4.5, sampler="dpmpp_2m_karras"),
+        [
+            (
+                "size 512, steps 12, guidance scale 4.5, sampler dpmpp_2m_karras",
+                "metadata avila.default_*",
+            )
+        ],
+    )
+    assert read(guidance="0", steps="1000")[0] == Defaults(guidance_scale=0.0, steps=1000)
+    for bad in ("", "nan", "inf", "-1", "1e999", "many", "9" * 5000, "\n"):
+        assert read(size=bad, steps=bad, guidance=bad, sampler=bad) == (Defaults(), [])
+    assert read(size="56", steps="1001", guidance="101") == (Defaults(), [])
 
 
 def test_lcm(micro: Shapes, spec_of: Any) -> None:

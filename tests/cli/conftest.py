@@ -45,11 +45,15 @@ class FlatEngine:
 
     model: Path | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
     requests: list[GenerateRequest] = field(default_factory=list)
     report: FlatReport | None = None
     fail: BaseException | None = None
     fail_run: int = 0
     fail_at: int = 2
+
+    def request(self, prompt: str, negative_prompt: str = "", **options: Any) -> GenerateRequest:
+        return GenerateRequest(prompt=prompt, negative_prompt=negative_prompt, **{**self.defaults, **options})
 
     def generate(self, request: GenerateRequest, *, cancel: Any = None) -> Iterator[Progress | GenerateResult]:
         run = len(self.requests)

@@ -19,7 +19,19 @@ def test_this_machine_can_make_pictures(tmp_path: Path, capsys: pytest.CaptureFi
     said = json.loads(capsys.readouterr().out)
     assert said["broken"] is False
     findings = {finding["topic"]: finding for finding in said["findings"]}
-    wanted = ["avila", "python", "torch", "numpy", "processor", "threads", "speed", "device", "memory", "models"]
+    wanted = [
+        "avila",
+        "python",
+        "torch",
+        "numpy",
+        "processor",
+        "threads",
+        "speed",
+        "device",
+        "memory",
+        "bundled",
+        "models",
+    ]
     assert [topic for topic in wanted if topic not in findings] == []
     assert not [finding for finding in findings.values() if "could not be checked" in finding["text"]]
     assert float(findings["speed"]["text"].split()[0]) > 0.5
@@ -155,3 +167,14 @@ def test_a_models_folder_that_is_not_there_is_named(tmp_path: Path, monkeypatch:
 
 def test_the_rate_is_measured() -> None:
     assert 0.1 < diagnose.measure_matrix_rate(size=128, seconds=0.01) < 1e5
+
+
+def test_the_bundled_model_is_looked_for(bundled: Path) -> None:
+    (finding,) = diagnose._check_bundled()
+    assert (finding.state, finding.text) == ("ok", f"{bundled}, {bundled.stat().st_size / 1e6:.0f} MB")
+
+
+def test_a_bundled_model_that_is_missing_is_named(no_bundled: None) -> None:
+    (finding,) = diagnose._check_bundled()
+    assert finding.state == "warn"
+    assert "is missing" in finding.text

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from avila_diffusion.checkpoint.folders import ModelFile
 from avila_diffusion.cli import main
 from avila_diffusion.errors import NotADiffusionModel
 
@@ -37,7 +38,7 @@ class Told:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def calls(no_bundled: None, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The calls that reach the rooms behind the commands."""
     made: list[Any] = []
 
@@ -59,7 +60,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return Told()
 
     rooms: dict[str, dict[str, Any]] = {
-        "folders": {"list_models": list_models},
+        "folders": {"list_models": list_models, "ModelFile": ModelFile},
         "inspection": {"inspect": inspect},
         "convert": {"convert": convert},
     }
@@ -73,7 +74,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_models_are_listed(calls: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--models-dir", "m"]) == 0
     said = capsys.readouterr()
-    assert said.err == "avila: b.safetensors was skipped\n"
+    first_note, second_note = said.err.splitlines()
+    assert first_note == "avila: b.safetensors was skipped"
+    assert second_note.startswith("avila: the bundled model is not in this copy")
     first, second = said.out.splitlines()
     assert first == f"a      2.13 GB  {Path('m/a.safetensors')}"
     assert second.startswith(f"old    4.27 GB  {Path('m/old.ckpt')}  (pickled: avila convert")

@@ -28,8 +28,38 @@ def test_a_prompt_becomes_a_numbered_file(
     assert main(["generate", "a cat", "-s", "7"]) == 0
     said = capsys.readouterr()
     assert said.out.splitlines() == [str(Path("outputs") / "00001-7.png")]
-    assert "drawn by the procedural generator; -m FILE uses a checkpoint" in said.err
+    assert engine.model == Path("found/checkpoint/bundled")
+    assert "the small bundled one; -m FILE takes a checkpoint" in said.err.splitlines()[0]
     assert (tmp_path / "outputs" / "00001-7.png").read_text(encoding="utf-8") == "a cat 7"
+
+
+def test_procedural_pictures_need_no_model(engine: FlatEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a cat", "-s", "7", "--procedural"]) == 0
+    assert engine.model is None
+    assert "model" not in capsys.readouterr().err
+
+
+def test_the_whole_report_is_shown_for_the_bundled_model_too(
+    engine: FlatEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", "a cat"]) == 0
+    assert "a flat model" not in capsys.readouterr().err
+    assert main(["generate", "a cat", "-v"]) == 0
+    assert "with nothing in it" in capsys.readouterr().err
+
+
+def test_options_of_the_machine_apply_to_the_bundled_model_too(engine: FlatEngine) -> None:
+    assert main(["generate", "a cat", "--device", "cpu", "--dtype", "bfloat16", "-t", "3", "--no-mmap"]) == 0
+    told = {name: engine.options[name] for name in ("device", "dtype", "threads", "mmap")}
+    assert told == {"device": "cpu", "dtype": "bfloat16", "threads": 3, "mmap": False}
+
+
+def test_what_is_given_goes_before_what_the_model_recommends(engine: FlatEngine) -> None:
+    engine.defaults = {"steps": 12, "guidance_scale": 4.0, "sampler": "Euler"}
+    assert main(["generate", "a cat", "--cfg", "7", "-n", "dog"]) == 0
+    (request,) = engine.requests
+    assert (request.steps, request.guidance_scale, request.sampler) == (12, 7.0, "Euler")
+    assert (request.prompt, request.negative_prompt) == ("a cat", "dog")
 
 
 def test_numbers_go_on_and_nothing_is_replaced(engine: FlatEngine, tmp_path: Path) -> None:
@@ -188,6 +218,7 @@ def test_json_says_everything(engine: FlatEngine, capsys: pytest.CaptureFixture[
         "seed": 9,
         "seeds": [9, 10],
         "size": [64, 32],
+        "drawn_at": None,
         "steps": 4,
         "sampler": "Euler",
         "schedule": "Automatic",
@@ -211,6 +242,7 @@ def test_quiet_is_silent(engine: FlatEngine, capsys: pytest.CaptureFixture[str])
         (["generate", "a", "--steps", "many"], "invalid int value: 'many'"),
         (["generate", "a", "--sampler", "nonsense"], "nonsense"),
         (["generate", "a", "--nonsense"], "--nonsense"),
+        (["generate", "a", "--vae", "x", "--procedural"], "--vae only means something with a checkpoint"),
         (["generate", "a", "--step", "3"], "--step"),
         (["generate", "a", "-m", "x", "--procedural"], "--procedural"),
         (["generate", "a", "--vae", "x"], "--vae only means something with a checkpoint"),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from avila_diffusion.config import LatentConfig
 from avila_diffusion.errors import Cancelled, NotFinite, RequestError, Unsupported
+from avila_diffusion.images import resize
 from avila_diffusion.pipeline import engine as engine_module
 from avila_diffusion.pipeline.engine import ModelEngine
 from avila_diffusion.pipeline.latents import Pixels, preview
@@ -452,3 +453,14 @@ def test_other_models_load_and_are_refused(kind: str, make_engine: Any) -> None:
     with counted(engine) as made, pytest.raises(Unsupported, match=words) as caught:
         engine.generate(ask())
     assert made == [] and "\n" not in str(caught.value)
+
+
+def test_a_model_of_one_size_draws_at_it_and_resizes(make_engine: Any, finish: Any) -> None:
+    engine = make_engine(fixed_size="true", default_size="96")
+    plain = finish(engine.generate(ask(width=64, height=64)))
+    assert plain.drawn_at is None and "Drawn at" not in plain[0].infotext
+    large = finish(engine.generate(ask(width=None, height=None)))
+    assert (large.request.width, large.request.height, large.drawn_at) == (96, 96, (64, 64))
+    assert (large.to_numpy() == resize(plain.to_numpy(), 96, 96)).all()
+    assert "Size: 96x96, " in large[0].infotext
+    assert ", Drawn at: 64x64, Resized with: Lanczos, Version: " in large[0].infotext

@@ -6,12 +6,15 @@ metadata, a diffusers folder's configs, standard metadata, and the family's habi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from ..config import (
     FAMILIES,
     VARIANT_OF_CHANNELS,
+    Defaults,
     Family,
     ModelSpec,
     NoiseConfig,
@@ -21,7 +24,8 @@ from ..config import (
     VAEConfig,
     Variant,
 )
-from ..errors import MissingPart, Unsupported, WeightMismatch
+from ..errors import MissingPart, RequestError, Unsupported, WeightMismatch
+from ..sampling.names import resolve_sampler
 from .noise import check_prediction, read_latent, read_noise
 from .parts import UNET, VAE, Parts, slot_of
 from .shapes import read_clip_config, read_open_clip_config, read_unet_config, read_vae_config
@@ -92,6 +96,8 @@ def build_spec(
         size=read_size(parts, family, noise),
         adm=family.adm,
         size_channels=size_channels,
+        fixed_size=read_fixed_size(parts),
+        defaults=read_defaults(parts),
     )
     parts.report.prediction = noise.prediction
     if unet.guidance_channels:
@@ -343,3 +349,36 @@ def read_size(parts: Parts, family: Family, noise: NoiseConfig) -> int:
     size -= size % 8
     parts.report.decide("size", f"{size}x{size}", reason)
     return size
+
+
+def read_fixed_size(parts: Parts) -> bool:
+    """Whether the model can draw at its own size only; `avila.fixed_size` says so."""
+    fixed = parts.metadata.get("avila.fixed_size", "").strip().lower() in ("true", "1")
+    if fixed:
+        parts.report.decide("other sizes", "drawn about its own size and resized", "metadata avila.fixed_size")
+    return fixed
+
+
+def read_defaults(parts: Parts) -> Defaults:
+    """What `avila.default_*` recommends to requests; a value that no request can have is passed over."""
+    size, steps = (_number(parts, f"avila.default_{name}") or 0 for name in ("size", "steps"))
+    sampler = parts.metadata.get("avila.default_sampler", "")
+    try:
+        resolve_sampler(sampler)
+    except RequestError:
+        sampler = ""
+    try:
+        guidance = float(parts.metadata.get("avila.default_guidance", "nan"))
+    except ValueError:
+        guidance = math.nan
+    defaults = Defaults(
+        size=size - size % 8 if 64 <= size <= 4096 else None,
+        steps=steps if 1 <= steps <= 1000 else None,
+        guidance_scale=guidance if 0 <= guidance <= 100 else None,
+        sampler=sampler or None,
+    )
+    said = {name: value for name, value in asdict(defaults).items() if value is not None}
+    if said:
+        told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in said.items())
+        parts.report.decide("defaults", told, "metadata avila.default_*")
+    return defaults

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ModelNotFound
+from .bundled import NAME as BUNDLED
+from .bundled import bundled_model
 
 VARIABLE = "AVILA_MODELS"
 
@@ -97,11 +99,14 @@ def find_model(
 
     A name may lack its suffix or its subfolder, differ in case, use backslashes, or end in the hash that A1111 shows
     ("model [6ce0161689]", the hash is not checked). paths=False for names from the network: only listed ones.
+    "bundled" is the model that comes with the package; a folder of that name is ./bundled.
     Raises ModelNotFound naming the candidates (several), or the nearest names and where was looked (none).
     """
     wanted = text.strip().strip("\"'").strip()
     if not wanted:
         raise ModelNotFound("no model was named")
+    if wanted == BUNDLED and role == "checkpoint":
+        return bundled_model()
     for asked in dict.fromkeys((text, wanted)):  # a file's name may well end in a blank or a quote
         if paths and (path := _existing(asked)):
             return path

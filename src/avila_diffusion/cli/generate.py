@@ -35,7 +35,7 @@ REQUEST_FIELDS = (
 )
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 MODEL_OPTIONS = ("vae", "text_encoder", "lora", "prediction")
-WITHOUT_MODEL = "no model given: drawn by the procedural generator; -m FILE uses a checkpoint"
+BUNDLED = "no model given: drawn by the small bundled one; -m FILE takes a checkpoint, --procedural needs none"
 
 
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
@@ -43,7 +43,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     generate = commands.add_parser(
         "generate",
         help="make pictures from a prompt",
-        description="Make pictures from a prompt: with a checkpoint (-m), or by the procedural generator without one.",
+        description="Make pictures from a prompt: with a checkpoint (-m), else with the small model that comes with avila.",
     )
     generate.add_argument("words", metavar="PROMPT", nargs="?", help="what to draw")
     generate.add_argument("-p", "--prompt", metavar="TEXT", help="the same, as an option")
@@ -61,11 +61,17 @@ def _add_request_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("-n", "--negative-prompt", metavar="TEXT", help="what to stay away from")
     group.add_argument("-W", "--width", type=int, metavar="PIXELS", help="default: the model's own size")
     group.add_argument("-H", "--height", type=int, metavar="PIXELS", help="default: the model's own size")
-    group.add_argument("--steps", type=int, metavar="N", help="sampling steps, default 20")
-    group.add_argument("--sampler", "--sampling-method", metavar="NAME", help="see `avila samplers`; default DPM++ 2M")
+    group.add_argument("--steps", type=int, metavar="N", help="sampling steps; default: the model's, else 20")
+    group.add_argument("--sampler", "--sampling-method", metavar="NAME", help="see `avila samplers`")
     group.add_argument("--schedule", "--scheduler", metavar="NAME", help="see `avila schedules`; default Automatic")
     group.add_argument(
-        "--cfg", "--cfg-scale", "--guidance-scale", dest="guidance_scale", type=float, metavar="X", help="default 7"
+        "--cfg",
+        "--cfg-scale",
+        "--guidance-scale",
+        dest="guidance_scale",
+        type=float,
+        metavar="X",
+        help="default: the model's, else 7",
     )
     group.add_argument("-s", "--seed", type=int, metavar="N", help="of the first picture; default: random")
     group.add_argument("-b", "--batch", type=int, metavar="N", help="pictures made together, default 1")
@@ -105,6 +111,7 @@ def run_generate(options: argparse.Namespace) -> int:
     paths: list[Path] = []
     try:
         engine, model = _engine(options, display)
+        request = engine.request(request.prompt, **_given(options))  # the model may bring defaults of its own
         for index in range(request.count):
             result = _run_batch(engine, request, index, results, display)
             results.append(result)
@@ -119,7 +126,7 @@ def run_generate(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(_summary(results, paths, model, seconds)))
     else:
-        display.say(_account(results[0].request, model, seconds))
+        display.say(_account(results[0], model, seconds))
     return 0
 
 
@@ -147,29 +154,32 @@ def _request(options: argparse.Namespace) -> GenerateRequest:
     if options.model is None:
         given = [f"--{name.replace('_', '-')}" for name in MODEL_OPTIONS if getattr(options, name) is not None]
         if given:
-            raise RequestError(f"{', '.join(given)} only means something with a checkpoint; add -m FILE")
+            raise RequestError(f"{', '.join(given)} only means something with a checkpoint of yours; add -m FILE")
     if options.threads is not None and options.threads < 1:
         raise RequestError(f"threads is {options.threads}; it must be 1 or more")
-    given_fields = {name: getattr(options, name) for name in REQUEST_FIELDS if getattr(options, name) is not None}
-    return GenerateRequest(prompt=prompt, **given_fields)
+    return GenerateRequest(prompt=prompt, **_given(options))
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a request that the command line names."""
+    return {name: getattr(options, name) for name in REQUEST_FIELDS if getattr(options, name) is not None}
 
 
 def _engine(options: argparse.Namespace, display: ProgressDisplay) -> tuple[AvilaDiffusion, str | None]:
     """What draws, and the path of its checkpoint."""
     from ..api import AvilaDiffusion
 
-    if options.model is None:
-        if not options.procedural:
-            display.say(WITHOUT_MODEL)
+    if options.procedural:
         return AvilaDiffusion(), None
     from ..checkpoint.folders import find_model
 
     folders = options.models_dir
-    path = find_model(options.model, "checkpoint", folders)
+    path = find_model("bundled" if options.model is None else options.model, "checkpoint", folders)
     vae = None if options.vae is None else find_model(options.vae, "vae", folders)
     towers = [find_model(text, "text_encoder", folders) for text in options.text_encoder or ()]
     loras = [(find_model(name, "lora", folders), weight) for name, weight in map(_split_weight, options.lora or ())]
-    display.say(f"loading {path}{''.join(f', {file} x {weight:g}' for file, weight in loras)}")
+    added = "".join(f", {file} x {weight:g}" for file, weight in loras)
+    display.say(BUNDLED if options.model is None else f"loading {path}{added}")
     engine = AvilaDiffusion.with_model(
         path,
         vae=vae,
@@ -182,7 +192,8 @@ def _engine(options: argparse.Namespace, display: ProgressDisplay) -> tuple[Avil
         mmap=not options.no_mmap,
     )
     if engine.report is not None:
-        for line in engine.report.lines()[: None if options.verbose else 1]:
+        brief = 0 if options.model is None else 1
+        for line in engine.report.lines()[: None if options.verbose else brief]:
             display.say(line)
     return engine, str(path)
 
@@ -223,6 +234,7 @@ def _summary(results: list[GenerateResult], paths: list[Path], model: str | None
         "seed": request.seed,
         "seeds": [seed for result in results for seed in result.request.seeds],
         "size": [request.width, request.height],
+        "drawn_at": None if results[0].drawn_at is None else list(results[0].drawn_at),
         "steps": request.steps,
         "sampler": request.sampler,
         "schedule": request.schedule,
@@ -233,6 +245,9 @@ def _summary(results: list[GenerateResult], paths: list[Path], model: str | None
     }
 
 
-def _account(request: GenerateRequest, model: str | None, seconds: float) -> str:
+def _account(result: GenerateResult, model: str | None, seconds: float) -> str:
+    request, drawn = result.request, result.drawn_at
     how = f"{request.steps} steps, {request.sampler}, {request.schedule}, " if model is not None else ""
+    if drawn is not None:
+        how = f"resized from the {drawn[0]}x{drawn[1]} that the model draws, {how}"
     return f"{request.width}x{request.height}, {how}seed {request.seed}, {seconds:.1f} s"

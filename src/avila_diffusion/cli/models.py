@@ -8,13 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..errors import FileProblem
+
 
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     """Add this family to the command line."""
     models = commands.add_parser(
         "models",
         help="list the checkpoints that -m finds by name",
-        description="List the checkpoints in the models folders: --models-dir, or the folders named in AVILA_MODELS.",
+        description="List the model that comes with avila (-m bundled) and the checkpoints in the models folders: "
+        "--models-dir, or the folders named in AVILA_MODELS.",
     )
     models.add_argument("--models-dir", metavar="DIR", help="look here")
     models.add_argument("--json", action="store_true", help="one JSON list instead of lines")
@@ -25,7 +28,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
         help="say what a model file is, without loading it",
         description="Say what a model file is, from its header alone.",
     )
-    inspect.add_argument("file", metavar="FILE", type=Path)
+    inspect.add_argument("file", metavar="FILE", type=Path, help="a file, a diffusers folder, or `bundled`")
     inspect.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     inspect.set_defaults(run=run_inspect)
 
@@ -44,31 +47,42 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run_models(options: argparse.Namespace) -> int:
     """`avila models`."""
-    from ..checkpoint.folders import list_models
+    from ..checkpoint.bundled import NAME, bundled_model
+    from ..checkpoint.folders import ModelFile, list_models
 
     notes: list[str] = []
     found = list_models("checkpoint", options.models_dir, notes=notes)
+    own: list[ModelFile] = []
+    try:
+        path = bundled_model()
+        own.append(ModelFile(NAME, path, "checkpoint", path.stat().st_size))
+    except FileProblem as problem:
+        notes.append(str(problem))
     for note in notes:
         print(f"avila: {note}", file=sys.stderr)
     if options.json:
-        rows = [{"name": file.name, "path": str(file.path), "role": file.role, "size": file.size} for file in found]
+        rows = [
+            {"name": file.name, "path": str(file.path), "role": file.role, "size": file.size} for file in own + found
+        ]
         print(json.dumps(rows, indent=2))
         return 0
+    width = max((len(file.name) for file in own + found), default=0)
+    for file in own + found:
+        hint = "  (pickled: avila convert makes a .safetensors file of it)" if file.needs_conversion else ""
+        hint = "  (comes with avila, and draws where no -m is given)" if file in own else hint
+        print(f"{file.name:<{width}}  {file.size / 1e9:6.2f} GB  {file.path}{hint}")
     if not found:
         print("no checkpoints found; put .safetensors files in a folder and name it with --models-dir or AVILA_MODELS")
-        return 0
-    width = max(len(file.name) for file in found)
-    for file in found:
-        hint = "  (pickled: avila convert makes a .safetensors file of it)" if file.needs_conversion else ""
-        print(f"{file.name:<{width}}  {file.size / 1e9:6.2f} GB  {file.path}{hint}")
     return 0
 
 
 def run_inspect(options: argparse.Namespace) -> int:
     """`avila inspect`."""
+    from ..checkpoint.bundled import NAME, bundled_model
     from ..checkpoint.inspection import inspect
 
-    _print(inspect(options.file), as_json=options.json)
+    path = bundled_model() if str(options.file) == NAME else options.file
+    _print(inspect(path), as_json=options.json)
     return 0
 
 

@@ -19,7 +19,7 @@ from ..checkpoint.lora.apply import LoraReport
 from ..device import Policy
 from ..errors import AvilaError, RequestError, Unsupported
 from ..hashes import FileHash, hash_in_background
-from ..images import Image, check_model_size
+from ..images import Image, check_model_size, drawing_size, resize
 from ..infotext import LoraUsed, write
 from ..request import GenerateRequest
 from ..result import GenerateResult, Progress
@@ -31,7 +31,7 @@ from ..sampling.samplers import sample, start
 from ..sampling.schedules import NoiseTable, calls, sampler_sigmas
 from ..text.conditioner import Conditioner
 from .driver import Step, check, drive
-from .latents import decode, preview, to_pixels
+from .latents import Pixels, decode, preview, to_pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class ModelEngine:
     @property
     def size(self) -> int:
         """Default width and height in pixels."""
-        return self.model.spec.size
+        return self.model.spec.defaults.size or self.model.spec.size
 
     def generate(
         self, request: GenerateRequest, cancel: threading.Event | None = None
@@ -62,32 +62,43 @@ class ModelEngine:
                 f"{self._name} is the {spec.variant} variant of {spec.family}; it needs a picture beside the "
                 "text, and there is no pipeline for that yet; use a base model"
             )
-        assert request.width is not None and request.height is not None
-        check_model_size(request.width, request.height)
+        self._as_drawn(request)
         sampler, _ = resolve_sampler(request.sampler)
         if request.eta is not None and not sampler.uses_eta:
             raise RequestError(f"{sampler.name} takes no eta; leave it out, or choose an ancestral sampler or DDIM")
 
+    def _as_drawn(self, request: GenerateRequest) -> GenerateRequest:
+        """The request at the size that the networks work at. Raises RequestError for sizes that cannot be made."""
+        spec = self.model.spec
+        assert request.width is not None and request.height is not None
+        if not spec.fixed_size:
+            check_model_size(request.width, request.height)
+            return request
+        width, height = drawing_size(request.width, request.height, spec.size)
+        return replace(request, width=width, height=height)
+
     def _run(self, request: GenerateRequest, cancel: threading.Event | None) -> Iterator[Progress | GenerateResult]:
         began = time.perf_counter()
         images = len(request.seeds)
+        drawn = self._as_drawn(request)
         check(cancel)
         hashes = self._hashes  # made while the sampler works
         yield Progress(stage="text", image=0, images=images, step=0, of=0)
-        denoise = self._conditioned(request, cancel)
+        denoise = self._conditioned(drawn, cancel)
         made = []
         for index, seed in enumerate(request.seeds):
-            latent = yield from self._sample(request, seed, index, denoise, cancel)
+            latent = yield from self._sample(drawn, seed, index, denoise, cancel)
             yield Progress(stage="decode", image=index, images=images, step=0, of=0)
             picture = decode(self.model.vae, latent, self.model.spec.latent, self.policy.vae, partial(check, cancel))
-            made.append(Image(to_pixels(picture), seed=seed))
+            made.append(Image(_as_asked(to_pixels(picture), request), seed=seed))
         short = {key: known for key, found in hashes.items() if (known := _wait(found, cancel)) is not None}
         check(cancel)
         yield GenerateResult(
-            tuple(replace(image, infotext=self._infotext(request, image.seed, short)) for image in made),
+            tuple(replace(image, infotext=self._infotext(request, drawn, image.seed, short)) for image in made),
             request,
             seconds=time.perf_counter() - began,
             report=self.model.report,
+            drawn_at=None if drawn == request else _size(drawn),
         )
 
     @torch.no_grad()
@@ -185,8 +196,11 @@ class ModelEngine:
         loras = {lora.path for lora in self.loras if lora.unchanged}
         return found | {path: hash_in_background(path, tensors_only=True) for path in sorted(loras)}
 
-    def _infotext(self, request: GenerateRequest, seed: int | None, hashes: Mapping[str | Path, str]) -> str:
+    def _infotext(
+        self, request: GenerateRequest, drawn: GenerateRequest, seed: int | None, hashes: Mapping[str | Path, str]
+    ) -> str:
         vae = self.model.vae_path
+        width, height = _size(drawn)
         return write(
             request,
             request.seeds[0] if seed is None else seed,
@@ -203,7 +217,19 @@ class ModelEngine:
                 )
                 for lora in self.loras
             ],
+            extra={} if drawn == request else {"Drawn at": f"{width}x{height}", "Resized with": "Lanczos"},
         )
+
+
+def _size(request: GenerateRequest) -> tuple[int, int]:
+    assert request.width is not None and request.height is not None
+    return request.width, request.height
+
+
+def _as_asked(pixels: Pixels, request: GenerateRequest) -> Pixels:
+    """A picture at the size that was asked for, if it is not already."""
+    width, height = _size(request)
+    return pixels if pixels.shape == (height, width, 3) else resize(pixels, width, height)
 
 
 def _wait(found: FileHash, cancel: threading.Event | None) -> str | None:
