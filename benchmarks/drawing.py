@@ -15,7 +15,7 @@ SERIES = ((31, 119, 180), (214, 96, 20), (44, 140, 60), (150, 60, 150))
 FINE = 3
 """Plots are drawn that many times larger and reduced, which smooths the lines."""
 WIDTH, HEIGHT = 420, 300
-LEFT, RIGHT, TOP, BOTTOM = 52, 16, 34, 46
+LEFT, RIGHT, TOP, BOTTOM = 52, 16, 50, 46
 
 
 def draw_sheet(
@@ -68,7 +68,7 @@ def _draw_panel(draw: ImageDraw.ImageDraw, panel: Panel, offset: int) -> None:
         across = (index + 0.5) / len(panel.values)
         return left + across * (right - left), bottom - share * (bottom - top)
 
-    text((left + right) / 2, TOP / 2, panel.title, "mm")
+    text((left + right) / 2, 14, panel.title, "mm")
     text((left + right) / 2, HEIGHT - 12, panel.axis, "mm")
     for tick in range(0, 101, 20):
         height = place(0, tick / 100)[1]
@@ -83,4 +83,4 @@ def _draw_panel(draw: ImageDraw.ImageDraw, panel: Panel, offset: int) -> None:
         line(points, colour, 2)
         for x, y in points:
             draw.ellipse([c * FINE for c in (x - 3, y - 3, x + 3, y + 3)], fill=colour)
-        text(right, top + 8 + 14 * number, name, "rm", colour)
+        text(left + (number + 0.5) / len(panel.lines) * (right - left), 34, name, "mm", colour)

@@ -6,12 +6,14 @@ Pictures are (count, 128, 128, 3), uint8, usually an object on white. `describe`
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 from scipy import ndimage
 from scipy.optimize import minimize
 
@@ -284,3 +286,33 @@ class Logistic:
 
 def _with_one(numbers: Floats) -> npt.NDArray[np.float64]:
     return np.append(numbers, np.ones((len(numbers), 1)), axis=1).astype(np.float64)
+
+
+def degrade(pixels: Pixels) -> dict[str, Pixels]:
+    """Pictures spoilt in ways that leave what they show."""
+    noise = np.random.default_rng(0).normal(0, 20, pixels.shape)
+    framed = np.pad(pixels, ((0, 0), (4, 0), (4, 0), (0, 0)), constant_values=255)
+    return {
+        "JPEG of quality 30": np.stack([_as_jpeg(picture, 30) for picture in pixels]),
+        "blur of 2 pixels": ndimage.gaussian_filter(pixels, (0, 2, 2, 0)),
+        "shift by 4 pixels": framed[:, :-4, :-4],
+        "colour noise of 20 levels": (pixels + noise).clip(0, 255).astype(np.uint8),
+    }
+
+
+def _as_jpeg(picture: Pixels, quality: int) -> Pixels:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file))
+
+
+def spoil(pixels: Pixels) -> Pixels:
+    """Each picture a little blurred and spotted, in its own measure, as by an unfinished model."""
+    rng = np.random.default_rng(0)
+    spoilt = np.empty_like(pixels)
+    for index, picture in enumerate(pixels):
+        blur, grain, strength = rng.uniform(0, 1.5), rng.uniform(0.5, 2), rng.uniform(0, 15) * rng.uniform(0, 1)
+        spots = ndimage.gaussian_filter(rng.normal(size=picture.shape), (grain, grain, 0))
+        soft = ndimage.gaussian_filter(picture.astype(np.float64), (blur, blur, 0))
+        spoilt[index] = (soft + spots * (strength / spots.std())).clip(0, 255)
+    return spoilt

@@ -8,7 +8,6 @@ worth is measured beside them as controls. Intervals are 95 %, by the bootstrap 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from scipy import ndimage
 
 from avila_diffusion.device import use_threads
 from avila_diffusion.training.data import read_dataset
@@ -32,11 +30,13 @@ from .features import (
     FeatureSpace,
     Logistic,
     Pixels,
+    degrade,
     describe,
     describe_surface,
     interval,
     name_colours,
     rank,
+    spoil,
     spread,
 )
 from .painter import Painter, Settings, to_unit
@@ -187,42 +187,25 @@ def measure_retrieval(painter: Painter, finder: Retrieval, rows: Sequence[Row], 
     return figures
 
 
-def degrade(pixels: Pixels) -> dict[str, Pixels]:
-    """Pictures spoilt in ways that leave what they show."""
-    noise = np.random.default_rng(0).normal(0, 20, pixels.shape)
-    framed = np.pad(pixels, ((0, 0), (4, 0), (4, 0), (0, 0)), constant_values=255)
-    return {
-        "JPEG of quality 30": np.stack([_as_jpeg(picture, 30) for picture in pixels]),
-        "blur of 2 pixels": ndimage.gaussian_filter(pixels, (0, 2, 2, 0)),
-        "shift by 4 pixels": framed[:, :-4, :-4],
-        "colour noise of 20 levels": (pixels + noise).clip(0, 255).astype(np.uint8),
-    }
-
-
-def _as_jpeg(picture: Pixels, quality: int) -> Pixels:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", quality=quality)
-    return np.asarray(Image.open(file))
-
-
 class Judges:
     """Say which colour, object and style a picture shows.
 
-    passed: some of the pictures after the autoencoder; style is learned from both, so that its traces decide nothing.
-    A quarter of the emoji, in all their colours, is kept from the learning and tells how good it is.
+    passed: some of the pictures after the autoencoder; style is learned from both and from spoilt ones, so that a flaw
+    does not decide. A quarter of the emoji, in all their colours, is kept from the learning and tells how good it is.
     """
 
     def __init__(self, real: Pictures, passed: Pictures) -> None:
+        sources = (real, passed, Pictures(passed.rows, spoil(passed.pixels)))
         names = np.unique(real.values("emoji"))
         kept = np.random.default_rng(0).choice(names, len(names) // 4, replace=False)
-        surfaces = [describe_surface(pictures.pixels) for pictures in (real, passed)]
-        unseen = [np.isin(pictures.values("emoji"), kept) for pictures in (real, passed)]
-        truth = [np.array(pictures.values("style")) == "3d" for pictures in (real, passed)]
+        surfaces = [describe_surface(pictures.pixels) for pictures in sources]
+        unseen = [np.isin(pictures.values("emoji"), kept) for pictures in sources]
+        truth = [np.array(pictures.values("style")) == "3d" for pictures in sources]
         learned = [np.concatenate([v[~u] for v, u in zip(values, unseen, strict=True)]) for values in (surfaces, truth)]
         self._style = Logistic.fit(learned[0], learned[1])
         self.style_accuracy = {
             name: float((self._style.holds(surfaces[k][unseen[k]]) == truth[k][unseen[k]]).mean())
-            for k, name in enumerate(("real pictures", "after the autoencoder"))
+            for k, name in enumerate(("real pictures", "after the autoencoder", "spoilt"))
         }
         objects = real.where(["object" in row for row in real.rows])
         blocks = describe(objects.pixels)
@@ -250,7 +233,11 @@ class Judges:
         return {**right, "all, object in top 5": right["colour"] & right["object, top 5"] & right["style"]}
 
     def score(self, pixels: Pixels, rows: Sequence[Row]) -> dict[str, list[float]]:
-        return {name: list(interval(hits)) for name, hits in self.judge(pixels, rows).items()}
+        """Shares of right pictures; style of either style too, where a judge that always says the same would show."""
+        judged = self.judge(pixels, rows)
+        styles = np.array([row["style"] for row in rows])
+        alone = {f"style, {style} alone": judged["style"][styles == style] for style in PREFIXES}
+        return {name: list(interval(hits)) for name, hits in (judged | alone).items() if len(hits)}
 
 
 def measure_composition(painter: Painter, judges: Judges, held: Pictures, settings: Settings) -> Row:

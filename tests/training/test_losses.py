@@ -86,7 +86,10 @@ def test_ssim_against_its_definition_at_one_window() -> None:
     line = torch.exp(-places.square() / (2 * 1.5**2))
     weights = torch.outer(line, line)
     weights = weights / weights.sum()
-    mean = lambda values: float((weights * values[0, 0]).sum())  # noqa: E731
+
+    def mean(values: torch.Tensor) -> float:
+        return float((weights * values[0, 0]).sum())
+
     mx, my = mean(x), mean(y)
     vx, vy, vxy = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
     c1, c2 = 0.02**2, 0.06**2

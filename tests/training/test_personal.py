@@ -81,8 +81,9 @@ def test_a_trained_lora_loads_as_any_other_and_does_the_same(
         names = [name for name in file.names if name.startswith("lora_unet_")]
         assert any("input_blocks" in name for name in names) is (family == "sdxl")
         assert any("down_blocks" in name for name in names) is (family != "sdxl")
-        moved = [float(file.tensor(name).abs().max()) > 0 for name in file.names if "lora_up" in name]
-    assert all(moved)  # every target was in the gradient
+        moved = {name: float(file.tensor(name).abs().max()) > 0 for name in file.names if "lora_up" in name}
+    # Every target was in the gradient, but for the last layer of SD 2's text tower, which the model does not use.
+    assert all(there or (family == "sd2" and "_te_" in name and "layers_2" in name) for name, there in moved.items())
     result = AvilaDiffusion.with_model(tiny_checkpoint(family), steps=1, seed=1, lora=out).text_to_image(
         "a", "", 64, 64
     )

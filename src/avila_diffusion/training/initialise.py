@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..checkpoint.load import build
-from ..models.clip import ClipTextModel
+from ..models.clip import ClipTextModel, EncoderLayer
 from ..models.layers import Conv2d, Embedding, GroupNorm, LayerNorm, Linear
 from ..models.unet import ResBlock, SpatialTransformer, UNet
 
@@ -69,6 +69,7 @@ def _as_clip(tower: ClipTextModel, rng: torch.Generator) -> None:
     through = (2 * config.layers) ** -0.5  # residual branches add up
     tower.text_model.embeddings.position_embedding.weight.normal_(std=0.01, generator=rng)
     for layer in tower.text_model.encoder.layers:
+        assert isinstance(layer, EncoderLayer)
         attention, mlp = layer.self_attn, layer.mlp
         inner = config.width**-0.5
         for linear, std in (

@@ -80,10 +80,10 @@ def standardise(vae: VAE, latents: Latents) -> Latents:
     mean, std = latents.mean.mean(dim=(0, 2, 3)), variance.sqrt()
     quant, post = vae.quant_conv, vae.post_quant_conv
     assert quant.bias is not None and post.bias is not None
-    quant.weight[:count] /= std[:, None, None, None]
+    quant.weight[:count].div_(std[:, None, None, None])
     quant.bias[:count] = (quant.bias[:count] - mean) / std
     quant.bias[count:] -= 2 * std.log()
-    post.bias += torch.einsum("oi,i->o", post.weight[:, :, 0, 0], mean)
-    post.weight *= std[None, :, None, None]
+    post.bias.add_(torch.einsum("oi,i->o", post.weight[:, :, 0, 0], mean))
+    post.weight.mul_(std[None, :, None, None])
     shape = (1, count, 1, 1)
     return Latents((latents.mean - mean.view(shape)) / std.view(shape), latents.deviation / std.view(shape))

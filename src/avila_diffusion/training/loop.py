@@ -18,11 +18,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..device import DTYPES
 from ..errors import Cancelled, NotFinite
+from .curves import write_curve
 from .optimizers import optimize
 from .settings import LoopSettings
 from .state import Trained
 
-HISTORY = "history.jsonl"
+HISTORY, CURVE = "history.jsonl", "loss.png"
 LOG_EVERY = 20
 
 
@@ -139,6 +140,7 @@ class Trainer:
             self._history = [row for row in rows if row["step"] <= step]
 
     def _show(self, trained: Trained, step: int) -> None:
+        write_curve(self.folder / CURVE, self._history)
         with averaged(trained), torch.no_grad():
             self.task.sheet(self.folder / f"sheet-{step:07d}.png")
 

@@ -84,4 +84,5 @@ def orthogonalise(matrices: Tensor, rounds: int = 5) -> Tensor:
     for _ in range(rounds):
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return (x if wide else x.mT).to(matrices.dtype)
+    turned: Tensor = (x if wide else x.mT).to(matrices.dtype)
+    return turned

@@ -31,7 +31,7 @@ from .unet import DiffusionLoss, DiffusionTask
 from .vae import VAELoss, VAEModel, VAETask
 
 LATENTS = "latents.safetensors"
-TABLES = ("data", "model", "loss", "train")
+TABLES = ("data", "model", "loss", "train", "metadata")
 NAMES = ("out", "state")
 
 
@@ -98,9 +98,16 @@ def make_trainer(kind: str, recipe: Recipe) -> Trainer:
 
 
 def _vae(recipe: Recipe, state: Path) -> Task:
-    model = read_settings(VAEModel, recipe.tables.get("model", {}), "model")
+    table = dict(recipe.tables.get("model", {}))
+    begin = table.pop("begin", None)  # an autoencoder to go on from, such as one whose decoder alone is trained further
+    model = read_settings(VAEModel, table, "model")
     terms = read_settings(VAELoss, recipe.tables.get("loss", {}), "loss")
-    return VAETask(model, terms, recipe.data(), recipe.settings)
+    if begin is None and not terms.encoder:
+        raise RequestError(
+            "loss.encoder is false, which needs model.begin, the file of an autoencoder with its encoder"
+        )
+    data = recipe.data()
+    return VAETask(model, terms, data, recipe.settings, None if begin is None else read_vae(recipe.root / str(begin)))
 
 
 def _unet(recipe: Recipe, state: Path) -> Task:
@@ -109,7 +116,10 @@ def _unet(recipe: Recipe, state: Path) -> Task:
     terms = read_settings(DiffusionLoss, recipe.tables.get("loss", {}), "loss")
     data, vae = recipe.data(), read_vae(recipe.root / vae_name)
     latents = standardise(vae, encode(vae, data, state / LATENTS))
-    return DiffusionTask(model, terms, data, latents, vae, recipe.settings)
+    extra = recipe.tables.get("metadata", {})
+    if not isinstance(extra, dict) or not all(isinstance(value, str) for value in extra.values()):
+        raise RequestError("[metadata] must hold texts only")
+    return DiffusionTask(model, terms, data, latents, vae, recipe.settings, extra)
 
 
 def _personal(recipe: Recipe, base: str, text_trained: bool) -> Personal:

@@ -120,7 +120,7 @@ def _convert(value: object, hint: Any, where: str) -> Any:
     if hint is Path and isinstance(value, str):
         return Path(value)
     if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        if hint is float and not math.isfinite(float(value)):  # type: ignore[arg-type]
+        if hint is float and not math.isfinite(float(value)):
             raise RequestError(f"{where} is {value}; expected a finite number")
         return value
     raise RequestError(f"{where} is {value!r}; expected {getattr(hint, '__name__', hint)}")

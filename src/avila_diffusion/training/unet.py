@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -54,7 +54,7 @@ class DiffusionLoss:
 
 @dataclass(eq=False)
 class DiffusionTask:
-    """A UNet and a text tower on the latents of a data set. vae: whose latents they are."""
+    """A UNet and a text tower on the latents of a data set. vae: whose latents they are. extra: metadata of the file."""
 
     model: DiffusionModel
     terms: DiffusionLoss
@@ -62,6 +62,7 @@ class DiffusionTask:
     latents: Latents
     vae: VAE
     settings: LoopSettings
+    extra: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         seed = self.settings.seed
@@ -144,6 +145,7 @@ class DiffusionTask:
             "avila.family": "sd1",
             "avila.prediction": self.terms.prediction,
             "avila.size": str(size),
+            "avila.fixed_size": "true",  # it has seen no other
             "avila.latent_scale": "1.0",
             "avila.unet_head_channels": str(self.model.head_channels),
             "avila.text_heads": str(self.model.text.heads),
@@ -152,6 +154,7 @@ class DiffusionTask:
             "modelspec.implementation": "avila_diffusion",
             "modelspec.prediction_type": self.terms.prediction,
             "modelspec.resolution": f"{size}x{size}",
+            **self.extra,
         }
 
 

@@ -16,8 +16,10 @@ from ..config import VAEConfig
 from ..errors import RequestError
 from ..models.vae import VAE
 from .data import Dataset, generator, order
+from .discriminator import PatchDiscriminator, hinge_losses
 from .initialise import create
 from .loop import compute_dtype
+from .losses import kl_divergence, reconstruction, ssim
 from .settings import LoopSettings
 from .sheets import write_sheet
 from .state import fingerprint
@@ -37,6 +39,8 @@ class VAEModel:
     latent_channels: int = 4
 
     def __post_init__(self) -> None:
+        if not 1 <= self.latent_channels <= 64 or self.encoder_blocks < 1 or self.decoder_blocks < 1:
+            raise RequestError("model.latent_channels must be from 1 to 64, and blocks at least 1")
         for channels in (self.encoder_channels, self.decoder_channels):
             if not channels or any(width < 32 or width % 32 for width in channels):
                 raise RequestError(f"model channels are {list(channels)}; each must be a multiple of 32")
@@ -65,7 +69,8 @@ class VAELoss:
     kl: of the mean KL a latent number, in nats; it rises from 0 with the square of the step over kl_warmup steps, because
     a decoder that meets it before it has learned to look at latents learns to do without them. ssim: of 1 - SSIM.
     encoder: False trains the decoder alone, on the latents that a finished encoder gives. crop: side of random pieces to
-    train on, 0 for whole pictures.
+    train on, 0 for whole pictures. adversarial: of the verdict of a discriminator of patches, which is trained beside the
+    autoencoder; it counts from step adversarial_from on.
     """
 
     reconstruction: Literal["l1", "l2"] = "l1"
@@ -75,60 +80,84 @@ class VAELoss:
     kl_warmup: int = 1000
     encoder: bool = True
     crop: int = 0
+    adversarial: float = 0.0
+    adversarial_from: int = 0
 
 
 @dataclass(eq=False)
 class VAETask:
-    """A VAE on a data set."""
+    """A VAE on a data set. begin: an autoencoder whose weights are the first ones, of the same architecture."""
 
     model: VAEModel
     terms: VAELoss
     data: Dataset
     settings: LoopSettings
+    begin: VAE | None = None
 
     def __post_init__(self) -> None:
-        self.vae = create(lambda: VAE(self.model.config), generator(self.settings.seed, 0, 2))
+        seed = self.settings.seed
+        self.vae = create(lambda: VAE(self.model.config), generator(seed, 0, 2))
         quant = self.vae.quant_conv
         assert quant is not None and quant.bias is not None
         with torch.no_grad():  # little noise at first, else the decoder learns to do without latents and stays so
             quant.bias[self.model.latent_channels :] = FIRST_LOG_VARIANCE
+        if self.begin is not None:
+            self._take_weights(self.begin)
+        self.discriminator: PatchDiscriminator | None = None
+        if self.terms.adversarial:
+            self.discriminator = create(PatchDiscriminator, generator(seed, 1, 2))
         self._run = torch.compile(self._forward) if self.settings.compile else self._forward
-        self._order = order
+
+    def _take_weights(self, begin: VAE) -> None:
+        if begin.config != self.model.config:
+            raise RequestError(f"model.begin is {begin.config}; [model] says {self.model.config}")
+        with torch.no_grad():
+            for mine, theirs in zip(self.vae.parameters(), begin.parameters(), strict=True):
+                mine.copy_(theirs)
 
     @cached_property
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        return dict(self.vae.named_parameters())
+        trained = {
+            name: parameter
+            for name, parameter in self.vae.named_parameters()
+            if self.terms.encoder or name.startswith(("decoder.", "post_quant_conv."))
+        }
+        if self.discriminator is not None:
+            trained |= {f"discriminator.{name}": p for name, p in self.discriminator.named_parameters()}
+        return trained
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint("vae", self.model)
+        return fingerprint("vae", self.model, *(() if self.terms.encoder else ("decoder",)))
 
     def loss(self, step: int) -> dict[str, Tensor]:
-        from .losses import kl_divergence, reconstruction, ssim
-
+        terms = self.terms
         rng = generator(self.settings.seed, step)
         pictures = self._pictures(step, rng)
         scale = self.model.config.scale
         shape = (len(pictures), self.model.latent_channels, *(side // scale for side in pictures.shape[2:]))
-        made, kl = self._run(pictures, torch.randn(shape, generator=rng), kl_divergence)
-        terms = self.terms
+        made, kl = self._run(pictures, torch.randn(shape, generator=rng))
         rising = min(step / terms.kl_warmup, 1.0) if terms.kl_warmup else 1.0
         losses = {
             "reconstruction": reconstruction(made, pictures, terms.reconstruction, terms.scales),
             "kl": kl,
             "ssim": 1 - ssim(made, pictures).mean() if terms.ssim else torch.zeros(()),
         }
-        losses["loss"] = losses["reconstruction"] + terms.ssim * losses["ssim"] + terms.kl * rising**2 * kl
-        return losses
+        total = losses["reconstruction"] + terms.ssim * losses["ssim"] + terms.kl * rising**2 * kl
+        if self.discriminator is not None:
+            fooled, caught = hinge_losses(self.discriminator, made, pictures)
+            losses |= {"fooled": fooled, "caught": caught}
+            total = total + caught + (terms.adversarial * fooled if step >= terms.adversarial_from else 0.0)
+        return losses | {"loss": total}
 
-    def _forward(self, pictures: Tensor, noise: Tensor, divergence) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    def _forward(self, pictures: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         dtype = compute_dtype(self.settings)
         latents = self.vae.encode(pictures.to(dtype))
         z = latents.sample(noise.to(dtype))
-        return self.vae.decode(z).to(pictures.dtype), divergence(latents).float().mean()
+        return self.vae.decode(z).to(pictures.dtype), kl_divergence(latents).float().mean()
 
     def _pictures(self, step: int, rng: torch.Generator) -> Tensor:
-        indices = self._order(len(self.data), self.settings.batch, step, self.settings.seed)
+        indices = order(len(self.data), self.settings.batch, step, self.settings.seed)
         pictures = self.data.pictures(indices)
         side = self.terms.crop
         if side and side < self.data.size:
@@ -146,4 +175,4 @@ class VAETask:
         write_sheet(path, torch.stack([pictures, made], dim=1).flatten(0, 1), columns=12)
 
     def export(self, path: Path) -> None:
-        write_safetensors(path, {name: p.detach().contiguous() for name, p in self.parameters.items()})
+        write_safetensors(path, {name: p.detach().contiguous() for name, p in self.vae.named_parameters()})
