@@ -139,6 +139,7 @@ class AvilaDiffusion:
     def bundled(
         cls,
         *,
+        lora: LoraGiven | Sequence[LoraGiven] | None = None,
         device: str = "auto",
         dtype: str = "auto",
         threads: int | None = None,
@@ -153,7 +154,9 @@ class AvilaDiffusion:
         cls(**defaults)  # refuses what only with_model takes, such as another VAE
         from .checkpoint.bundled import bundled_model
 
-        return cls.with_model(bundled_model(), device=device, dtype=dtype, threads=threads, mmap=mmap, **defaults)
+        return cls.with_model(
+            bundled_model(), lora=lora, device=device, dtype=dtype, threads=threads, mmap=mmap, **defaults
+        )
 
     @property
     def report(self) -> LoadReport | None:

@@ -169,6 +169,8 @@ def test_plain_model_options_are_left_to_the_engine(engine: FlatEngine) -> None:
 def test_a_lora_and_its_weight(engine: FlatEngine, text: str, name: str, weight: float) -> None:
     assert main(["generate", "cat", "-m", "dream", "--lora", text]) == 0
     assert engine.options["lora"] == [(Path("found") / "lora" / name, weight)]
+    assert main(["generate", "cat", "--lora", text]) == 0  # of the bundled model
+    assert engine.options["lora"] == [(Path("found") / "lora" / name, weight)]
 
 
 def test_a_named_file_is_written_and_replaced(
@@ -246,7 +248,7 @@ def test_quiet_is_silent(engine: FlatEngine, capsys: pytest.CaptureFixture[str])
         (["generate", "a", "--step", "3"], "--step"),
         (["generate", "a", "-m", "x", "--procedural"], "--procedural"),
         (["generate", "a", "--vae", "x"], "--vae only means something with a checkpoint"),
-        (["generate", "a", "--lora", "x"], "--lora only means something with a checkpoint"),
+        (["generate", "a", "--lora", "x", "--procedural"], "--lora only means something with a checkpoint"),
         (["generate", "a", "-t", "0"], "threads is 0"),
         (["generate", "a", "-o", "a.jpg"], "a.png"),
         (["generate", "a", "-o", ""], "empty name"),

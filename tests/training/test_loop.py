@@ -180,7 +180,7 @@ def test_muon_turns_by_orthogonal_steps_of_the_stated_size() -> None:
     )
     weight = nn.Parameter(torch.zeros(24, 40))
     trained = Trained.begin({"layer.weight": weight}, averaged=False)
-    optimize(trained, [matrix[0]], 0, settings)
+    optimize(trained, {"layer.weight": matrix[0]}, 0, settings)
     # a matrix with singular values near 1 has root-mean-square near 1 / sqrt(longer side); times 0.2 sqrt(longer side)
     assert 0.7 * 0.1 * 0.2 < float(weight.detach().square().mean().sqrt()) < 1.3 * 0.1 * 0.2
 
@@ -191,7 +191,8 @@ def test_muon_leaves_tables_and_vectors_to_adamw() -> None:
     )
     weights = {name: nn.Parameter(torch.zeros(4, 4)) for name in ("token_embedding.weight", "to_q.weight")}
     trained = Trained.begin({**weights, "bias": nn.Parameter(torch.zeros(4))}, averaged=False)
-    gradients = [torch.diag(torch.tensor([1.0, 2, 3, 4])), torch.eye(4), torch.ones(4)]
+    values = (torch.diag(torch.tensor([1.0, 2, 3, 4])), torch.eye(4), torch.ones(4))
+    gradients = dict(zip(trained.weight, values, strict=True))
     optimize(trained, gradients, 0, settings)
     table = weights["token_embedding.weight"].detach()
     torch.testing.assert_close(table, -0.1 * torch.eye(4), rtol=1e-5, atol=1e-6)

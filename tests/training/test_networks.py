@@ -13,6 +13,7 @@ from diffusers import UNet2DConditionModel
 from avila_diffusion import AvilaDiffusion
 from avila_diffusion.checkpoint.keys import unet_from_diffusers
 from avila_diffusion.checkpoint.load import load_model
+from avila_diffusion.models.layers import Linear
 from avila_diffusion.models.unet import UNet
 from avila_diffusion.models.vae import VAE
 from avila_diffusion.training.data import generator
@@ -20,7 +21,8 @@ from avila_diffusion.training.initialise import create
 from avila_diffusion.training.latents import Latents, encode, read_vae, standardise
 from avila_diffusion.training.loop import Trainer
 from avila_diffusion.training.losses import target
-from avila_diffusion.training.unet import Captions, spread_timesteps, tokenize
+from avila_diffusion.training.state import Trained
+from avila_diffusion.training.unet import Captions, spread_timesteps, tell, tokenize
 
 from .conftest import SMALL_UNET, SMALL_VAE
 
@@ -73,6 +75,33 @@ def test_the_denoising_loss_by_hand(unet_task: Make, loop: Make) -> None:
     weights = torch.minimum(sigma**-2, torch.tensor(5.0)) / (sigma**-2 + 1)
     expected = (weights * wanted.square().mean(dim=(1, 2, 3))).mean()
     torch.testing.assert_close(task.loss(3)["loss"], expected)
+
+
+def test_the_head_teaches_the_text_tower_alone_at_first(unet_task: Make, loop: Make, tmp_path: Path) -> None:
+    settings = loop(steps=12, batch=8, ema=0.0, learning_rate=0.01, warmup=0, decay=0.0)
+    task = unet_task(settings, text_head=0.5, text_first=11, caption_dropout=0.25)
+    first = {name: p.detach().clone() for name, p in task.parameters.items()}
+    trainer = Trainer(task, settings, tmp_path / "state", tmp_path / "out.safetensors")
+    trained = Trained.begin(task.parameters, averaged=False)
+    rows = [trainer._step(trained, step) for step in range(11)]
+    assert rows[-1]["text"] < 0.8 * rows[0]["text"]
+    for name, parameter in task.parameters.items():
+        assert torch.equal(parameter, first[name]) is name.startswith("unet."), name
+    both = trainer._step(trained, 11)
+    assert both["loss"] == pytest.approx(both["denoising"] + 0.5 * both["text"])
+    assert any(not torch.equal(p, first[name]) for name, p in task.parameters.items() if name.startswith("unet."))
+    task.export(tmp_path / "out.safetensors")
+    assert not load_model(tmp_path / "out.safetensors").report.unknown
+
+
+def test_the_second_loss_by_hand() -> None:
+    """Two texts, one of them empty; the head sees the mean of the features from the end token on."""
+    head = create(lambda: Linear(2, 4), generator(0, 0))
+    tokens = torch.tensor([[49406, 320, 49407, 49407], [49406, 49407, 49407, 49407]])
+    context, x0 = torch.randn(2, 4, 2, generator=generator(0, 1)), torch.randn(2, 1, 4, 4, generator=generator(0, 2))
+    wanted = x0[0].reshape(2, 2, 2, 2).mean(dim=(1, 3)).flatten()
+    expected = (head(context[0, 2:].mean(dim=0)) - wanted).square().mean()
+    torch.testing.assert_close(tell(head, context, tokens, x0), expected)
 
 
 def test_bfloat16_is_near_float32_in_loss_and_gradient(unet_task: Make, loop: Make) -> None:

@@ -152,7 +152,8 @@ def _request(options: argparse.Namespace) -> GenerateRequest:
     if options.model is not None and options.procedural:
         raise RequestError("--procedural draws without a model; leave out -m or --procedural")
     if options.model is None:
-        given = [f"--{name.replace('_', '-')}" for name in MODEL_OPTIONS if getattr(options, name) is not None]
+        named = MODEL_OPTIONS if options.procedural else [name for name in MODEL_OPTIONS if name != "lora"]
+        given = [f"--{name.replace('_', '-')}" for name in named if getattr(options, name) is not None]
         if given:
             raise RequestError(f"{', '.join(given)} only means something with a checkpoint of yours; add -m FILE")
     if options.threads is not None and options.threads < 1:
@@ -179,7 +180,7 @@ def _engine(options: argparse.Namespace, display: ProgressDisplay) -> tuple[Avil
     towers = [find_model(text, "text_encoder", folders) for text in options.text_encoder or ()]
     loras = [(find_model(name, "lora", folders), weight) for name, weight in map(_split_weight, options.lora or ())]
     added = "".join(f", {file} x {weight:g}" for file, weight in loras)
-    display.say(BUNDLED if options.model is None else f"loading {path}{added}")
+    display.say(f"{BUNDLED}{added}" if options.model is None else f"loading {path}{added}")
     engine = AvilaDiffusion.with_model(
         path,
         vae=vae,

@@ -113,7 +113,9 @@ class Trainer:
         losses = self.task.loss(step)
         parameters = list(trained.weight.values())
         gradients = torch.autograd.grad(losses["loss"], parameters, allow_unused=True)
-        kept = [_laid_out_as(p, g) for g, p in zip(gradients, parameters, strict=True)]
+        pairs = zip(trained.weight.items(), gradients, strict=True)
+        moved = {name: _laid_out_as(p, g) for (name, p), g in pairs if g is not None}
+        kept = list(moved.values())
         norm = torch.nn.utils.get_total_norm(kept)
         values = {name: float(loss.detach()) for name, loss in losses.items()} | {"gradient": float(norm)}
         if not all(map(math.isfinite, values.values())):
@@ -121,7 +123,7 @@ class Trainer:
             raise NotFinite(f"the loss is not finite at step {step + 1:,}; lower train.learning_rate, or use float32")
         if settings.clip:
             torch._foreach_mul_(kept, min(settings.clip / (float(norm) + 1e-6), 1.0))
-        optimize(trained, kept, step, settings)
+        optimize(trained, moved, step, settings)
         if settings.ema:
             update_average(trained, step, settings.ema)
         return values
@@ -163,10 +165,8 @@ class _Window:
         return Report(step, settings.steps, means, settings.rate(step - 1), self.batch / max(each, 1e-9), each)
 
 
-def _laid_out_as(parameter: Tensor, gradient: Tensor | None) -> Tensor:
+def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
     """The gradient in the memory layout of its parameter: the fused optimizer walks both by address, not by index."""
-    if gradient is None:
-        return torch.zeros_like(parameter)
     if gradient.stride() == parameter.stride():
         return gradient
     return torch.empty_like(parameter).copy_(gradient)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -12,16 +12,15 @@ from .settings import LoopSettings
 from .state import Trained
 
 MUON_MOMENTUM = 0.95
-TABLES = ("embedding", "input_blocks.0.0.", "out.2.", "conv_in", "conv_out")
+TABLES = ("embedding", "input_blocks.0.0.", "out.2.", "conv_in", "conv_out", "head.")
 """Names of what muon leaves to adamw: tables of vectors, and the layers at a network's ends."""
 
 
-def optimize(trained: Trained, gradients: Sequence[Tensor], step: int, settings: LoopSettings) -> None:
-    """One step, from 0, in place. gradients: in the order of the weights, in their memory layout."""
-    named = dict(zip(trained.weight, gradients, strict=True))
-    turned = {name for name in named if settings.optimizer == "muon" and is_matrix(name, named[name])}
-    adamw(trained, {name: grad for name, grad in named.items() if name not in turned}, step, settings)
-    muon(trained, {name: grad for name, grad in named.items() if name in turned}, step, settings)
+def optimize(trained: Trained, gradients: Mapping[str, Tensor], step: int, settings: LoopSettings) -> None:
+    """One step, from 0, in place, of the weights that have a gradient; in their memory layout."""
+    turned = {name for name, g in gradients.items() if settings.optimizer == "muon" and is_matrix(name, g)}
+    adamw(trained, {name: grad for name, grad in gradients.items() if name not in turned}, step, settings)
+    muon(trained, {name: grad for name, grad in gradients.items() if name in turned}, step, settings)
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoint.safetensors import write_safetensors
 from ..config import LatentConfig, ModelSpec, NoiseConfig, TextEncoderSpec
 from ..errors import RequestError
 from ..models.clip import ClipTextModel
+from ..models.layers import Linear
 from ..models.unet import UNet
 from ..models.vae import VAE
 from ..sampling.schedules import NoiseTable
@@ -36,13 +38,20 @@ LENGTH = 77
 @dataclass(frozen=True, kw_only=True)
 class DiffusionLoss:
     """prediction: what the network answers. min_snr: gamma of the weights, None for none. caption_dropout: share of the
-    pictures that are trained without caption, for classifier-free guidance. sample_prompts, sample_guidance,
-    sample_steps: of the sheets.
+    pictures that are trained without caption, for classifier-free guidance.
+
+    text_head: weight of a second loss, for text towers that begin from nothing: a linear head tells the picture's latent,
+    halved, from the tower's features behind the text. The tower so learns what words look like long before the UNet listens
+    to it; the head is not exported. text_first: so many steps at the beginning are of that alone.
+
+    sample_prompts, sample_guidance, sample_steps: of the sheets.
     """
 
     prediction: Literal["epsilon", "v"] = "v"
     min_snr: float | None = None
     caption_dropout: float = 0.1
+    text_head: float = 0.0
+    text_first: int = 0
     sample_prompts: tuple[str, ...] = ()
     sample_guidance: float = 4.0
     sample_steps: int = 20
@@ -68,18 +77,26 @@ class DiffusionTask:
         seed = self.settings.seed
         self.unet = create(lambda: UNet(self.model.unet), generator(seed, 0, 2))
         self.text = create(lambda: ClipTextModel(self.model.text), generator(seed, 0, 3))
+        self.head: Linear | None = None
+        if self.terms.text_head:
+            told = halve(self.latents.mean[:1]).numel()
+            self.head = create(lambda: Linear(self.model.text_width, told), generator(seed, 0, 6))
         self.table = NoiseTable.from_config(NoiseConfig(prediction=self.terms.prediction))
         self.tokens = Captions([item.captions for item in self.data.items])
-        self._predict = torch.compile(self._forward) if self.settings.compile else self._forward
+        compiled = self.settings.compile
+        self._predict = torch.compile(self._forward) if compiled else self._forward
+        self._tell = torch.compile(self._text_alone) if compiled else self._text_alone
 
     @cached_property
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        networks = {"unet": self.unet, "text": self.text}
+        networks: dict[str, nn.Module] = {"unet": self.unet, "text": self.text}
+        if self.head is not None:
+            networks["head"] = self.head
         return {f"{kind}.{name}": p for kind, network in networks.items() for name, p in network.named_parameters()}
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint("unet", self.model, self.terms.prediction)
+        return fingerprint("unet", self.model, self.terms.prediction, *(("head",) if self.terms.text_head else ()))
 
     def loss(self, step: int) -> dict[str, Tensor]:
         settings = self.settings
@@ -90,16 +107,28 @@ class DiffusionTask:
         t = spread_timesteps(settings.batch, len(self.table.sigmas), rng)
         sigma = self.table.t_to_sigma(t).float()
         tokens = self.tokens.draw(indices, self.terms.caption_dropout, rng)
-        answer = self._predict(add_noise(x0, noise, sigma), t.float(), tokens)
+        if self.head is not None and step < self.terms.text_first:
+            told = self._tell(tokens, x0)
+            return {"loss": told, "text": told.detach()}
+        answer, told = self._predict(add_noise(x0, noise, sigma), t.float(), tokens, x0)
         wanted = target(x0, noise, sigma, self.terms.prediction)
         errors = (answer - wanted).square().mean(dim=(1, 2, 3))
-        return {"loss": (errors * min_snr_weight(sigma, self.terms.prediction, self.terms.min_snr)).mean()}
+        denoising = (errors * min_snr_weight(sigma, self.terms.prediction, self.terms.min_snr)).mean()
+        if self.head is None:
+            return {"loss": denoising}
+        return {"loss": denoising + self.terms.text_head * told, "denoising": denoising, "text": told}
 
-    def _forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+    def _forward(self, x: Tensor, t: Tensor, tokens: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's answer, and the second loss, which is 0 without a head."""
         dtype = compute_dtype(self.settings)
         context = self.text(tokens, dtype=dtype).hidden
         answer: Tensor = self.unet(x.to(dtype), t, context)
-        return answer.to(x.dtype)
+        told = x.new_zeros(()) if self.head is None else tell(self.head, context, tokens, x0)
+        return answer.to(x.dtype), told
+
+    def _text_alone(self, tokens: Tensor, x0: Tensor) -> Tensor:
+        assert self.head is not None
+        return tell(self.head, self.text(tokens, dtype=compute_dtype(self.settings)).hidden, tokens, x0)
 
     @property
     def spec(self) -> ModelSpec:
@@ -156,6 +185,23 @@ class DiffusionTask:
             "modelspec.resolution": f"{size}x{size}",
             **self.extra,
         }
+
+
+def halve(latents: Tensor) -> Tensor:
+    """Latents at half their size, as the head tells them; (batch, channels · h/2 · w/2)."""
+    return F.avg_pool2d(latents, 2).flatten(1)
+
+
+def tell(head: Linear, context: Tensor, tokens: Tensor, x0: Tensor) -> Tensor:
+    """Mean squared error of the head on the mean feature from each text's end on, where every place has seen all of it.
+
+    Texts that were dropped say nothing, and are left out.
+    """
+    end = (tokens == tokens.amax(dim=1, keepdim=True)).to(context.dtype)[..., None]
+    features = (context * end).sum(dim=1) / end.sum(dim=1)
+    error = (head(features).to(x0.dtype) - halve(x0)).square().mean(dim=1)
+    said = (tokens[:, 1] != tokens.amax(dim=1)).to(error.dtype)
+    return (error * said).sum() / said.sum().clamp(min=1.0)
 
 
 class Captions:
