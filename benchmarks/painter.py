@@ -127,6 +127,8 @@ class Painter:
         for index, prompt in enumerate(prompts):
             result = engine.text_to_image(
                 prompt,
+                width=self.model.spec.size,
+                height=self.model.spec.size,
                 seed=settings.seed + index,
                 steps=settings.steps,
                 guidance_scale=settings.guidance,

@@ -346,7 +346,7 @@ def table(record: Row, depth: int = 0) -> list[str]:
     return lines
 
 
-def measure(painter: Painter, folder: Path, settings: Settings, prompts: int, swept: bool) -> Row:
+def measure(painter: Painter, folder: Path, settings: Settings, prompts: int, swept: int) -> Row:
     """All figures."""
     library, held = Pictures.read(folder, "metadata.jsonl"), Pictures.read(folder, "heldout.jsonl")
     rng = np.random.default_rng(settings.seed)
@@ -376,7 +376,8 @@ def measure(painter: Painter, folder: Path, settings: Settings, prompts: int, sw
     record["composition"] = measure_composition(painter, judges, combos, settings)
     record["diversity"] = measure_diversity(painter, library, settings)
     if swept:
-        record["sweep"] = sweep(painter, finder, chosen.rows[:SWEEP_PROMPTS], judges, combos, settings)
+        some_combos = Pictures(combos.rows[:swept], combos.pixels[:swept])
+        record["sweep"] = sweep(painter, finder, chosen.rows[:swept], judges, some_combos, settings)
     return record
 
 
@@ -394,7 +395,13 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--sampler", default="DPM++ 2M")
     parser.add_argument(
-        "--sweep", action="store_true", help="also against guidance and steps; takes about as long again"
+        "--sweep",
+        type=int,
+        nargs="?",
+        default=0,
+        const=SWEEP_PROMPTS,
+        metavar="N",
+        help=f"also against guidance and steps, on N emoji ({SWEEP_PROMPTS}) and as many unseen colours, at most all",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the first picture, and of what is chosen")
     parser.add_argument("--threads", type=int, default=2, help="torch's threads, default 2")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 LoraGiven = str | Path | tuple[str | Path, float]
 """A LoRA file by its path or name, or that and its weight."""
+MOST_WEIGHT = 1e6
+"""Of a LoRA; a picture is noise long before."""
 PROMPTS = ("prompt", "negative_prompt")
 
 
@@ -230,7 +232,7 @@ def _loras_of(value: object) -> list[tuple[str, float]]:
         number = float(weight)
     except OverflowError:
         number = math.inf
-    if not math.isfinite(number):
+    if not abs(number) <= MOST_WEIGHT:
         raise RequestError(f"the weight of LoRA {name} is {number}; it must be a number such as 0.8")
     return [(_name_of("a LoRA", name), number)]
 

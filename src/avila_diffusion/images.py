@@ -182,7 +182,7 @@ def drawing_size(width: int, height: int, size: int) -> tuple[int, int]:
 
     About as many pixels in all, in multiples of 8, as near to the asked proportions as they come.
 
-    >>> drawing_size(512, 512, 128), drawing_size(768, 512, 128), drawing_size(1080, 1920, 128)
+    >>> drawing_size(512, 500, 128), drawing_size(768, 512, 128), drawing_size(1080, 1920, 128)
     ((128, 128), (168, 112), (104, 184))
 
     Raises RequestError for a picture more than four times as long as it is wide.
@@ -196,9 +196,10 @@ def drawing_size(width: int, height: int, size: int) -> tuple[int, int]:
     sides = range(size // 2 // MULTIPLE * MULTIPLE, 2 * size + 1, MULTIPLE)
     near = [(across, down) for across in sides for down in sides if abs(across * down / size**2 - 1) <= 0.2]
 
-    def distance(sides: tuple[int, int]) -> tuple[float, float]:
+    def distance(sides: tuple[int, int]) -> float:
         across, down = sides
-        return abs(math.log(across * height / (down * width))), abs(math.log(across * down / size**2))
+        # Proportions before area, which only decides between much the same ones.
+        return abs(math.log(across * height / (down * width))) + 0.05 * abs(math.log(across * down / size**2))
 
     return min(near, key=distance)
 

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from avila_diffusion.errors import FileProblem, RequestError
+from avila_diffusion.errors import AvilaError, FileProblem, RequestError
 from avila_diffusion.images import Image
+from avila_diffusion.training.architectures import DiffusionModel
 from avila_diffusion.training.data import Dataset, generator, read_dataset
 from avila_diffusion.training.recipes import make_trainer, read_recipe
 from avila_diffusion.training.settings import LoopSettings, read_settings
+from avila_diffusion.training.unet import DenoisingLoss, DiffusionLoss
+from avila_diffusion.training.vae import VAELoss
 
 
 def picture(path: Path, width: int = 40, height: int = 24) -> Path:
@@ -122,14 +125,14 @@ def test_settings_take_whole_numbers_for_fractions() -> None:
         ("train = 1", "expected a table"),
         ("outt = 'x'\n[train]\nsteps=1\nbatch=1", "means nothing"),
         ("[train]\nsteps=1\nbatch=1", "needs out"),
-        ("out='o'\nstate='s'\n[train]\nsteps=1\nbatch=1\n[data]\nfolder='f'\nsize=64", "encoder_channels"),
+        ("out='o.safetensors'\nstate='s'\n[train]\nsteps=1\nbatch=1\n[data]\nfolder='f'\nsize=64", "encoder_channels"),
         (
-            "out='o'\nstate='s'\n[train]\nsteps=1\nbatch=1\n[data]\nfolder='f'\nsize=64\n"
+            "out='o.safetensors'\nstate='s'\n[train]\nsteps=1\nbatch=1\n[data]\nfolder='f'\nsize=64\n"
             "[model]\nencoder_channels=[48]\ndecoder_channels=[32]",
             "multiple of 32",
         ),
         (
-            "out='o'\nstate='s'\n[train]\nsteps=1\nbatch=1\n[data]\nfolder='f'\nsize=64\n"
+            "out='o.safetensors'\nstate='s'\n[train]\nsteps=1\nbatch=1\n[data]\nfolder='f'\nsize=64\n"
             "[model]\nencoder_channels=[32]\ndecoder_channels=[32]",
             "is not a folder",
         ),
@@ -145,3 +148,82 @@ def test_recipes_that_cannot_be_used(tmp_path: Path, text: str, said: str) -> No
 def test_a_missing_recipe_is_said(tmp_path: Path) -> None:
     with pytest.raises(FileProblem, match="cannot be read"):
         read_recipe(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("kind", "table"),
+    [
+        (VAELoss, {"scales": 0}),
+        (VAELoss, {"kl": -1}),
+        (VAELoss, {"crop": -4}),
+        (VAELoss, {"kl_warmup": -3}),
+        (DenoisingLoss, {"min_snr": -1.0}),
+        (DenoisingLoss, {"min_snr": 0}),
+        (DenoisingLoss, {"caption_dropout": 1.5}),
+        (DiffusionLoss, {"text_head": -1}),
+        (DiffusionLoss, {"text_first": 5}),
+        (DiffusionModel, {"channels": [32], "transformers": [1], "text_layers": 0}),
+        (DiffusionModel, {"channels": [32], "transformers": [1], "blocks": -1}),
+        (DiffusionModel, {"channels": [32], "transformers": [1], "head_channels": -32}),
+        (LoopSettings, {"steps": 1, "batch": 1, "seed": -1}),
+        (LoopSettings, {"steps": 1, "batch": 1, "minutes": -5.0}),
+    ],
+)
+def test_numbers_out_of_range(kind: type, table: dict[str, object]) -> None:
+    with pytest.raises(RequestError, match=r"must be (from|at least)"):
+        read_settings(kind, table, "loss")
+
+
+def test_nothing_left_to_train_on_is_said(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    with pytest.raises(FileProblem, match="none of 1 pictures"):
+        read_dataset(tmp_path, 16).split(0.999999)
+
+
+def test_captions_may_hold_what_ends_lines_elsewhere(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "one\u2028two\u0085"}\n', encoding="utf-8")
+    assert read_dataset(tmp_path, 16).items[0].captions == ("one\u2028two\u0085",)
+
+
+RECIPE = """
+out = "{out}"
+state = "state"
+data = {{ folder = "pictures", size = {size} }}
+model = {{ encoder_channels = [32, 32], decoder_channels = [32, 32]{more} }}
+train = {{ steps = 1, batch = 1 }}
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"out": "x.png"}, r"must end in \.safetensors"),
+        ({"out": "folder.safetensors"}, "is a folder"),
+        ({"out": "state/state.safetensors"}, "which the run reads from"),
+        ({"out": "b.safetensors", "more": ', begin = "b.safetensors"'}, "which the run reads from"),
+        ({"out": "pictures/a.png/x.safetensors"}, "cannot be written"),
+        ({"out": "x" * 300 + ".safetensors"}, "cannot be written"),
+        ({"out": "a\\u0000.safetensors"}, "needs out"),
+        ({"more": ', begin = "none.safetensors"'}, "none.safetensors"),
+    ],
+)
+def test_results_that_could_not_be_written_are_refused_first(
+    tmp_path: Path, changes: dict[str, str], said: str
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "folder.safetensors").mkdir()
+    picture(tmp_path / "pictures" / "a.png")
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE.format(**{"out": "out.safetensors", "size": 16, "more": "", **changes}), encoding="utf-8")
+    with pytest.raises(AvilaError, match=said):
+        make_trainer("vae", read_recipe(path))
+
+
+def test_a_folder_for_the_result_is_made(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    picture(tmp_path / "pictures" / "a.png")
+    path = tmp_path / "recipe.toml"
+    path.write_text("\ufeff" + RECIPE.format(out="deep/☃.safetensors", size=16, more=""), encoding="utf-8")
+    list(make_trainer("vae", read_recipe(path)).run())
+    assert (tmp_path / "deep" / "☃.safetensors").is_file()

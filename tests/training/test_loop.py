@@ -18,7 +18,7 @@ from torch import nn
 
 from avila_diffusion.checkpoint.safetensors import TensorFile
 from avila_diffusion.errors import Cancelled, FileProblem, NotFinite
-from avila_diffusion.training.data import generator, order
+from avila_diffusion.training.data import generator, order, read_dataset
 from avila_diffusion.training.loop import Trainer, averaged, update_average
 from avila_diffusion.training.optimizers import optimize, orthogonalise
 from avila_diffusion.training.settings import LoopSettings
@@ -229,13 +229,62 @@ def test_the_learning_rate_rises_stays_and_falls() -> None:
     assert [settings.rate(step) for step in (0, 4, 9, 50, 80, 90, 99)] == pytest.approx([0.2, 1, 2, 2, 2, 1, 0.1])
 
 
-def test_a_loss_that_is_no_number_keeps_the_state_before_it(loop: Make, tmp_path: Path) -> None:
-    settings, task = loop(steps=5), Plain()
+def test_a_loss_that_is_no_number_leaves_the_kept_state_alone(loop: Make, tmp_path: Path) -> None:
+    settings, task = loop(steps=5, keep_every=2), Plain()
     task.broken_at = 3
     with pytest.raises(NotFinite, match="not finite at step 4"):
         list(Trainer(task, settings, tmp_path / "state", tmp_path / "out").run())
+    with TensorFile(tmp_path / "state" / "state.safetensors") as file:
+        assert file.header.metadata["step"] == "2"
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_runs_do_not_share_a_state_folder(loop: Make, tmp_path: Path) -> None:
+    settings = loop(steps=40)
+    one = Trainer(Plain(), settings, tmp_path / "state", tmp_path / "out").run()
+    next(one)
+    with pytest.raises(FileProblem, match="another run is using"):
+        list(Trainer(Plain(), settings, tmp_path / "state", tmp_path / "out").run())
+    assert list(one)[-1].step == 40
+    list(Trainer(Plain(), settings, tmp_path / "state", tmp_path / "out").run())
+
+
+@pytest.mark.parametrize("damage", [b"", b"12345678", b"\xff" * 400])
+def test_a_damaged_state_is_said_to_be_one(loop: Make, tmp_path: Path, damage: bytes) -> None:
+    settings = loop(steps=2)
+    list(Trainer(Plain(), settings, tmp_path / "state", tmp_path / "out").run())
+    (tmp_path / "state" / "state.safetensors").write_bytes(damage)
+    with pytest.raises(FileProblem, match=r"damaged; delete .*state to begin anew"):
+        list(Trainer(Plain(), settings, tmp_path / "state", tmp_path / "out").run())
+
+
+def test_a_torn_history_costs_its_tail_only(loop: Make, tmp_path: Path) -> None:
+    list(Trainer(Plain(), loop(steps=40), tmp_path / "state", tmp_path / "out").run())
+    path = tmp_path / "state" / "history.jsonl"
+    path.write_text(path.read_text()[:-10])
+    list(Trainer(Plain(), loop(steps=60), tmp_path / "state", tmp_path / "out").run())
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [20, 60]
+
+
+def test_an_average_that_comes_later_begins_as_the_weights(loop: Make, tmp_path: Path) -> None:
+    list(Trainer(Plain(), loop(steps=3, ema=0.0), tmp_path / "state", tmp_path / "out").run())
+    task = Plain()
+    list(Trainer(task, loop(steps=4, ema=0.9), tmp_path / "state", tmp_path / "out").run())
     kept = tensors(tmp_path / "state" / "state.safetensors")
-    assert all(bool(tensor.isfinite().all()) for tensor in kept.values())
+    assert float((kept["average.kernel"] - kept["weight.kernel"]).abs().max()) < 0.1
+
+
+@pytest.mark.parametrize("change", [{"optimizer": "muon"}, {"size": 40}])
+def test_a_run_with_another_optimizer_or_other_data_is_refused(
+    loop: Make, vae_task: Make, pictures: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    settings = loop(steps=1)
+    list(Trainer(vae_task(settings), settings, tmp_path / "state", tmp_path / "out.safetensors").run())
+    other = loop(steps=2, **{name: value for name, value in change.items() if name == "optimizer"})
+    task = vae_task(other)
+    task.data = read_dataset(pictures, change.get("size", 32))
+    with pytest.raises(FileProblem, match="another model, optimizer or data"):
+        list(Trainer(task, other, tmp_path / "state", tmp_path / "out.safetensors").run())
 
 
 def test_the_time_limit_keeps_the_state(loop: Make, tmp_path: Path) -> None:

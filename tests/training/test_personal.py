@@ -21,7 +21,7 @@ from avila_diffusion.training.embedding import EmbeddingModel, EmbeddingTask
 from avila_diffusion.training.loop import Trainer
 from avila_diffusion.training.lora import LoraModel, LoraTask
 from avila_diffusion.training.personal import Personal
-from avila_diffusion.training.unet import DiffusionLoss
+from avila_diffusion.training.unet import DenoisingLoss
 
 Make = Callable[..., Any]
 
@@ -32,7 +32,7 @@ def whole(pictures: Path) -> Dataset:
 
 
 def personal(model: Model, data: Dataset, settings: Any, text: bool = False) -> Personal:
-    return Personal(model, DiffusionLoss(sample_steps=2, sample_prompts=("a square",)), data, settings, text)
+    return Personal(model, DenoisingLoss(sample_steps=2, sample_prompts=("a square",)), data, settings, text)
 
 
 def answer(model: Model) -> torch.Tensor:
@@ -155,7 +155,30 @@ def test_models_that_want_a_picture_are_refused(tiny_state: Make, whole: Dataset
         personal(load_model(path), whole, loop())
 
 
-@pytest.mark.parametrize("changes", [{"rank": 0}, {"rank": 9999}])
-def test_ranks_out_of_range(changes: dict[str, int]) -> None:
-    with pytest.raises(RequestError, match="must be from 1 to 1024"):
+@pytest.mark.parametrize("changes", [{"rank": 0}, {"rank": 9999}, {"alpha": 0.0}, {"alpha": -1.0}])
+def test_ranks_and_alphas_out_of_range(changes: dict[str, int]) -> None:
+    with pytest.raises(RequestError, match="must be from"):
         LoraModel(**changes)  # type: ignore[arg-type]
+
+
+def test_words_are_whole_words(tiny_checkpoint: Make, whole: Dataset, loop: Make) -> None:
+    part = personal(load_model(tiny_checkpoint("sd1")), whole, loop())
+    with pytest.raises(RequestError, match="no caption has the word"):
+        EmbeddingTask(EmbeddingModel(word="squar"), part)
+    task = EmbeddingTask(EmbeddingModel(word="square", vectors=1), part)
+    first = len(clip_tokenizer())
+    assert [task.read(text).count(first) for text in ("a Square.", "squares", "square square", "")] == [1, 0, 2, 0]
+
+
+@pytest.mark.parametrize("begin", ["", "one two three four five"])
+def test_beginnings_that_do_not_fit_the_vectors(begin: str) -> None:
+    with pytest.raises(RequestError, match="tokens; expected 1 to 4"):
+        EmbeddingModel(word="x", begin=begin)
+
+
+def test_settings_that_mean_nothing_here_are_refused(tiny_checkpoint: Make, pictures: Path, loop: Make) -> None:
+    model = load_model(tiny_checkpoint("sd1"))
+    with pytest.raises(Unsupported, match="compile"):
+        personal(model, read_dataset(pictures, 64), loop(compile=True))
+    with pytest.raises(RequestError, match="at least 64"):
+        personal(model, read_dataset(pictures, 56), loop())

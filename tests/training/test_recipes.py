@@ -15,13 +15,13 @@ from avila_diffusion.training.embedding import EmbeddingModel
 from avila_diffusion.training.lora import LoraModel
 from avila_diffusion.training.recipes import DataSettings, read_recipe
 from avila_diffusion.training.settings import LoopSettings, read_settings
-from avila_diffusion.training.unet import DiffusionLoss
+from avila_diffusion.training.unet import DenoisingLoss, DiffusionLoss
 from avila_diffusion.training.vae import VAELoss, VAEModel
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KINDS: dict[str, tuple[type, type]] = {
-    "lora": (LoraModel, DiffusionLoss),
-    "embedding": (EmbeddingModel, DiffusionLoss),
+    "lora": (LoraModel, DenoisingLoss),
+    "embedding": (EmbeddingModel, DenoisingLoss),
     "vae": (VAEModel, VAELoss),
     "unet": (DiffusionModel, DiffusionLoss),
 }
@@ -72,7 +72,7 @@ def test_the_tables_of_the_documentation() -> None:
     for kind, tables in (("lora", lora), ("embedding", embedding), ("vae", vae), ("unet", unet)):
         check(tables, kind)
     described = set(re.findall(r"^(\w+) = ", text, re.M))
-    for kind in (
+    for described_kind in (
         LoopSettings,
         DataSettings,
         LoraModel,
@@ -82,4 +82,4 @@ def test_the_tables_of_the_documentation() -> None:
         DiffusionModel,
         DiffusionLoss,
     ):
-        assert set(kind.__dataclass_fields__) - {"latent_channels"} <= described  # type: ignore[attr-defined]
+        assert set(described_kind.__dataclass_fields__) - {"latent_channels"} <= described  # type: ignore[attr-defined]

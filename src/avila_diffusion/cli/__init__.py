@@ -54,7 +54,7 @@ def _answer(argv: list[str]) -> int:
         return _fail(one_line(error), 1)
     except Exception as error:
         if _is_out_of_memory(error):
-            return _fail("not enough memory; ask for a smaller picture, a smaller batch or --dtype bfloat16", 1)
+            return _fail("not enough memory; ask for a smaller picture or batch, or for bfloat16", 1)
         return _bug(error)
 
 

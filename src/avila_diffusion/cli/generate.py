@@ -155,7 +155,10 @@ def _request(options: argparse.Namespace) -> GenerateRequest:
         named = MODEL_OPTIONS if options.procedural else [name for name in MODEL_OPTIONS if name != "lora"]
         given = [f"--{name.replace('_', '-')}" for name in named if getattr(options, name) is not None]
         if given:
-            raise RequestError(f"{', '.join(given)} only means something with a checkpoint of yours; add -m FILE")
+            raise RequestError(
+                f"{', '.join(given)} only means something with a checkpoint"
+                + ("; leave out --procedural" if options.procedural else " of yours; add -m FILE")
+            )
     if options.threads is not None and options.threads < 1:
         raise RequestError(f"threads is {options.threads}; it must be 1 or more")
     return GenerateRequest(prompt=prompt, **_given(options))

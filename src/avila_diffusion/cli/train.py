@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RequestError
+from ..errors import Cancelled, RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,18 +47,24 @@ def train(options: argparse.Namespace) -> int:
     from ..training.recipes import make_trainer, read_recipe
 
     check_threads(options.threads)
-    recipe = read_recipe(options.config, minutes=options.minutes)
+
+    def say(line: str) -> None:
+        if not options.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    recipe = read_recipe(options.config, minutes=options.minutes, say=say)
     use_threads(options.threads)
     trainer = make_trainer(options.kind, recipe)
-    cancel = threading.Event()
-    steps = 0
-    with _stopping(cancel):
-        for report in trainer.run(cancel):
-            steps = report.step
-            if not options.quiet:
-                print(_line(report), file=sys.stderr, flush=True)
-    if steps < recipe.settings.steps and not options.quiet:
-        print(f"avila: the time is up; the same command goes on, its state is in {trainer.folder}", file=sys.stderr)
+    cancel, signals = threading.Event(), list[int]()
+    try:
+        with _stopping(cancel, signals):
+            for report in trainer.run(cancel):
+                say(_line(report))
+    except Cancelled as stopped:
+        print(f"avila: error: {stopped}", file=sys.stderr, flush=True)
+        return 128 + signals[0]
+    if trainer.step < recipe.settings.steps:
+        say(f"avila: the time is up; the same command goes on, its state is in {trainer.folder}")
     print(trainer.out)
     return 0
 
@@ -73,16 +79,22 @@ def _line(report: Report) -> str:
 
 
 @contextmanager
-def _stopping(cancel: threading.Event) -> Iterator[None]:
-    """Let Ctrl-C and the like end the run between two steps, its state kept; a second one ends it at once."""
+def _stopping(cancel: threading.Event, signals: list[int]) -> Iterator[None]:
+    """Let Ctrl-C and the like end the run between two steps, its state kept; a second one ends it at once.
+
+    signals: takes the number of the one that came.
+    """
     import signal
 
     def stop(number: int, frame: object) -> None:
+        signals.append(number)
         cancel.set()
         signal.signal(number, before[number])
 
     main = threading.current_thread() is threading.main_thread()
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name)] if main else []
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if main else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # as nohup leaves it
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..config import TextConfig, TransformerConfig, UNetBlockConfig, UNetConfig
 from ..errors import RequestError
+from .settings import check_range
 
 TOKENS = 49408
 
@@ -28,6 +29,8 @@ class DiffusionModel:
     text_layers: int = 4
 
     def __post_init__(self) -> None:
+        for name, most in (("blocks", 16), ("head_channels", 4096), ("latent_channels", 64), ("text_layers", 64)):
+            check_range(f"model.{name}", getattr(self, name), 1, most)
         if not self.channels or any(width < 32 or width % 32 for width in self.channels):
             raise RequestError(f"model.channels are {list(self.channels)}; each must be a multiple of 32")
         if len(self.transformers) != len(self.channels) or min(self.transformers) < 0:

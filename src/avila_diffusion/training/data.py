@@ -38,6 +38,12 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.items)
 
+    @property
+    def digest(self) -> str:
+        """Of names, sizes on disk and captions: what a run that is gone on with should find again."""
+        rows = [(item.path.name, item.path.stat().st_size, item.captions) for item in self.items]
+        return hashlib.sha256(json.dumps([self.size, rows]).encode()).hexdigest()
+
     def pixels(self, index: int) -> Tensor:
         """Picture `index`: (3, size, size), uint8; the middle square of the file's picture, by Lanczos."""
         picture = PIL.Image.fromarray(read_image(self.items[index].path).pixels)
@@ -53,6 +59,10 @@ class Dataset:
         kept = [_share(item.path.name) < validation for item in self.items]
         parts = (tuple(i for i, k in zip(self.items, kept, strict=True) if k is wanted) for wanted in (False, True))
         train, check = (Dataset(items, self.size) for items in parts)
+        if not train.items:
+            raise FileProblem(
+                f"with validation {validation:g} none of {len(self):,} pictures is left to train on; lower it"
+            )
         return train, check
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
@@ -82,14 +92,14 @@ def read_dataset(folder: Path, size: int) -> Dataset:
 
 def _listed(folder: Path, listing: Path) -> list[Item]:
     items = []
-    for number, line in enumerate(_text(listing).splitlines(), 1):
+    for number, line in enumerate(_text(listing).split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             name = row["file_name"]
             captions = row.get("captions", row.get("text", ""))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise FileProblem(f"{listing}, line {number}: expected an object with file_name and text") from None
         captions = [captions] if isinstance(captions, str) else captions
         if not isinstance(name, str) or not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):

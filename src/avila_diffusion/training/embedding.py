@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +17,12 @@ from ..models.clip import ClipTextModel
 from ..models.layers import Embedding
 from ..text.tokenizer import clip_tokenizer
 from .personal import Personal
+from .settings import check_range
 from .sheets import write_sheet
 from .state import fingerprint
 
+TOKENS = 75
+"""Of a caption that are trained with: one chunk."""
 FILE_KEYS = {1: ("emb_params",), 2: ("clip_l", "clip_g")}
 """Names that AUTOMATIC1111 reads: one tower's vectors, or both of SDXL's."""
 
@@ -34,8 +38,17 @@ class EmbeddingModel:
     def __post_init__(self) -> None:
         if not self.word.strip():
             raise RequestError("model.word is empty; expected a word that the captions have")
-        if not 1 <= self.vectors <= 64:
-            raise RequestError(f"model.vectors is {self.vectors}; it must be from 1 to 64")
+        check_range("model.vectors", self.vectors, 1, 64)
+        count = len(clip_tokenizer().encode(self.begin))
+        if not 1 <= count <= self.vectors:
+            raise RequestError(
+                f"model.begin {self.begin!r} is {count} tokens; expected 1 to {self.vectors}, model.vectors"
+            )
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        """The word standing alone, in small letters or capitals."""
+        return re.compile(rf"(?<!\w){re.escape(self.word.strip())}(?!\w)", re.IGNORECASE)
 
 
 @dataclass(eq=False)
@@ -46,10 +59,7 @@ class EmbeddingTask:
     personal: Personal
 
     def __post_init__(self) -> None:
-        word = self.embedding.word
-        if not any(word in caption for item in self.personal.data.items for caption in item.captions):
-            raise RequestError(f"no caption has the word {word!r}; write it where the new vectors should go")
-        first = clip_tokenizer().encode(self.embedding.begin) or [clip_tokenizer().end]
+        first = clip_tokenizer().encode(self.embedding.begin)
         self._vectors: dict[str, nn.Parameter] = {}
         self._tables = [token_table(tower) for tower in self.personal.model.text]
         for key, table in zip(FILE_KEYS[len(self._tables)], self._tables, strict=True):
@@ -57,6 +67,13 @@ class EmbeddingTask:
             self._vectors[key] = nn.Parameter(table(ids, torch.float32).detach().clone())
             table.extend(self._vectors[key])
         self.personal.read = self.read
+        rows = self._tables[0].rows
+        captions = (caption for item in self.personal.data.items for caption in item.captions)
+        if not any(token >= rows for caption in captions for token in self.read(caption)[:TOKENS]):
+            raise RequestError(
+                f"no caption has the word {self.embedding.word!r} within its first {TOKENS} tokens; write it where the new "
+                "vectors should go"
+            )
 
     def read(self, text: str) -> list[int]:
         """Token ids, the word's occurrences as ids past the vocabulary."""
@@ -64,7 +81,7 @@ class EmbeddingTask:
         first = self._tables[0].rows
         new = list(range(first, first + self.embedding.vectors))
         ids: list[int] = []
-        for number, part in enumerate(text.split(self.embedding.word)):
+        for number, part in enumerate(self.embedding.pattern.split(text)):
             ids += new if number else []
             ids += tokenizer.encode(part)
         return ids
@@ -75,7 +92,7 @@ class EmbeddingTask:
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint("embedding", self.embedding, self.personal.model.path.name, self.personal.model.spec)
+        return fingerprint("embedding", self.embedding, self.personal.settings.optimizer, self.personal.digest)
 
     def loss(self, step: int) -> dict[str, Tensor]:
         return self.personal.loss(step)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,9 @@ from ..checkpoint.shapes import read_vae_config
 from ..errors import FileProblem, WeightMismatch
 from ..models.vae import VAE
 from .data import Dataset
-from .state import fingerprint
+from .state import fingerprint, sample_weights
+
+SECONDS_BETWEEN_LINES = 15.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +37,11 @@ class Latents:
 def read_vae(path: Path) -> VAE:
     """An autoencoder under its own names, as training writes it, in float32. Raises FileProblem for other files."""
     with TensorFile(path, mapped=False) as file:
+        if "decoder.conv_in.weight" not in file.names:
+            what = (
+                "a whole checkpoint" if any("first_stage_model." in name for name in file.names) else "no autoencoder"
+            )
+            raise WeightMismatch(f"{path} is {what}; expected an autoencoder alone, as avila train vae writes it")
         config = read_vae_config({name: entry.shape for name, entry in file.header.entries.items()})
         vae = build(lambda: VAE(config))
         names = dict(vae.named_parameters())
@@ -45,17 +54,25 @@ def read_vae(path: Path) -> VAE:
 
 
 @torch.no_grad()
-def encode(vae: VAE, data: Dataset, cache: Path, batch: int = 32) -> Latents:
-    """The latents of every picture, from `cache` where it holds those of this autoencoder and these pictures."""
-    weights = torch.cat([p.detach().float().flatten() for p in vae.encoder.parameters()]).double()
-    stamps = [(item.path.name, item.path.stat().st_size, item.path.stat().st_mtime_ns) for item in data.items]
-    known = fingerprint(float(weights.sum()), float(weights.square().sum()), data.size, stamps)
+def encode(
+    vae: VAE, data: Dataset, cache: Path, batch: int = 32, say: Callable[[str], None] = lambda line: None
+) -> Latents:
+    """The latents of every picture, from `cache` where it holds those of this autoencoder and these pictures.
+
+    say: is told now and then how far it is.
+    """
+    stamps = [(item.path.as_posix(), item.path.stat().st_size, item.path.stat().st_mtime_ns) for item in data.items]
+    known = fingerprint(sample_weights(vae), data.size, stamps)
     if cache.is_file():
         with TensorFile(cache, mapped=False) as file:
             if file.header.metadata.get("fingerprint") == known:
                 return Latents(file.tensor("mean"), file.tensor("deviation"))
     means, deviations = [], []
+    spoke = time.monotonic()
     for first in range(0, len(data), batch):
+        if time.monotonic() - spoke > SECONDS_BETWEEN_LINES:
+            spoke = time.monotonic()
+            say(f"encoded {first:,} of {len(data):,} pictures")
         found = vae.encode(data.pictures(range(first, min(first + batch, len(data)))))
         means.append(found.mean)
         deviations.append((0.5 * found.log_variance).exp())

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..checkpoint.safetensors import replacing
 from ..device import DTYPES
 from ..errors import Cancelled, NotFinite
 from .curves import write_curve
 from .optimizers import optimize
 from .settings import LoopSettings
-from .state import Trained
+from .state import Trained, held
 
 HISTORY, CURVE = "history.jsonl", "loss.png"
 LOG_EVERY = 20
@@ -75,16 +76,22 @@ class Trainer:
     settings: LoopSettings
     folder: Path
     out: Path
-    _history: list[dict[str, float]] = field(default_factory=list)
+    step: int = field(default=0, init=False)
+    _history: list[dict[str, float]] = field(default_factory=list, init=False)
 
     def run(self, cancel: threading.Event | None = None) -> Iterator[Report]:
         """Train to the end, a Report every few steps; set `cancel` to keep the state and stop with Cancelled.
 
-        Raises NotFinite where the loss is no number any more, and keeps the state before that.
+        `step` is how many steps were made, also in runs before. Raises NotFinite where the loss is no number any more; the
+        last state that was kept stays.
         """
+        with held(self.folder):
+            yield from self._run(cancel)
+
+    def _run(self, cancel: threading.Event | None) -> Iterator[Report]:
         settings, task = self.settings, self.task
         trained = Trained.begin(task.parameters, averaged=settings.ema > 0)
-        step = trained.load(self.folder, task.fingerprint)
+        step = self.step = kept = trained.load(self.folder, task.fingerprint)
         self._load_history(step)
         ends = math.inf if settings.minutes is None else time.monotonic() + 60 * settings.minutes
         window = _Window(settings.batch)
@@ -94,7 +101,7 @@ class Trainer:
                     self._keep(trained, step)
                     raise Cancelled(f"stopped after step {step:,}; the same command goes on from there")
                 window.add(self._step(trained, step))
-                step += 1
+                step = self.step = step + 1
                 last = step == settings.steps
                 if last or step % LOG_EVERY == 0:
                     report = window.close(step, settings)
@@ -102,9 +109,11 @@ class Trainer:
                     yield report
                 if last or step % settings.keep_every == 0:
                     self._keep(trained, step)
+                    kept = step
                 if last or step % settings.sample_every == 0:
                     self._show(trained, step)
-        self._keep(trained, step)
+        if kept != step:
+            self._keep(trained, step)
         with averaged(trained):
             task.export(self.out)
 
@@ -119,7 +128,6 @@ class Trainer:
         norm = torch.nn.utils.get_total_norm(kept)
         values = {name: float(loss.detach()) for name, loss in losses.items()} | {"gradient": float(norm)}
         if not all(map(math.isfinite, values.values())):
-            self._keep(trained, step)
             raise NotFinite(f"the loss is not finite at step {step + 1:,}; lower train.learning_rate, or use float32")
         if settings.clip:
             torch._foreach_mul_(kept, min(settings.clip / (float(norm) + 1e-6), 1.0))
@@ -131,15 +139,17 @@ class Trainer:
     def _keep(self, trained: Trained, step: int) -> None:
         trained.save(self.folder, step, self.task.fingerprint)
         lines = "".join(json.dumps(row) + "\n" for row in self._history)
-        partial = self.folder / (HISTORY + ".partial")
-        partial.write_text(lines, encoding="utf-8")
-        partial.replace(self.folder / HISTORY)
+        with replacing(self.folder / HISTORY) as partial:
+            partial.write_text(lines, encoding="utf-8", newline="\n")
 
     def _load_history(self, step: int) -> None:
         path = self.folder / HISTORY
         if path.is_file():
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            self._history = [row for row in rows if row["step"] <= step]
+            rows = []
+            with suppress(ValueError):  # what a damaged file still tells
+                for line in path.read_text(encoding="utf-8").split("\n"):
+                    rows.append(json.loads(line))
+            self._history = [row for row in rows if isinstance(row, dict) and row.get("step", step + 1) <= step]
 
     def _show(self, trained: Trained, step: int) -> None:
         write_curve(self.folder / CURVE, self._history)
@@ -196,10 +206,8 @@ def averaged(trained: Trained) -> Iterator[None]:
 
 @contextmanager
 def training_kernels() -> Iterator[None]:
-    """Attention by plain matrix products on processors, whose fused kernel is three times as slow backwards."""
-    with ExitStack() as stack:
-        if not torch.cuda.is_available():
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+    """Attention by plain matrix products: the processor's fused kernel is three times as slow backwards."""
+    with sdpa_kernel(SDPBackend.MATH):
         yield
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from ..checkpoint.load import Model
 from ..checkpoint.lora.targets import Target, name_targets
 from ..checkpoint.safetensors import write_safetensors
-from ..errors import RequestError, Unsupported
+from ..errors import Unsupported
 from ..models.layers import Delta
 from .data import generator
 from .personal import Personal
+from .settings import check_range
 from .sheets import write_sheet
 from .state import fingerprint
 
@@ -30,7 +31,13 @@ CHOICES = {
     "transformer": r"_attn[12]_to_|_ff_|_proj_in$|_proj_out$|_self_attn_|_mlp_",
     "all": r"",
 }
-BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0", "sdxl_refiner": "sdxl_refiner"}
+BASES = {
+    "sd1": ("sd_v1", "stable-diffusion-v1", 768),
+    "sd2": ("sd_v2", "stable-diffusion-v2-512", 1024),
+    "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", 2048),
+    "sdxl_refiner": ("sdxl_refiner", "stable-diffusion-xl-v1-refiner", 1280),
+}
+"""Family → sd-scripts' name for it, modelspec's, and the width of its text; a model of another width has its own name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +55,8 @@ class LoraModel:
     dtype: Literal["float32", "float16", "bfloat16"] = "float16"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.rank <= 1024:
-            raise RequestError(f"model.rank is {self.rank}; it must be from 1 to 1024")
+        check_range("model.rank", self.rank, 1, 1024)
+        check_range("model.alpha", self.alpha, 1e-6, 1e6)
 
     @property
     def scale(self) -> float:
@@ -99,7 +106,8 @@ class LoraTask:
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint("lora", self.lora, self.personal.model.path.name, self.personal.model.spec)
+        lora = replace(self.lora, dtype="float32")  # only of the file that is written
+        return fingerprint("lora", lora, self.personal.settings.optimizer, self.personal.digest)
 
     def loss(self, step: int) -> dict[str, Tensor]:
         return self.personal.loss(step)
@@ -114,20 +122,22 @@ class LoraTask:
         lora, dtype = self.lora, DTYPES[self.lora.dtype]
         tensors = {name: p.detach().to(dtype).contiguous() for name, p in self._factors.items()}
         alpha = float(lora.rank if lora.alpha is None else lora.alpha)
-        tensors |= {f"{name}.alpha": torch.tensor(alpha, dtype=dtype) for name in self.targets}
+        tensors |= {f"{name}.alpha": torch.tensor(alpha) for name in self.targets}
         model = self.personal.model
+        version, architecture, width = BASES[model.spec.family]
+        usual = model.spec.unet.context_channels == width
         metadata = {
             "ss_network_module": "networks.lora",
             "ss_network_dim": str(lora.rank),
             "ss_network_alpha": f"{alpha:g}",
-            "ss_base_model_version": BASE_VERSIONS[model.spec.family],
+            "ss_base_model_version": version if usual else model.path.stem,
             "ss_sd_model_name": model.path.name,
             "ss_num_train_images": str(len(self.personal.data)),
             "ss_max_train_steps": str(self.personal.settings.steps),
             "ss_learning_rate": f"{self.personal.settings.learning_rate:g}",
             "ss_seed": str(self.personal.settings.seed),
             "ss_resolution": f"({self.personal.data.size}, {self.personal.data.size})",
-            "modelspec.architecture": "stable-diffusion/lora",
+            "modelspec.architecture": f"{architecture}/lora",
         }
         write_safetensors(path, tensors, metadata)
 

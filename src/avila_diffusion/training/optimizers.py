@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw as torch_adamw
 
 from .settings import LoopSettings
 from .state import Trained
 
 MUON_MOMENTUM = 0.95
-TABLES = ("embedding", "input_blocks.0.0.", "out.2.", "conv_in", "conv_out", "head.")
+TABLES = re.compile(
+    r"token_embedding|position_embedding|^unet\.(input_blocks\.0\.0|out\.2)\.|conv_in|conv_out|^head\.|^emb_params$|^clip_[lg]$"
+)
 """Names of what muon leaves to adamw: tables of vectors, and the layers at a network's ends."""
 
 
@@ -25,35 +29,34 @@ def optimize(trained: Trained, gradients: Mapping[str, Tensor], step: int, setti
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
     """Whether muon's rule is for it: a matrix, or a kernel as one of (out, in · height · width), inside a network."""
-    return parameter.dim() > 1 and not any(table in name for table in TABLES)
+    return parameter.dim() > 1 and not TABLES.search(name)
 
 
-@torch.no_grad()
-def adamw(trained: Trained, gradients: dict[str, Tensor], step: int, settings: LoopSettings) -> None:
+def adamw(trained: Trained, gradients: Mapping[str, Tensor], step: int, settings: LoopSettings) -> None:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019); vectors are not decayed."""
     for matrices, decay in ((True, settings.weight_decay), (False, 0.0)):
         names = [name for name, gradient in gradients.items() if (gradient.dim() > 1) is matrices]
-        if not names:
-            continue
-        torch._fused_adamw_(
-            [trained.weight[name] for name in names],
-            [gradients[name] for name in names],
-            [trained.moment[name] for name in names],
-            [trained.square[name] for name in names],
-            [],
-            [torch.tensor(float(step + 1)) for _ in names],  # of the bias correction, which counts from 1
-            lr=settings.rate(step),
-            beta1=settings.betas[0],
-            beta2=settings.betas[1],
-            weight_decay=decay,
-            eps=1e-8,
-            amsgrad=False,
-            maximize=False,
-        )
+        if names:
+            torch_adamw(
+                [trained.weight[name] for name in names],
+                [gradients[name] for name in names],
+                [trained.moment[name] for name in names],
+                [trained.square[name] for name in names],
+                [],
+                [trained.count[name] for name in names],  # each is raised by 1
+                fused=True,
+                amsgrad=False,
+                beta1=settings.betas[0],
+                beta2=settings.betas[1],
+                lr=settings.rate(step),
+                weight_decay=decay,
+                eps=1e-8,
+                maximize=False,
+            )
 
 
 @torch.no_grad()
-def muon(trained: Trained, gradients: dict[str, Tensor], step: int, settings: LoopSettings) -> None:
+def muon(trained: Trained, gradients: Mapping[str, Tensor], step: int, settings: LoopSettings) -> None:
     """Momentum, orthogonalised (Jordan et al. 2024); scaled to the size of Adam's steps (Liu et al. 2025, 2502.16982)."""
     rate = settings.rate(step)
     shapes: dict[tuple[int, int], list[str]] = {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.load import Model
-from ..errors import Unsupported
+from ..errors import RequestError, Unsupported
 from ..pipeline.latents import from_vae, to_vae
 from ..sampling.schedules import NoiseTable
 from ..text.conditioner import Conditioner, Conditioning
@@ -20,7 +20,8 @@ from .loop import compute_dtype
 from .losses import Target, add_noise, min_snr_weight, target
 from .samples import Drawing, draw
 from .settings import LoopSettings
-from .unet import LENGTH, DiffusionLoss, spread_timesteps
+from .state import sample_file
+from .unet import LENGTH, DenoisingLoss, spread_timesteps
 
 
 @dataclass(eq=False)
@@ -28,7 +29,7 @@ class Personal:
     """A checkpoint's networks on a small data set. read: text → token ids; text_trained: features change every step."""
 
     model: Model
-    terms: DiffusionLoss
+    terms: DenoisingLoss
     data: Dataset
     settings: LoopSettings
     text_trained: bool = False
@@ -41,10 +42,22 @@ class Personal:
                 f"{self.model.path.name} is a {spec.variant} model that predicts {spec.noise.prediction}; training is for base "
                 "models that predict epsilon or v"
             )
+        if self.settings.compile:
+            raise Unsupported("train.compile is for vae and unet; leave it out")
+        if self.data.size < 64 or (spec.fixed_size and self.data.size != spec.size):
+            wanted = (
+                f"{spec.size}, the only size that {self.model.path.name} draws" if spec.fixed_size else "at least 64"
+            )
+            raise RequestError(f"data.size is {self.data.size}; it must be {wanted}")
         self.prediction: Target = "v" if spec.noise.prediction == "v" else "epsilon"
         self.table = NoiseTable.from_config(spec.noise)
         self._known: dict[str, Conditioning] = {}
         self._latents: Latents | None = None
+
+    @property
+    def digest(self) -> str:
+        """Of the checkpoint's bytes and of the data."""
+        return sample_file(self.model.path) + self.data.digest
 
     def loss(self, step: int) -> dict[str, Tensor]:
         """The denoising loss of one batch; a function of step and weights."""

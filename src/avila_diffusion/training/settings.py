@@ -55,10 +55,11 @@ class LoopSettings:
             ("decay", 0.0, 1.0),
             ("ema", 0.0, 1.0),
             ("clip", 0.0, math.inf),
+            ("seed", 0, 2**63),
+            ("warmup", 0, 2**63),
+            ("minutes", 1e-3, 1e9),
         ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise RequestError(f"train.{name} is {value:g}; it must be from {low:g} to {high:g}")
+            check_range(f"train.{name}", getattr(self, name), low, high)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise RequestError(f"train.betas are {self.betas}; both must be from 0 to below 1")
 
@@ -70,10 +71,16 @@ class LoopSettings:
         return self.learning_rate * min(rising, left)
 
 
+def check_range(name: str, value: float | None, low: float, high: float) -> None:
+    """Raises RequestError unless the value is in the range, or None."""
+    if value is not None and not low <= value <= high:
+        raise RequestError(f"{name} is {value:g}; it must be from {low:g} to {high:g}")
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a configuration file. Raises FileProblem where it cannot be read, RequestError for bad TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editor puts a mark in front
     except OSError as error:
         raise FileProblem(f"{path} cannot be read: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

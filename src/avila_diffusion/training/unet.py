@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..checkpoint.safetensors import write_safetensors
 from ..config import LatentConfig, ModelSpec, NoiseConfig, TextEncoderSpec
-from ..errors import RequestError
+from ..errors import WeightMismatch
 from ..models.clip import ClipTextModel
 from ..models.layers import Linear
 from ..models.unet import UNet
@@ -28,37 +28,49 @@ from .latents import Latents
 from .loop import compute_dtype
 from .losses import add_noise, min_snr_weight, target
 from .samples import Drawing, draw
-from .settings import LoopSettings
+from .settings import LoopSettings, check_range
 from .sheets import write_sheet
-from .state import fingerprint
+from .state import fingerprint, sample_weights
 
 LENGTH = 77
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionLoss:
-    """prediction: what the network answers. min_snr: gamma of the weights, None for none. caption_dropout: share of the
-    pictures that are trained without caption, for classifier-free guidance.
-
-    text_head: weight of a second loss, for text towers that begin from nothing: a linear head tells the picture's latent,
-    halved, from the tower's features behind the text. The tower so learns what words look like long before the UNet listens
-    to it; the head is not exported. text_first: so many steps at the beginning are of that alone.
-
-    sample_prompts, sample_guidance, sample_steps: of the sheets.
+class DenoisingLoss:
+    """min_snr: gamma of the weights, None for none. caption_dropout: share of the pictures that are trained without caption,
+    for classifier-free guidance. sample_prompts, sample_guidance, sample_steps: of the sheets.
     """
 
-    prediction: Literal["epsilon", "v"] = "v"
     min_snr: float | None = None
     caption_dropout: float = 0.1
-    text_head: float = 0.0
-    text_first: int = 0
     sample_prompts: tuple[str, ...] = ()
     sample_guidance: float = 4.0
     sample_steps: int = 20
 
     def __post_init__(self) -> None:
-        if not 0 <= self.caption_dropout <= 1:
-            raise RequestError(f"loss.caption_dropout is {self.caption_dropout:g}; it must be from 0 to 1")
+        check_range("loss.min_snr", self.min_snr, 1e-3, 1e6)
+        check_range("loss.caption_dropout", self.caption_dropout, 0.0, 1.0)
+        check_range("loss.sample_guidance", self.sample_guidance, 0.0, 100.0)
+        check_range("loss.sample_steps", self.sample_steps, 1, 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionLoss(DenoisingLoss):
+    """prediction: what the network answers.
+
+    text_head: weight of a second loss, for text towers that begin from nothing: a linear head tells the picture's latent,
+    halved, from the tower's features behind the text. The tower so learns what words look like long before the UNet listens
+    to it; the head is not exported. text_first: so many steps at the beginning are of that alone.
+    """
+
+    prediction: Literal["epsilon", "v"] = "v"
+    text_head: float = 0.0
+    text_first: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("loss.text_head", self.text_head, 0.0, 1e3)
+        check_range("loss.text_first", self.text_first, 0, 2**63 if self.text_head else 0)
 
 
 @dataclass(eq=False)
@@ -74,7 +86,11 @@ class DiffusionTask:
     extra: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        seed = self.settings.seed
+        seed, channels = self.settings.seed, self.vae.config.embed_channels
+        if channels != self.model.latent_channels:
+            raise WeightMismatch(
+                f"model.latent_channels is {self.model.latent_channels}; the latents of model.vae have {channels} channels"
+            )
         self.unet = create(lambda: UNet(self.model.unet), generator(seed, 0, 2))
         self.text = create(lambda: ClipTextModel(self.model.text), generator(seed, 0, 3))
         self.head: Linear | None = None
@@ -96,7 +112,8 @@ class DiffusionTask:
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint("unet", self.model, self.terms.prediction, *(("head",) if self.terms.text_head else ()))
+        kind = ("unet", self.model, self.terms.prediction, self.terms.text_head > 0, self.settings.optimizer)
+        return fingerprint(*kind, self.data.digest, sample_weights(self.vae))
 
     def loss(self, step: int) -> dict[str, Tensor]:
         settings = self.settings
@@ -201,7 +218,8 @@ def tell(head: Linear, context: Tensor, tokens: Tensor, x0: Tensor) -> Tensor:
     features = (context * end).sum(dim=1) / end.sum(dim=1)
     error = (head(features).to(x0.dtype) - halve(x0)).square().mean(dim=1)
     said = (tokens[:, 1] != tokens.amax(dim=1)).to(error.dtype)
-    return (error * said).sum() / said.sum().clamp(min=1.0)
+    mean: Tensor = (error * said).sum() / said.sum().clamp(min=1.0)
+    return mean
 
 
 class Captions:

@@ -20,9 +20,9 @@ from .discriminator import PatchDiscriminator, hinge_losses
 from .initialise import create
 from .loop import compute_dtype
 from .losses import kl_divergence, reconstruction, ssim
-from .settings import LoopSettings
+from .settings import LoopSettings, check_range
 from .sheets import write_sheet
-from .state import fingerprint
+from .state import fingerprint, sample_weights
 
 FIRST_LOG_VARIANCE = -9.0
 
@@ -39,8 +39,8 @@ class VAEModel:
     latent_channels: int = 4
 
     def __post_init__(self) -> None:
-        if not 1 <= self.latent_channels <= 64 or self.encoder_blocks < 1 or self.decoder_blocks < 1:
-            raise RequestError("model.latent_channels must be from 1 to 64, and blocks at least 1")
+        for name in ("latent_channels", "encoder_blocks", "decoder_blocks"):
+            check_range(f"model.{name}", getattr(self, name), 1, 64)
         for channels in (self.encoder_channels, self.decoder_channels):
             if not channels or any(width < 32 or width % 32 for width in channels):
                 raise RequestError(f"model channels are {list(channels)}; each must be a multiple of 32")
@@ -83,6 +83,13 @@ class VAELoss:
     adversarial: float = 0.0
     adversarial_from: int = 0
 
+    def __post_init__(self) -> None:
+        check_range("loss.scales", self.scales, 1, 8)
+        for name in ("ssim", "kl", "adversarial"):
+            check_range(f"loss.{name}", getattr(self, name), 0.0, 1e6)
+        for name in ("kl_warmup", "crop", "adversarial_from"):
+            check_range(f"loss.{name}", getattr(self, name), 0, 2**63)
+
 
 @dataclass(eq=False)
 class VAETask:
@@ -95,7 +102,13 @@ class VAETask:
     begin: VAE | None = None
 
     def __post_init__(self) -> None:
-        seed = self.settings.seed
+        seed, scale = self.settings.seed, self.model.config.scale
+        side = self.terms.crop or self.data.size
+        if side % scale or side < 2 * scale or side >> self.terms.scales < 1:
+            raise RequestError(
+                f"pictures of {side}x{side} do not go into {len(self.model.encoder_channels)} levels at {self.terms.scales} "
+                f"scales; data.size and loss.crop must be multiples of {scale}, at least {2 * scale}"
+            )
         self.vae = create(lambda: VAE(self.model.config), generator(seed, 0, 2))
         quant = self.vae.quant_conv
         assert quant is not None and quant.bias is not None
@@ -110,7 +123,8 @@ class VAETask:
 
     def _take_weights(self, begin: VAE) -> None:
         if begin.config != self.model.config:
-            raise RequestError(f"model.begin is {begin.config}; [model] says {self.model.config}")
+            found = f"encoder {list(begin.config.encoder_channels)}, decoder {list(begin.config.decoder_channels)}"
+            raise RequestError(f"model.begin is of another architecture than [model]: {found}; make them agree")
         with torch.no_grad():
             for mine, theirs in zip(self.vae.parameters(), begin.parameters(), strict=True):
                 mine.copy_(theirs)
@@ -128,7 +142,9 @@ class VAETask:
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint("vae", self.model, *(() if self.terms.encoder else ("decoder",)))
+        begin = sample_weights(self.begin) if self.begin is not None else None
+        kind = ("vae", self.model, self.terms.encoder, self.discriminator is not None, self.settings.optimizer, begin)
+        return fingerprint(*kind, self.data.digest)
 
     def loss(self, step: int) -> dict[str, Tensor]:
         terms = self.terms

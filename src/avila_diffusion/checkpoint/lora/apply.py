@@ -181,18 +181,19 @@ def _delta(module: LoraModule, target: Target, weight: float, file: TensorFile) 
 def _refuse_misfits(model: Model, lora: Lora, report: LoraReport) -> None:
     family = FAMILIES[model.spec.family].title
     wanted, width = model.spec.unet.context_channels, lora.text_width
+    trained_on = family if FAMILY_OF_TEXT_WIDTH.get(wanted) == model.spec.family else model.path.name
     if width is not None and width != wanted:
         known = FAMILY_OF_TEXT_WIDTH.get(width)
         meant = FAMILIES[known].title if known else "another model"
         raise WeightMismatch(
             f"{lora.path.name} is a LoRA for {meant} (text width {width:,}), {model.path.name} is {family} "
-            f"(text width {wanted:,}); take a LoRA that was trained on {family}"
+            f"(text width {wanted:,}); take a LoRA that was trained on {trained_on}"
         )
     if report.mis_shaped or report.unmatched:
         wrong = [f"{name} is not in it" for name in report.unmatched] + report.mis_shaped
         base = report.metadata.get("ss_base_model_version")
         raise WeightMismatch(
             f"{lora.path.name} does not fit {model.path.name} ({family}) in {len(wrong):,} of {len(lora.modules):,} layers: "
-            f"{'; '.join(shorten(wrong, 3))}; take a LoRA that was trained on {family}"
+            f"{'; '.join(shorten(wrong, 3))}; take a LoRA that was trained on {trained_on}"
             f"{f', not on {shown(base)}' if base else ''}"
         )
