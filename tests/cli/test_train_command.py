@@ -51,8 +51,8 @@ def test_a_run_says_where_the_result_is(tmp_path: Path, capsys: pytest.CaptureFi
         (["train", "vae", "--config", "none.toml"], 1, "cannot be read"),
         (["train", "gan", "--config", "none.toml"], 2, "invalid choice"),
         (["train", "vae", "--config", "vae.toml", "--minutes", "0"], 2, "above 0"),
-        (["train", "lora", "--config", "vae.toml"], 2, "needs base"),
-        (["train", "unet", "--config", "vae.toml"], 2, "needs vae"),
+        (["train", "lora", "--config", "vae.toml"], 2, "needs [model] base"),
+        (["train", "unet", "--config", "vae.toml"], 2, "needs [model] vae"),
     ],
 )
 def test_one_line_for_what_is_wrong(

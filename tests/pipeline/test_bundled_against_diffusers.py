@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from avila_diffusion.checkpoint.bundled import resource
 from avila_diffusion.checkpoint.keys import unet_from_diffusers, vae_from_diffusers
@@ -24,7 +24,10 @@ from avila_diffusion.sampling.noise import initial_noise, noise_source
 from avila_diffusion.text.tokenizer import clip_tokenizer
 
 FILE = Path(str(resource()))
-pytestmark = pytest.mark.skipif(not FILE.is_file(), reason="this source folder has no bundled model")
+pytestmark = [
+    pytest.mark.skipif(not FILE.is_file(), reason="this source folder has no bundled model"),
+    pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning"),  # diffusers' scheduler beside numpy 2
+]
 PROMPT, NEGATIVE, SCALE, STEPS = "a 3d render of a red apple", "flat emoji", 4.0, 8
 
 
@@ -62,12 +65,13 @@ def _diffusers(dtype: torch.dtype) -> tuple[Any, Any, Any]:
         mid_block_add_attention=False,
     )
     tower = spec.text[0].config
-    text: Any = CLIPTextModel(
+    text: Any = CLIPTextModelWithProjection(
         CLIPTextConfig(
             hidden_size=tower.width,
             intermediate_size=tower.mlp,
             num_hidden_layers=tower.layers,
             num_attention_heads=tower.heads,
+            projection_dim=tower.width,
             hidden_act="quick_gelu",
             bos_token_id=49406,
             eos_token_id=49407,
@@ -78,7 +82,7 @@ def _diffusers(dtype: torch.dtype) -> tuple[Any, Any, Any]:
     shapes = vae.state_dict()
     weights = {k: v.reshape(shapes[decoder[k]].shape) for k, v in _under("first_stage_model.").items() if k in decoder}
     vae.load_state_dict({decoder[k]: v for k, v in weights.items()}, strict=False)
-    text.load_state_dict(_under("cond_stage_model.transformer."))
+    text.load_state_dict(_under("cond_stage_model.transformer.") | {"text_projection.weight": torch.eye(tower.width)})
     return unet, vae.to(dtype).eval(), text.to(dtype).eval()
 
 
