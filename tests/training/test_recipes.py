@@ -82,4 +82,4 @@ def test_the_tables_of_the_documentation() -> None:
         DiffusionModel,
         DiffusionLoss,
     ):
-        assert set(described_kind.__dataclass_fields__) - {"latent_channels"} <= described  # type: ignore[attr-defined]
+        assert set(described_kind.__dataclass_fields__) - {"latent_channels"} <= described
