@@ -223,7 +223,11 @@ def test_fields_of_others_become_request_values() -> None:
 
 @pytest.mark.parametrize("name", ["picture.png", "picture.jpg", "picture.webp"])
 @pytest.mark.parametrize("prompt", ["a cat (on a mat:1.2), 8k", "um pôr do sol, 日没 🌅\nsecond line"])
-def test_sd_parsers_reads_our_pictures(tmp_path: Path, black: Any, name: str, prompt: str) -> None:
+def test_sd_parsers_reads_our_pictures(
+    tmp_path: Path, black: Any, name: str, prompt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It remembers the last JPEG by the address of its picture, which the next one may have.
+    monkeypatch.setattr("sd_parsers.extractors._jpeg_usercomment._image_id", None)
     request = replace(Settings(), prompt=prompt, negative_prompt="ugly, blurry", guidance_scale=6.5, steps=31)
     infotext = write(request, 4294967295, model="dreamshaper_8", model_hash="879db523c3")
     path = Image(black, infotext).save(tmp_path / name)
