@@ -20,8 +20,9 @@ from .personal import Personal
 from .settings import check_range
 from .sheets import write_sheet
 from .state import fingerprint
+from .unet import LENGTH
 
-TOKENS = 75
+TOKENS = LENGTH - 2
 """Of a caption that are trained with: one chunk."""
 FILE_KEYS = {1: ("emb_params",), 2: ("clip_l", "clip_g")}
 """Names that AUTOMATIC1111 reads: one tower's vectors, or both of SDXL's."""

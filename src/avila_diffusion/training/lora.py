@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..checkpoint.load import Model
 from ..checkpoint.lora.targets import Target, name_targets
 from ..checkpoint.safetensors import write_safetensors
+from ..device import DTYPES
 from ..errors import Unsupported
 from ..models.layers import Delta
 from .data import generator
@@ -25,7 +26,6 @@ from .state import fingerprint
 
 SINGLE_FILE_NAMES = ("sdxl", "sdxl_refiner")
 """Families whose LoRAs sd-scripts writes under the single file's names; it uses diffusers' for the others."""
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CHOICES = {
     "attention": r"_attn[12]_to_|_self_attn_",
     "transformer": r"_attn[12]_to_|_ff_|_proj_in$|_proj_out$|_self_attn_|_mlp_",
@@ -145,12 +145,12 @@ class LoraTask:
 def choose_targets(model: Model, lora: LoraModel) -> dict[str, Target]:
     """kohya's name → target, one name for each: diffusers' for SD 1 and 2, the single file's for SDXL."""
     pattern = re.compile(CHOICES[lora.targets])
-    names: dict[tuple[int, slice | None], list[str]] = {}
+    names: dict[tuple[int, int | None], list[str]] = {}
     targets = name_targets(model)
     for name, target in targets.items():
         if target.is_text and not lora.text:
             continue
-        names.setdefault((id(target.layer), target.third), []).append(name)  # type: ignore[arg-type]
+        names.setdefault((id(target.layer), target.third), []).append(name)
     single = model.spec.family in SINGLE_FILE_NAMES
     chosen = [found[0] if single else found[-1] for found in names.values()]
     matched = [name for name, found in zip(chosen, names.values(), strict=True) if any(map(pattern.search, found))]

@@ -78,5 +78,13 @@ def min_snr_weight(sigma: Tensor, kind: Target, gamma: float | None) -> Tensor:
     return (snr.clamp(max=gamma) / per_x0).to(sigma.dtype)
 
 
+def denoising_loss(
+    answer: Tensor, x0: Tensor, noise: Tensor, sigma: Tensor, kind: Target, gamma: float | None
+) -> Tensor:
+    """Mean over the batch of each latent's mean squared error against the target, weighted by `min_snr_weight`."""
+    errors = (answer - target(x0, noise, sigma, kind)).square().mean(dim=(1, 2, 3))
+    return (errors * min_snr_weight(sigma, kind, gamma)).mean()
+
+
 def _like(values: Tensor, x: Tensor) -> Tensor:
     return values.to(x.dtype)[:, None, None, None]

@@ -17,7 +17,7 @@ from ..text.tokenizer import clip_tokenizer
 from .data import Dataset, generator, order
 from .latents import Latents
 from .loop import compute_dtype
-from .losses import Target, add_noise, min_snr_weight, target
+from .losses import Target, add_noise, denoising_loss
 from .samples import Drawing, draw
 from .settings import LoopSettings
 from .state import sample_file
@@ -79,8 +79,7 @@ class Personal:
         dtype = compute_dtype(settings)
         x = add_noise(x0, noise, sigma).to(dtype)
         answer = self.model.unet(x, t.to(x0.dtype), context, vector=vector).to(x0.dtype)
-        errors = (answer - target(x0, noise, sigma, self.prediction)).square().mean(dim=(1, 2, 3))
-        return {"loss": (errors * min_snr_weight(sigma, self.prediction, self.terms.min_snr)).mean()}
+        return {"loss": denoising_loss(answer, x0, noise, sigma, self.prediction, self.terms.min_snr)}
 
     @property
     def latents(self) -> Latents:

@@ -26,7 +26,7 @@ from .data import Dataset, generator, order
 from .initialise import create
 from .latents import Latents
 from .loop import compute_dtype
-from .losses import add_noise, min_snr_weight, target
+from .losses import add_noise, denoising_loss
 from .samples import Drawing, draw
 from .settings import LoopSettings, check_range
 from .sheets import write_sheet
@@ -128,9 +128,7 @@ class DiffusionTask:
             told = self._tell(tokens, x0)
             return {"loss": told, "text": told.detach()}
         answer, told = self._predict(add_noise(x0, noise, sigma), t.float(), tokens, x0)
-        wanted = target(x0, noise, sigma, self.terms.prediction)
-        errors = (answer - wanted).square().mean(dim=(1, 2, 3))
-        denoising = (errors * min_snr_weight(sigma, self.terms.prediction, self.terms.min_snr)).mean()
+        denoising = denoising_loss(answer, x0, noise, sigma, self.terms.prediction, self.terms.min_snr)
         if self.head is None:
             return {"loss": denoising}
         return {"loss": denoising + self.terms.text_head * told, "denoising": denoising, "text": told}
