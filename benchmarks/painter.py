@@ -80,7 +80,7 @@ class Painter:
             source = noise_source(request.rng, seed)
             noise = initial_noise(source, (spec.vae.latent_channels, side, side)).to(self.policy.latent)
             x = start(sampler, noise, sigmas)
-            runs.append(sample(sampler, x, sigmas, step_noise(source, x), eta=request.eta))
+            runs.append(sample(sampler, x, sigmas, step_noise(source, x)))
         conds = [self._encode(prompt, False) for prompt in prompts]
         unconds = [] if scale == 1 else [self._encode("", True)] * len(prompts)
         denoiser = Denoiser(self.model.unet, self._table, spec.noise.prediction, dtype=self.policy.unet)

@@ -46,7 +46,10 @@ ABOVE_PIPELINE = ("", "api", "cli", "cli.*", "diagnose", "server", "server.*", "
 ROOMS = {
     "the package": Room(("",), ("version",)),
     "errors": Room(("errors", "version")),
-    "config": Room(("config", "sampling", "sampling.names"), ("errors", "sampling.names")),
+    "config": Room(
+        ("config", "sampling", "sampling.names", "sampling.catalogue"),
+        ("errors", "sampling.names", "sampling.catalogue"),
+    ),
     "request": Room(("request", "infotext"), ("errors", "config", "sampling.names", "request", "version")),
     "images": Room(("images",), ("errors", "request")),
     "result": Room(("result",), ("errors", "request", "images")),

@@ -73,8 +73,12 @@ MISTAKES = [
     ("samplers/grid.py", "a_t, a_prev = 1 / (1 + sigma**2)", "a_t, a_prev = 1 / (1 + sigma)"),
     ("samplers/grid.py", "sqrt(1 - ratio)", "(1 - ratio)"),
     ("samplers/grid.py", "(1 - ratio) * denoised.x0", "denoised.x0"),
-    ("names.py", 'text_start="unit"', 'text_start="scaled"'),
-    ("names.py", 'image_start="above"', 'image_start="first"'),
+    ("catalogue.py", 'order=1,\n        text_start="unit"', 'order=1,\n        text_start="scaled"'),
+    (
+        "catalogue.py",
+        'order=1,\n        text_start="unit",\n        image_start="above"',
+        'order=1,\n        text_start="unit",\n        image_start="first"',
+    ),
 ]
 
 
@@ -230,7 +234,9 @@ def check_grids(rooms: Rooms, table: Any, drive: Driver) -> None:
     for eta in (0.0, 0.7):
         variance = eta**2 * (1 - a_prev) / (1 - a_t) * (1 - a_t / a_prev)
         expected = a_prev**0.5 * 0.3 + (1 - a_prev - variance) ** 0.5 * eps + variance**0.5
-        run = rooms.samplers.sample(rooms.names.SAMPLERS["ddim"], 2 * one, sigmas, lambda a, b: one, eta=eta)
+        run = rooms.samplers.sample(
+            rooms.names.SAMPLERS["ddim"], 2 * one, sigmas, lambda a, b: one, options=rooms.samplers.Options(eta=eta)
+        )
         near(drive(run, lambda _: answer)[0, 0, 0, 0], expected, 1e-9)
     alpha = a_t / a_prev
     mean = a_prev**0.5 * (1 - alpha) / (1 - a_t) * 0.3 + alpha**0.5 * (1 - a_prev) / (1 - a_t) * x_t

@@ -26,7 +26,7 @@ from avila_diffusion.sampling.guidance import Call, Denoise, Denoised, classifie
 from avila_diffusion.sampling.names import SAMPLERS, SCHEDULES
 from avila_diffusion.sampling.noise import StepNoise
 from avila_diffusion.sampling.samplers import SAMPLERS as FUNCTIONS
-from avila_diffusion.sampling.samplers import sample, start
+from avila_diffusion.sampling.samplers import Options, sample, start
 from avila_diffusion.sampling.schedules import NoiseTable, calls, sampler_sigmas, schedule_sigmas
 
 # diffusers hands tensors to numpy in ways that numpy 2 warns of.
@@ -180,7 +180,8 @@ def test_live_ddim(eta: float, n: int, table: NoiseTable, formula_noise: MakeNoi
             formula(theirs, t), t, theirs, eta=eta, variance_noise=noise(0, 0) if eta else None
         ).prev_sample
     ours = drive(
-        sample(ddim, start(ddim, wave(1.0), sigmas), sigmas, formula_noise(), eta=eta), unguided(formula, table)
+        sample(ddim, start(ddim, wave(1.0), sigmas), sigmas, formula_noise(), options=Options(eta=eta)),
+        unguided(formula, table),
     )
     close(ours, theirs, 1e-9)
 

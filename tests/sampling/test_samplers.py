@@ -18,7 +18,7 @@ from avila_diffusion.sampling.guidance import Call, Denoise, Denoised
 from avila_diffusion.sampling.names import SAMPLERS, SCHEDULES
 from avila_diffusion.sampling.noise import StepNoise, initial_noise, noise_source, step_noise
 from avila_diffusion.sampling.samplers import SAMPLERS as FUNCTIONS
-from avila_diffusion.sampling.samplers import sample, start
+from avila_diffusion.sampling.samplers import Options, sample, start
 from avila_diffusion.sampling.schedules import NoiseTable, calls, sampler_sigmas, schedule_sigmas
 
 Driver = Callable[..., Tensor]
@@ -98,7 +98,10 @@ def test_noise_between_steps_keeps_the_variance_exactly(
     source = noise_source("cpu", 5)
     like = torch.zeros(1, 4, 128, 128, dtype=torch.float64)
     x = MEAN + initial_noise(source, (4, 128, 128)).double() * sigmas[0]
-    got = drive(sample(SAMPLERS[key], x, sigmas, step_noise(source, like), eta=eta), lambda _: Denoised(like + MEAN))
+    got = drive(
+        sample(SAMPLERS[key], x, sigmas, step_noise(source, like), options=Options(eta=eta)),
+        lambda _: Denoised(like + MEAN),
+    )
     got = got * hypot(1, 0.5) if key == "ddim" else got
     assert abs(got.mean().item() - MEAN) < 4 * 0.5 / 256
     assert abs(got.std().item() / 0.5 - 1) < 4 / 256 / sqrt(2)
@@ -111,7 +114,7 @@ def test_noise_between_steps_reaches_the_data(key: str, table: NoiseTable, drive
     source = noise_source("cpu", 6)
     x = start(info, initial_noise(source, (4, 64, 64)).double(), sigmas)
     eta = 1.0 if info.uses_eta else None
-    got = drive(sample(info, x, sigmas, step_noise(source, x), eta=eta), gaussian)
+    got = drive(sample(info, x, sigmas, step_noise(source, x), options=Options(eta=eta)), gaussian)
     assert abs(got.mean().item() - MEAN) < 0.03
     assert abs(got.std().item() / SPREAD - 1) < 0.03
 
@@ -122,7 +125,12 @@ def test_ddim_of_eta_one_ddpm_and_euler_a_are_one_process(table: NoiseTable, dri
     for key in ("euler_ancestral", "ddim", "ddpm"):
         source, x = noise_source("cpu", 9), latents(2) * sigmas[0]
         info = SAMPLERS[key]
-        runs.append(drive(sample(info, x, sigmas, step_noise(source, x), eta=1.0 if info.uses_eta else None), wavy))
+        runs.append(
+            drive(
+                sample(info, x, sigmas, step_noise(source, x), options=Options(eta=1.0 if info.uses_eta else None)),
+                wavy,
+            )
+        )
     torch.testing.assert_close(runs[1], runs[0], rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(runs[2], runs[0], rtol=1e-10, atol=1e-10)
 
@@ -132,7 +140,11 @@ def test_a_big_eta_is_cut_off(key: str, table: NoiseTable, drive: Driver) -> Non
     info = SAMPLERS[key]
     sigmas = sampler_sigmas(info, SCHEDULES["karras"], 8, table)
     x = start(info, latents(3), sigmas)
-    assert drive(sample(info, x, sigmas, step_noise(noise_source("nv", 0), x), eta=10.0), wavy).isfinite().all()
+    assert (
+        drive(sample(info, x, sigmas, step_noise(noise_source("nv", 0), x), options=Options(eta=10.0)), wavy)
+        .isfinite()
+        .all()
+    )
 
 
 def test_eta_zero_draws_nothing(table: NoiseTable, drive: Driver) -> None:
@@ -140,12 +152,12 @@ def test_eta_zero_draws_nothing(table: NoiseTable, drive: Driver) -> None:
     for noisy, plain in pairs.items():
         sigmas = sampler_sigmas(SAMPLERS[plain], SCHEDULES["automatic"], 9, table)
         x = latents(4) * sigmas[0]
-        got = drive(sample(SAMPLERS[noisy], x, sigmas, no_noise, eta=0.0), wavy)
+        got = drive(sample(SAMPLERS[noisy], x, sigmas, no_noise, options=Options(eta=0.0)), wavy)
         torch.testing.assert_close(
             got, drive(sample(SAMPLERS[plain], x, sigmas, no_noise), wavy), rtol=1e-12, atol=1e-12
         )
     with pytest.raises(RequestError, match=r"DPM\+\+ 2M takes no eta"):
-        sample(SAMPLERS["dpmpp_2m"], latents(0), torch.tensor([1.0, 0.0]), no_noise, eta=0.5)
+        sample(SAMPLERS["dpmpp_2m"], latents(0), torch.tensor([1.0, 0.0]), no_noise, options=Options(eta=0.5))
 
 
 def test_where_a_run_starts(table: NoiseTable) -> None:
@@ -185,7 +197,7 @@ def test_a_recorded_run_replays_bit_for_bit(key: str, table: NoiseTable, drive: 
     log: list[tuple[Call, Denoised]] = []
     x, noise = begin()
     before = x.clone()
-    finished = drive(sample(info, x, sigmas, noise, eta=eta), recorded(wavy, log))
+    finished = drive(sample(info, x, sigmas, noise, options=Options(eta=eta)), recorded(wavy, log))
     assert finished.dtype == torch.float32
     assert torch.equal(x, before)
     answers = iter(log)
@@ -197,7 +209,7 @@ def test_a_recorded_run_replays_bit_for_bit(key: str, table: NoiseTable, drive: 
         return answer
 
     x, noise = begin()
-    assert torch.equal(drive(sample(info, x, sigmas, noise, eta=eta), replay), finished)
+    assert torch.equal(drive(sample(info, x, sigmas, noise, options=Options(eta=eta)), replay), finished)
     assert next(answers, None) is None
 
 
@@ -210,7 +222,7 @@ def test_images_do_not_see_each_other(key: str, table: NoiseTable, drive: Driver
     def run(seed: int) -> object:
         source = noise_source("cpu", seed)
         x = start(info, initial_noise(source, (4, 4, 4)), sigmas)
-        return sample(info, x, sigmas, step_noise(source, x), eta=1.0 if info.uses_eta else None)
+        return sample(info, x, sigmas, step_noise(source, x), options=Options(eta=1.0 if info.uses_eta else None))
 
     alone = [drive(run(seed), wavy) for seed in (1, 2)]
     generators = [run(seed) for seed in (1, 2)]
@@ -245,7 +257,7 @@ def test_any_sampler_on_any_schedule_of_any_model(key: str, schedule: str, model
         assert sigmas[-1] == table.sigmas[1]
     source = noise_source("nv", n)
     x = start(info, initial_noise(source, (4, 2, 2)), sigmas)
-    generator = sample(info, x, sigmas, step_noise(source, x), eta=0.9 if info.uses_eta else None)
+    generator = sample(info, x, sigmas, step_noise(source, x), options=Options(eta=0.9 if info.uses_eta else None))
     made, call = 0, next(generator, None)
     steps = []
     while call is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ def drive(run: Run, denoise: Denoise, cancel: threading.Event | None = None) -> 
         number = 0
         while isinstance(call, Call):
             check(cancel)
+            call = replace(call, number=number)
             with torch.no_grad():
                 denoised = denoise(call)
             number += 1

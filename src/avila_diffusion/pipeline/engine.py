@@ -27,7 +27,7 @@ from ..sampling.denoiser import Cond, Denoiser
 from ..sampling.guidance import Denoise, classifier_free_guidance
 from ..sampling.names import resolve_sampler, resolve_schedule
 from ..sampling.noise import initial_noise, noise_source, step_noise
-from ..sampling.samplers import sample, start
+from ..sampling.samplers import Options, sample, start
 from ..sampling.schedules import NoiseTable, calls, sampler_sigmas
 from ..text.conditioner import Conditioner
 from .driver import Step, check, drive
@@ -155,7 +155,7 @@ class ModelEngine:
         shape = (spec.vae.latent_channels, request.height // spec.vae.scale, request.width // spec.vae.scale)
         noise = initial_noise(source, shape).to(self.policy.device, self.policy.latent)
         x = start(sampler, noise, sigmas)
-        run = sample(sampler, x, sigmas, step_noise(source, x), eta=request.eta)
+        run = sample(sampler, x, sigmas, step_noise(source, x), table=self.table, options=Options(eta=request.eta))
         of, images = calls(sampler, sigmas), len(request.seeds)
         yield Progress(stage="sample", image=index, images=images, step=0, of=of)
         with closing(drive(run, denoise, cancel)) as events:

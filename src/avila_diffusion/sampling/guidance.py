@@ -20,13 +20,14 @@ class Call:
     """What a sampler wants evaluated: x0 of x at noise level sigma.
 
     x: (1, channels, h, w). step: of the sampler, from 0; second-order samplers yield twice with the same step.
-    want_uncond: the unguided prediction is needed too.
+    want_uncond: the unguided prediction is needed too. number: of the call in its run, from 0; the driver counts.
     """
 
     x: Tensor
     sigma: float
     step: int
     want_uncond: bool = False
+    number: int = 0
 
 
 @dataclass(frozen=True, eq=False)

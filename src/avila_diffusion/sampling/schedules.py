@@ -245,13 +245,12 @@ def sampler_sigmas(
     return torch.cat([sigmas[:-2], sigmas[-1:]]) if more else sigmas
 
 
-def calls(sampler: SamplerInfo, sigmas: Tensor) -> int:
-    """Model calls of a run over these levels at the sampler's default eta.
-
-    One a step; two for second-order samplers, but for a step to 0, which is Euler's.
-    """
+def calls(sampler: SamplerInfo, sigmas: Tensor) -> int | None:
+    """Model calls of a run over these levels at the sampler's default options, None where only the run can tell."""
     steps = len(sigmas) - 1
-    return steps if not sampler.second_order else 2 * steps - int(sigmas[-1] == 0)
+    if sampler.calls == "two":
+        return 2 * steps - int(sigmas[-1] == 0)
+    return steps
 
 
 def image_steps(steps: int, strength: float, *, exact: bool = False) -> tuple[int, int]:

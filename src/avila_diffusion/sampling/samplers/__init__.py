@@ -7,13 +7,16 @@ computes in x's dtype, never changes x in place, never calls a model and knows n
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from math import hypot
+from typing import Any
 
 from torch import Tensor
 
 from ...errors import RequestError
 from ..names import SamplerInfo
 from ..noise import StepNoise
+from ..schedules import NoiseTable
 from .dpm import dpm_2, dpm_2_ancestral
 from .dpmpp import dpmpp_2m
 from .euler import euler, euler_ancestral, heun
@@ -30,7 +33,7 @@ SAMPLERS: dict[str, Callable[..., Run]] = {
     "ddim": ddim,
     "ddpm": ddpm,
 }
-"""Key of a sampler → f(x, sigmas, noise, *, eta=…); eta only where `SamplerInfo.uses_eta`."""
+"""Key of a sampler → f(x, sigmas, noise, *, …): beside these the options that its row names, and `table` where it says so."""
 
 
 def start(
@@ -51,13 +54,53 @@ def start(
     return (latent + noise * level) * (hypot(1, first) / hypot(1, level))
 
 
-def sample(sampler: SamplerInfo, x: Tensor, sigmas: Tensor, noise: StepNoise, *, eta: float | None = None) -> Run:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a run may set of a sampler; None is the sampler's own value.
+
+    eta: weight of the noise between steps. s_noise: factor of all noise between steps.
+    s_churn, s_tmin, s_tmax: how much noise is added before steps, and between which levels (Karras et al. 2022,
+    algorithm 2).
+    """
+
+    eta: float | None = None
+    s_noise: float | None = None
+    s_churn: float | None = None
+    s_tmin: float | None = None
+    s_tmax: float | None = None
+
+    def given(self) -> dict[str, float]:
+        """Those that are set."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def check_options(sampler: SamplerInfo, options: Options) -> None:
+    """Raise RequestError for an option that the sampler does not take: nothing is ignored in silence."""
+    unknown = [name for name in options.given() if name not in sampler.options]
+    if unknown:
+        takes = f"; it takes {', '.join(sampler.options)}" if sampler.options else ""
+        raise RequestError(f"{sampler.name} takes no {' and no '.join(unknown)}{takes}; leave it out")
+
+
+def sample(
+    sampler: SamplerInfo,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: StepNoise,
+    *,
+    table: NoiseTable | None = None,
+    options: Options = Options(),
+) -> Run:
     """The generator of a run. Advance it with `next`, then `send` it the `Denoised` for each `Call`.
 
-    eta: weight of the noise between steps, None for the sampler's own. Raises RequestError for one that takes none.
+    table: the model's noise, needed by the samplers whose row says so.
+    Raises RequestError for an option that the sampler does not take.
     """
-    if not sampler.uses_eta:
-        if eta is not None:
-            raise RequestError(f"{sampler.name} takes no eta; leave it out or choose an ancestral sampler or DDIM")
-        return SAMPLERS[sampler.key](x, sigmas, noise)
-    return SAMPLERS[sampler.key](x, sigmas, noise, eta=sampler.eta if eta is None else eta)
+    check_options(sampler, options)
+    named: dict[str, Any] = options.given()
+    if sampler.eta is not None:
+        named.setdefault("eta", sampler.eta)
+    if sampler.table:
+        named["table"] = table
+    return SAMPLERS[sampler.key](x, sigmas, noise, **named)
