@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,26 +111,48 @@ def test_without_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert read(saved.info["parameters"]).prompt == "sunset"
 
 
-OPTIONS: dict[str, Any] = {
-    "seed": 5, "steps": 2, "sampler": "DPM2 a", "schedule": "Exponential", "guidance_scale": 2.5, "batch": 2, "count": 2,
-    "clip_skip": 2, "rng": "cpu", "eta": 0.5,
-}  # fmt: skip
+OPTIONS: list[dict[str, Any]] = [
+    {"seed": 5, "steps": 2, "sampler": "DPM2 a", "schedule": "Exponential", "guidance_scale": 2.5, "batch": 2, "count": 2,
+     "clip_skip": 2, "rng": "cpu", "eta": 0.5, "ensd": 1, "sigma_min": 0.05, "sigma_max": 9.0, "s_noise": 1.01,
+     "seed_width": 64, "seed_height": 64, "ngms": 1.0, "ngms_all": True},
+    {"seed": 5, "steps": 3, "sampler": "Euler", "schedule": "Karras", "batch": 2, "rho": 5.0, "s_churn": 1.0, "s_tmin": 0.1,
+     "s_tmax": 5.0, "variation_seed": 8, "variation_strength": 0.5, "guidance_list": (7.0, 2.0), "guidance_rescale": 0.7,
+     "guidance_start": 0.1, "guidance_stop": 0.9, "skip_early": 0.2},
+    {"seed": 5, "batch": 2, "compat": "comfyui", "sigmas": (9.0, 2.0, 0.0), "noise_batch": 4, "noise_index": 1},
+]  # fmt: skip
+SEEDS = ([5, 6, 7, 8], [5, 5], [5, 5])
 
 
-def test_every_option_arrives(tiny_checkpoint: TinyCheckpoint) -> None:
-    assert set(OPTIONS) == set(RunOptions.__annotations__)
-    assert set(GenerateOptions.__annotations__) == {*OPTIONS, "width", "height"}
+def test_every_option_is_a_keyword() -> None:
+    names = {field.name for field in fields(GenerateRequest)} - {"prompt", "negative_prompt"}
+    assert set(GenerateOptions.__annotations__) == names
+    assert set(RunOptions.__annotations__) == names - {"width", "height"}
+    assert set().union(*OPTIONS) == set(RunOptions.__annotations__)
+
+
+@pytest.mark.parametrize(("options", "seeds"), zip(OPTIONS, SEEDS, strict=True))
+def test_every_option_arrives(options: dict[str, Any], seeds: list[int], tiny_checkpoint: TinyCheckpoint) -> None:
     diffusion = AvilaDiffusion.with_model(tiny_checkpoint("sd1"))
-    result = diffusion.text_to_image("a cat", "rain", 72, 64, **OPTIONS)
-    wanted = {"prompt": "a cat", "negative_prompt": "rain", "width": 72, "height": 64, **OPTIONS}
+    result = diffusion.text_to_image("a cat", "rain", 72, 64, **options)
+    wanted = {"prompt": "a cat", "negative_prompt": "rain", "width": 72, "height": 64, **options}
     assert {name: getattr(result.request, name) for name in wanted} == wanted
-    assert [image.seed for image in result] == [5, 6, 7, 8]
+    assert [image.seed for image in result] == seeds
+    # and are not passed over: without it the picture is another
+    plain = {"seed", "batch", "count", "sampler", "schedule", "compat", "steps", "s_tmin", "seed_width", "seed_height"}
+    for name in sorted(set(options) - plain - {"noise_batch", "ngms_all", "variation_seed", "clip_skip"}):
+        rest = {
+            key: value
+            for key, value in options.items()
+            if key != name and (key, name) != ("noise_batch", "noise_index")
+        }
+        other = diffusion.text_to_image("a cat", "rain", 72, 64, **rest)
+        assert any((one.pixels != two.pixels).any() for one, two in zip(result, other, strict=True)), name
 
 
 def test_defaults_are_overruled_by_the_call() -> None:
     diffusion = AvilaDiffusion(width=80, height=72, seed=3, steps=7, batch=2)
     assert diffusion.text_to_image("a cat").request == GenerateRequest(
-        prompt="a cat", width=80, height=72, seed=3, steps=7, batch=2
+        prompt="a cat", width=80, height=72, seed=3, steps=7, batch=2, rng="nv"
     )
     request = diffusion.text_to_image("a cat", None, 64, seed=4, batch=1).request
     assert (request.width, request.height, request.seed, request.steps, request.batch) == (64, 72, 4, 7, 1)
@@ -144,7 +166,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"steps": "20"}, "^steps must be a whole number, not '20'$"),
     ({"seed": MAX_SEED + 1}, "^seed is 18,446,744,073,709,551,616; "),
     ({"sampler": "Eular"}, "^unknown sampler 'Eular'; the nearest: Euler"),
-    ({"rng": "gpu"}, "^rng 'gpu' is unknown"),
+    ({"rng": "tpu"}, "^rng 'tpu' is unknown"),
     ({"eta": -1}, "^eta is -1; it must be from 0 to 10$"),
 ]
 
@@ -246,7 +268,7 @@ def test_a_request_is_run_as_it_is() -> None:
     diffusion = AvilaDiffusion(steps=7, width=72, seed=9)
     *_, result = diffusion.generate(request)
     assert isinstance(result, GenerateResult)
-    assert result.request == replace(request)
+    assert result.request == replace(request, rng="nv")
 
 
 def run_python(program: str, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,15 @@ from hypothesis import strategies as st
 from avila_diffusion.errors import RequestError
 from avila_diffusion.images import Image
 from avila_diffusion.infotext import VERSION, LoraUsed, Parsed, read, write
+from avila_diffusion.request import GenerateRequest
 
 PUBLISHED: list[dict[str, Any]] = json.loads((Path(__file__).parent / "infotexts.json").read_text(encoding="utf-8"))
 
 
-@dataclass(frozen=True)
-class Settings:
-    """A resolved request, as far as the infotext cares."""
-
-    prompt: str = "a cat"
-    negative_prompt: str = ""
-    width: int = 512
-    height: int = 768
-    steps: int = 20
-    sampler: str = "DPM++ 2M"
-    schedule: str = "Karras"
-    guidance_scale: float = 7.0
-    clip_skip: int = 1
-    rng: str = "nv"
-    eta: float | None = None
+def Settings(**values: Any) -> GenerateRequest:
+    """A resolved request."""
+    given = {"prompt": "a cat", "width": 512, "height": 768, "schedule": "Karras", "seed": 1, **values}
+    return GenerateRequest(**given).resolved(512)
 
 
 def as_read(prompt: str) -> str:
@@ -83,6 +73,7 @@ WORDS = st.sampled_from(
 )
 PROMPTS = st.lists(WORDS | st.text(max_size=5), max_size=12).map("".join)
 NUMBERS = st.floats(0, 100, allow_nan=False)
+ETAS = st.floats(0, 10, allow_nan=False)
 
 
 def opens_a_negative(prompt: str) -> bool:
@@ -90,7 +81,7 @@ def opens_a_negative(prompt: str) -> bool:
     return any(line.strip().startswith("Negative prompt:") for line in prompt.split("\n"))
 
 
-@given(prompt=PROMPTS, negative=PROMPTS, scale=NUMBERS, eta=st.none() | NUMBERS, seed=st.integers(0, 2**64 - 1))
+@given(prompt=PROMPTS, negative=PROMPTS, scale=NUMBERS, eta=st.none() | ETAS, seed=st.integers(0, 2**64 - 1))
 @example(prompt="a\nSteps: 1, a: b, c: d", negative="", scale=7, eta=None, seed=0)
 @example(prompt="", negative="Steps: 1, a: b, c: d\n\nb", scale=1, eta=0.1, seed=1)
 @settings(max_examples=600, deadline=None, derandomize=True)
@@ -115,6 +106,70 @@ def test_what_is_written_is_read_again(prompt: str, negative: str, scale: float,
         "clip_skip": 3,
         "rng": "cpu",
     }
+
+
+EVERYTHING: dict[str, Any] = {
+    "steps": 12, "sampler": "Euler", "schedule": "Karras", "clip_skip": 2, "rng": "cpu", "ensd": 31337, "variation_seed": 9,
+    "variation_strength": 0.25, "seed_width": 512, "seed_height": 640, "s_churn": 3.5, "s_tmin": 0.1, "s_tmax": 9.0,
+    "s_noise": 1.01, "rho": 5.5, "sigma_min": 0.03, "sigma_max": 14.0, "guidance_list": (7.5, 3.0), "guidance_rescale": 0.7,
+    "guidance_start": 0.1, "guidance_stop": 0.85, "skip_early": 0.05, "ngms": 1.5, "ngms_all": True,
+}  # fmt: skip
+
+
+def test_every_field_that_changes_the_picture_comes_back() -> None:
+    request = Settings(**EVERYTHING)
+    parsed = read(write(request, 1))
+    assert GenerateRequest(**parsed.request_values()).resolved(512) == request
+    # the names by which AUTOMATIC1111 knows them
+    expected = {
+        "ENSD": "31337", "Variation seed": "9", "Variation seed strength": "0.25", "Seed resize from-1": "512",
+        "Seed resize from-2": "640", "Sigma churn": "3.5", "Sigma tmin": "0.1", "Sigma tmax": "9", "Sigma noise": "1.01",
+        "Schedule rho": "5.5", "Schedule min sigma": "0.03", "Schedule max sigma": "14", "Skip Early CFG": "0.05",
+        "NGMS": "1.5", "NGMS all steps": "True", "RNG": "CPU",
+    }  # fmt: skip
+    assert parsed.fields.items() >= expected.items()
+
+
+def test_custom_levels_and_comfyuis_batches_come_back() -> None:
+    request = Settings(sigmas=(14.5, 3.25, 1e-05, 0), schedule="Automatic")
+    assert GenerateRequest(**read(write(request, 1)).request_values()).resolved(512) == request
+    assert request.steps == 3
+    batch = Settings(compat="comfyui", batch=3, count=2, seed=5)
+    assert batch.seeds == (5, 5, 5, 6, 6, 6)
+    alone = GenerateRequest(**read(write(batch, batch.seeds[4], index=4)).request_values()).resolved(512)
+    assert (alone.seed, alone.batch, alone.noise_batch, alone.noise_index, alone.rng) == (6, 1, 3, 1, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("settings", "written"),
+    [
+        ({"sampler": "Euler a"}, True),
+        ({"sampler": "Euler a", "eta": 0.0}, False),
+        ({"sampler": "DPM fast"}, True),
+        ({"sampler": "DPM adaptive"}, True),
+        ({"sampler": "DPM2 a"}, True),
+        ({"sampler": "DPM++ 2S a"}, True),
+        ({"sampler": "DPM++ 2M"}, False),
+        ({"sampler": "DPM++ 2M SDE"}, False),
+        ({"sampler": "Euler"}, False),
+        # AUTOMATIC1111 is silent here although the picture depends on it
+        ({"sampler": "Euler", "s_churn": 2.0}, True),
+        ({"sampler": "DDIM"}, False),
+        ({"sampler": "DDIM", "eta": 1.0}, True),
+        ({"sampler": "LCM"}, True),
+    ],
+)
+def test_the_seed_delta_is_written_where_noise_is_drawn_from_the_stream(
+    settings: dict[str, Any], written: bool
+) -> None:
+    assert ("ENSD" in read(write(Settings(ensd=31337, **settings), 1)).fields) == written
+
+
+def test_a_variation_counts_its_own_seed() -> None:
+    request = Settings(seed=5, variation_seed=9, variation_strength=0.5, count=3)
+    assert request.seeds == (5, 5, 5)
+    fields = read(write(request, 5, index=2)).fields
+    assert (fields["Seed"], fields["Variation seed"]) == ("5", "11")
 
 
 @given(value=st.lists(WORDS | st.text(max_size=5), min_size=1, max_size=6).map("".join))
@@ -196,6 +251,8 @@ def test_any_text_is_an_infotext(text: str) -> None:
 
 @pytest.mark.parametrize(("rng", "expected"), [("CPU", "cpu"), ("NV", "nv"), ("GPU", "nv"), (None, "nv")])
 def test_the_source_of_noise_is_the_gpus_unless_it_says_cpu(rng: str | None, expected: str) -> None:
+    ours = read(write(Settings(rng="gpu"), 1))
+    assert ours.request_values()["rng"] == "gpu"
     assert Parsed(fields={} if rng is None else {"RNG": rng}).request_values()["rng"] == expected
 
 

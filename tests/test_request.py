@@ -16,7 +16,9 @@ from avila_diffusion.sampling.names import SAMPLERS, SCHEDULES
 
 FIELDS = {
     "prompt", "negative_prompt", "width", "height", "steps", "sampler", "schedule", "guidance_scale", "seed", "batch",
-    "count", "clip_skip", "rng", "eta",
+    "count", "clip_skip", "compat", "rng", "ensd", "variation_seed", "variation_strength", "seed_width", "seed_height",
+    "noise_batch", "noise_index", "eta", "s_churn", "s_tmin", "s_tmax", "s_noise", "sigmas", "rho", "sigma_min", "sigma_max",
+    "guidance_list", "guidance_rescale", "guidance_start", "guidance_stop", "skip_early", "ngms", "ngms_all",
 }  # fmt: skip
 
 LIMITS: dict[str, tuple[float, float]] = {
@@ -28,17 +30,32 @@ LIMITS: dict[str, tuple[float, float]] = {
     "clip_skip": (1, 12),
     "seed": (-1, 2**64 - 1),
     "guidance_scale": (0, 100),
+    "variation_seed": (-1, 2**64 - 1),
+    "ensd": (0, 2**64 - 1),
+    "variation_strength": (0, 1),
     "eta": (0, 10),
+    "s_churn": (0, 1000),
+    "s_noise": (0, 10),
+    "s_tmin": (0, 100000),
+    "s_tmax": (0, 100000),
+    "rho": (0.01, 100),
+    "sigma_min": (1e-5, 100000),
+    "sigma_max": (1e-5, 100000),
+    "guidance_rescale": (0, 1),
+    "guidance_start": (0, 1),
+    "guidance_stop": (0, 1),
+    "skip_early": (0, 1),
+    "ngms": (0, 100000),
 }
-WHOLE = sorted(set(LIMITS) - {"guidance_scale", "eta"})
+WHOLE = ["batch", "clip_skip", "count", "ensd", "height", "seed", "steps", "variation_seed", "width"]
 
 
-def refusal(**values: Any) -> str:
+def refusal(most: int = 400, **values: Any) -> str:
     with pytest.raises(RequestError) as caught:
         GenerateRequest.from_dict(values)
     assert isinstance(caught.value, ValueError) and isinstance(caught.value, AvilaError)
     message = str(caught.value)
-    assert "\n" not in message and 10 < len(message) < 400
+    assert "\n" not in message and 10 < len(message) < most
     return message
 
 
@@ -69,19 +86,24 @@ def test_whole_numbers(name: str) -> None:
     assert "whole number" in refusal(**{name: 7.0})
 
 
-@pytest.mark.parametrize("name", ["steps", "batch", "count", "clip_skip", "guidance_scale"])
+@pytest.mark.parametrize(
+    "name",
+    ["steps", "batch", "count", "clip_skip", "guidance_scale", "ensd", "variation_strength", "ngms", "skip_early"],
+)
 def test_none_is_no_number(name: str) -> None:
     assert "not None" in refusal(**{name: None})
 
 
-@pytest.mark.parametrize("name", ["width", "height", "seed", "eta"])
+@pytest.mark.parametrize("name", ["width", "height", "seed", "eta", "rng", "rho", "s_noise"])
 def test_none_leaves_open(name: str) -> None:
     assert getattr(GenerateRequest.from_dict({name: None}), name) is None
 
 
-@pytest.mark.parametrize("name", ["prompt", "negative_prompt", "sampler", "schedule", "rng"])
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt", "sampler", "schedule", "compat", "rng"])
 @pytest.mark.parametrize("value", [None, 5, b"cat", ["cat"]])
 def test_text_fields(name: str, value: Any) -> None:
+    if (name, value) == ("rng", None):
+        return  # the dialect's own
     assert refusal(**{name: value}) == f"{name} must be text, not {type(value).__name__}"
 
 
@@ -118,7 +140,8 @@ def test_pixels_are_counted_again_when_a_side_is_filled_in() -> None:
 def test_names() -> None:
     assert "unknown sampler 'DPM++ 9X'" in refusal(sampler="DPM++ 9X")
     assert "unknown schedule 'Karas'; the nearest: Karras" in refusal(schedule="Karas")
-    assert "rng 'gpu' is unknown; it is nv" in refusal(rng="gpu")
+    assert "rng 'tpu' is unknown; it is one of nv, cpu, gpu" in refusal(rng="tpu")
+    assert "compat 'invoke' is unknown; it is one of a1111, comfyui" in refusal(compat="invoke")
     for info in SAMPLERS.values():
         assert GenerateRequest(sampler=info.name).resolved(64).sampler == info.name
     for schedule in SCHEDULES.values():
@@ -126,10 +149,11 @@ def test_names() -> None:
 
 
 def test_unknown_fields_are_named_with_the_known_ones() -> None:
-    message = refusal(prompt="a", scale=7, Steps=3)
+    message = refusal(600, prompt="a", scale=7, Steps=3)
     assert message.startswith("unknown field Steps, scale; the fields are batch, ")
     assert all(name in message for name in FIELDS)
-    assert refusal(**{"x\ny": 1}).startswith("unknown field x y;")
+    assert message.endswith("width")
+    assert refusal(600, **{"x\ny": 1}).startswith("unknown field x y;")
     odd: list[tuple[Any, str]] = [({1: 2, "z": 3}, "unknown field 1, z;"), ({None: 1}, "unknown field None;")]
     odd += [(values, "table of fields") for values in (None, [("steps", 3)], "steps")]
     for values, words in odd:
@@ -141,7 +165,10 @@ def test_from_dict_takes_every_field() -> None:
     values = {
         "prompt": "a", "negative_prompt": "b", "width": 64, "height": 72, "steps": 3, "sampler": "Euler a",
         "schedule": "Karras", "guidance_scale": 3, "seed": 5, "batch": 2, "count": 3, "clip_skip": 2, "rng": "cpu",
-        "eta": 0.5,
+        "eta": 0.5, "compat": "a1111", "ensd": 1, "variation_seed": 2, "variation_strength": 0.5, "seed_width": 64,
+        "seed_height": 8, "noise_batch": None, "noise_index": 0, "s_churn": 1, "s_tmin": 0.1, "s_tmax": 2.0, "s_noise": 1,
+        "sigmas": None, "rho": 7, "sigma_min": 0.1, "sigma_max": 9, "guidance_list": (1, 2.5), "guidance_rescale": 0.7,
+        "guidance_start": 0.1, "guidance_stop": 0.9, "skip_early": 0.1, "ngms": 1, "ngms_all": True,
     }  # fmt: skip
     request = GenerateRequest.from_dict(values)
     assert {name: getattr(request, name) for name in FIELDS} == values
@@ -179,7 +206,7 @@ def test_resolving_fills_in_what_is_open_and_nothing_else() -> None:
     resolved = request.resolved(640)
     assert (resolved.width, resolved.height) == (72, 640)
     changed = {name for name in FIELDS if getattr(resolved, name) != getattr(request, name)}
-    assert changed == {"height", "seed"}
+    assert changed == {"height", "seed", "rng"}
     assert resolved.resolved(64) == resolved
     assert request.seed is None
 
@@ -209,3 +236,50 @@ def test_numpy_numbers_become_plain_ones() -> None:
     assert {type(request.width), type(request.seed), type(request.guidance_scale)} == {int, float}
     with pytest.raises(RequestError, match="steps must be a whole number"):
         GenerateRequest(steps=np.float32(3))  # type: ignore[arg-type]
+
+
+def test_the_source_of_noise_is_the_dialects() -> None:
+    assert GenerateRequest().resolved(64).rng == "nv"
+    assert GenerateRequest(compat="comfyui").resolved(64).rng == "cpu"
+    assert "draws on the processor" in refusal(compat="comfyui", rng="nv")
+    for name, value in {"ensd": 1, "variation_strength": 0.5, "seed_width": 8}.items():
+        both = {"seed_height": 8} if name == "seed_width" else {}
+        assert f"has no {name}" in refusal(compat="comfyui", **{name: value}, **both)
+    for values in ({"noise_batch": 2}, {"noise_index": 1}):
+        assert "compat comfyui only" in refusal(**values)
+    assert "beyond a noise_batch of 3" in refusal(compat="comfyui", noise_batch=3, noise_index=2, batch=2)
+
+
+def test_a_part_has_the_same_pictures() -> None:
+    for values in ({}, {"variation_strength": 0.5, "variation_seed": 2**64 - 1}, {"compat": "comfyui"}):
+        whole = GenerateRequest.from_dict({"seed": MAX_SEED - 1, "batch": 2, "count": 3, **values}).resolved(64)
+        parts = [whole.part(index) for index in range(3)]
+        assert sum((part.seeds for part in parts), ()) == whole.seeds
+        assert sum((part.variation_seeds for part in parts), ()) == whole.variation_seeds
+        assert len(set(zip(whole.seeds, whole.variation_seeds, strict=True))) == (3 if whole.compat == "comfyui" else 6)
+
+
+def test_a_variation_seed_is_drawn_where_it_is_needed() -> None:
+    drawn = GenerateRequest(variation_strength=0.1).resolved(64)
+    assert drawn.variation_seed is not None
+    assert GenerateRequest(variation_seed=5).resolved(64).variation_seed is None
+
+
+def test_custom_levels() -> None:
+    request = GenerateRequest.from_dict({"sigmas": [14.6, 3, 0], "steps": 50})
+    assert (request.sigmas, request.steps) == ((14.6, 3, 0), 2)
+    for sigmas in ([3], [], [1, 1, 0], [1, 2]):
+        assert "falling noise levels" in refusal(sigmas=sigmas)
+    for bad in ("14, 0", 5, [1, "0"], [1, math.nan], [1, -1], [1, None]):
+        assert refusal(sigmas=bad).startswith(("sigmas must", "a value of sigmas"))
+    assert "replace the schedule" in refusal(sigmas=[1, 0], schedule="Karras")
+    assert "leave out one of the two" in refusal(sigmas=[1, 0], rho=7)
+
+
+def test_guidance_lists_and_intervals() -> None:
+    assert GenerateRequest.from_dict({"guidance_list": [7, 1]}).guidance_list == (7, 1)
+    assert "1 to 1,000 make sense" in refusal(guidance_list=[])
+    assert "a value of guidance_list is 101" in refusal(guidance_list=[101])
+    assert "lies behind" in refusal(guidance_start=0.5, guidance_stop=0.25)
+    assert "go together" in refusal(seed_width=64)
+    assert "true or false" in refusal(ngms_all=1)

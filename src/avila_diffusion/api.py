@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
 
 from .errors import AvilaError, RequestError
-from .request import GenerateRequest, Rng
+from .request import Compat, GenerateRequest, Rng
 from .result import GenerateResult, Progress
 
 if TYPE_CHECKING:
@@ -35,8 +35,31 @@ class RunOptions(TypedDict, total=False):
     batch: int
     count: int
     clip_skip: int
-    rng: Rng
+    compat: Compat
+    rng: Rng | None
+    ensd: int
+    variation_seed: int | None
+    variation_strength: float
+    seed_width: int | None
+    seed_height: int | None
+    noise_batch: int | None
+    noise_index: int
     eta: float | None
+    s_churn: float | None
+    s_tmin: float | None
+    s_tmax: float | None
+    s_noise: float | None
+    sigmas: Sequence[float] | None
+    rho: float | None
+    sigma_min: float | None
+    sigma_max: float | None
+    guidance_list: Sequence[float] | None
+    guidance_rescale: float
+    guidance_start: float
+    guidance_stop: float
+    skip_early: float
+    ngms: float
+    ngms_all: bool
 
 
 class GenerateOptions(RunOptions, total=False):
@@ -67,8 +90,7 @@ class AvilaDiffusion:
     (1, 96, (64, 96, 3))
 
     Options given here are the defaults of `text_to_image`, whose own options win; `generate` takes a request as it is.
-    They are the fields of `GenerateRequest`: steps, sampler, schedule, guidance_scale, seed, width, height, batch, count,
-    clip_skip, rng, eta.
+    They are the fields of `GenerateRequest` but its prompts: steps, sampler, schedule, guidance_scale, seed, width, height …
     Raises RequestError, a ValueError, for an option that does not exist or cannot be used.
     """
 

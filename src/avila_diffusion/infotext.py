@@ -14,9 +14,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from .errors import RequestError
+from .request import GenerateRequest
+from .sampling.names import resolve_sampler
 from .version import __version__
 
 NEGATIVE = "Negative prompt:"
@@ -28,33 +30,6 @@ _SIZE = re.compile(r"(\d+)x(\d+)$")
 _LEAST_PAIRS = 3
 _SCALED_ETA = ("DDIM", "DDIM CFG++", "PLMS", "UniPC")
 """Samplers whose eta AUTOMATIC1111 keeps apart from that of ancestral ones, under a name of its own."""
-
-
-class Settings(Protocol):
-    """What is written of a resolved `GenerateRequest`."""
-
-    @property
-    def prompt(self) -> str: ...
-    @property
-    def negative_prompt(self) -> str: ...
-    @property
-    def width(self) -> int | None: ...
-    @property
-    def height(self) -> int | None: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def sampler(self) -> str: ...
-    @property
-    def schedule(self) -> str: ...
-    @property
-    def guidance_scale(self) -> float: ...
-    @property
-    def clip_skip(self) -> int: ...
-    @property
-    def rng(self) -> str: ...
-    @property
-    def eta(self) -> float | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +56,10 @@ class LoraUsed:
 
 
 def write(
-    request: Settings,
+    request: GenerateRequest,
     seed: int,
     *,
+    index: int = 0,
     model: str | None = None,
     model_hash: str | None = None,
     vae: str | None = None,
@@ -93,12 +69,12 @@ def write(
 ) -> str:
     """The infotext of one picture of a resolved request.
 
-    seed: of this picture. model, vae: file names without folder; their hashes are the first 10 hex digits of the
-    file's sha256; vae only where it is a file of its own. extra: further fields, before the version.
+    seed: of this picture, which is picture `index` of the request. model, vae: file names without folder; their hashes
+    are the first 10 hex digits of the file's sha256; vae only where it is a file of its own. extra: further fields,
+    before the version.
     loras: AUTOMATIC1111 and others look for them in two places, as tags behind the prompt and in the field of hashes.
     What is None is left out.
     """
-    eta_name = "Eta DDIM" if request.sampler in _SCALED_ETA else "Eta"
     values: dict[str, object] = {
         "Steps": request.steps,
         "Sampler": request.sampler,
@@ -110,15 +86,77 @@ def write(
         "Model": model,
         "VAE hash": vae_hash,
         "VAE": vae,
+        **_variation(request, index),
         "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
-        "RNG": "CPU" if request.rng == "cpu" else None,  # absent means as on a GPU, which is what "nv" draws
-        eta_name: None if request.eta is None else _number(request.eta),
+        "ENSD": request.ensd if request.ensd and _draws(request) else None,
+        # Absent means as on a GPU, which is what "nv" draws.
+        "RNG": request.rng.upper() if request.rng in ("cpu", "gpu") else None,
+        **_options(request),
+        **_ours(request, index),
         "Lora hashes": ", ".join(dict.fromkeys(f"{lora.word}: {lora.hash}" for lora in loras if lora.hash)) or None,
         **(extra or {}),
         "Version": VERSION,
     }
     prompt = " ".join(filter(None, [request.prompt, *(lora.tag for lora in loras)]))
     return write_fields(prompt, request.negative_prompt, values)
+
+
+def _variation(request: GenerateRequest, index: int) -> dict[str, object]:
+    values: dict[str, object] = {}
+    if request.variation_strength:
+        values["Variation seed"] = request.variation_seeds[index]
+        values["Variation seed strength"] = _number(request.variation_strength)
+    if request.seed_width is not None:
+        values["Seed resize from"] = f"{request.seed_width}x{request.seed_height}"
+    return values
+
+
+def _draws(request: GenerateRequest) -> bool:
+    """Whether numbers are taken from the picture's stream between steps, so that the seed delta shows."""
+    info, _ = resolve_sampler(request.sampler)
+    eta = info.eta if request.eta is None else request.eta
+    noisy = bool(eta) if info.uses_eta else info.stochastic
+    return (noisy and not info.brownian) or bool(request.s_churn)
+
+
+def _options(request: GenerateRequest) -> dict[str, object]:
+    """What AUTOMATIC1111 records of sampler, schedule and guidance, by its names; what is at its default is left out."""
+    eta = "Eta DDIM" if request.sampler in _SCALED_ETA else "Eta"
+    values: dict[str, float | None] = {
+        "Schedule min sigma": request.sigma_min,
+        "Schedule max sigma": request.sigma_max,
+        "Schedule rho": request.rho,
+        eta: request.eta,
+        "Sigma churn": request.s_churn,
+        "Sigma tmin": request.s_tmin,
+        "Sigma tmax": request.s_tmax,
+        "Sigma noise": request.s_noise,
+        "Skip Early CFG": request.skip_early or None,
+        "NGMS": request.ngms or None,
+    }
+    numbers: dict[str, object] = {name: _number(value) for name, value in values.items() if value is not None}
+    return numbers | ({"NGMS all steps": True} if request.ngms and request.ngms_all else {})
+
+
+def _ours(request: GenerateRequest, index: int) -> dict[str, object]:
+    """What changes a picture and AUTOMATIC1111 has no name for; it passes over these."""
+    values: dict[str, object] = {}
+    if request.sigmas is not None:
+        values["Sigmas"] = _list(request.sigmas)
+    if request.guidance_list is not None:
+        values["CFG list"] = _list(request.guidance_list)
+    shares = {
+        "CFG rescale": (request.guidance_rescale, 0),
+        "CFG start": (request.guidance_start, 0),
+        "CFG stop": (request.guidance_stop, 1),
+    }
+    values |= {name: _number(value) for name, (value, default) in shares.items() if value != default}
+    if request.compat != "a1111":
+        values["Compat"] = request.compat
+    if request.compat == "comfyui" and (request.noise_batch or 1) > 1:
+        values["Batch size"] = request.noise_batch
+        values["Batch pos"] = request.noise_index + index % request.batch
+    return values
 
 
 def write_fields(prompt: str, negative_prompt: str, values: Mapping[str, object]) -> str:
@@ -142,20 +180,35 @@ class Parsed:
         Raises RequestError where a field that should be a number is none.
         """
         values: dict[str, Any] = {"prompt": self.prompt, "negative_prompt": self.negative_prompt}
-        for name, key in (("Sampler", "sampler"), ("Schedule type", "schedule")):
+        for name, key in (("Sampler", "sampler"), ("Schedule type", "schedule"), ("Compat", "compat")):
             if name in self.fields:
                 values[key] = self.fields[name]
+        if "Sigmas" in self.fields:
+            values.pop("schedule", None)
         for name, (key, kind) in _NUMBERS.items():
             if name in self.fields:
-                values[key] = self._as_number(name, kind)
-        values["rng"] = "cpu" if self.fields.get("RNG") == "CPU" else "nv"
+                values[key] = self._as_number(name, self.fields[name], kind)
+        for name, key in (("Sigmas", "sigmas"), ("CFG list", "guidance_list")):
+            if name in self.fields:
+                values[key] = tuple(self._as_number(name, part, float) for part in self.fields[name].split(","))
+        if self.fields.get("NGMS all steps") == "True":
+            values["ngms_all"] = True
+        if values.get("compat") == "comfyui":
+            for name, key in (("Batch size", "noise_batch"), ("Batch pos", "noise_index")):
+                if name in self.fields:
+                    values[key] = self._as_number(name, self.fields[name], int)
+        else:
+            # A GPU of others is most likely NVIDIA's, whose numbers "nv" gives on any machine.
+            ours = self.fields.get("Version", "").startswith(VERSION.split()[0])
+            known = {"CPU": "cpu", "GPU": "gpu"} if ours else {"CPU": "cpu"}
+            values["rng"] = known.get(self.fields.get("RNG", ""), "nv")
         return values
 
-    def _as_number(self, name: str, kind: type[int] | type[float]) -> int | float:
+    def _as_number(self, name: str, text: str, kind: type[int] | type[float]) -> int | float:
         try:
-            return kind(self.fields[name])
+            return kind(text)
         except ValueError:
-            raise RequestError(f"{name} in the picture's metadata is {self.fields[name]!r}, not a number") from None
+            raise RequestError(f"{name} in the picture's metadata is {text[:80]!r}, not a number") from None
 
 
 _NUMBERS: dict[str, tuple[str, type[int] | type[float]]] = {
@@ -164,9 +217,26 @@ _NUMBERS: dict[str, tuple[str, type[int] | type[float]]] = {
     "Seed": ("seed", int),
     "Size-1": ("width", int),
     "Size-2": ("height", int),
+    "Variation seed": ("variation_seed", int),
+    "Variation seed strength": ("variation_strength", float),
+    "Seed resize from-1": ("seed_width", int),
+    "Seed resize from-2": ("seed_height", int),
     "Clip skip": ("clip_skip", int),
+    "ENSD": ("ensd", int),
+    "Schedule min sigma": ("sigma_min", float),
+    "Schedule max sigma": ("sigma_max", float),
+    "Schedule rho": ("rho", float),
     "Eta": ("eta", float),
     "Eta DDIM": ("eta", float),
+    "Sigma churn": ("s_churn", float),
+    "Sigma tmin": ("s_tmin", float),
+    "Sigma tmax": ("s_tmax", float),
+    "Sigma noise": ("s_noise", float),
+    "Skip Early CFG": ("skip_early", float),
+    "NGMS": ("ngms", float),
+    "CFG rescale": ("guidance_rescale", float),
+    "CFG start": ("guidance_start", float),
+    "CFG stop": ("guidance_stop", float),
 }
 
 
@@ -223,6 +293,10 @@ def _unquote(text: str) -> str:
         return str(json.loads(text))
     except ValueError:
         return text
+
+
+def _list(values: Sequence[float]) -> str:
+    return ", ".join(map(_number, values))
 
 
 def _number(value: float) -> str:

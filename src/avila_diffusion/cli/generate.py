@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
+from .request_options import add_request_options, given
 
 if TYPE_CHECKING:
     from ..api import AvilaDiffusion
@@ -18,21 +19,6 @@ if TYPE_CHECKING:
     from ..result import GenerateResult
     from .progress import ProgressDisplay
 
-REQUEST_FIELDS = (
-    "negative_prompt",
-    "width",
-    "height",
-    "steps",
-    "sampler",
-    "schedule",
-    "guidance_scale",
-    "seed",
-    "batch",
-    "count",
-    "clip_skip",
-    "rng",
-    "eta",
-)
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 MODEL_OPTIONS = ("vae", "text_encoder", "lora", "prediction")
 BUNDLED = "no model given: drawn by the small bundled one; -m FILE takes a checkpoint, --procedural needs none"
@@ -48,37 +34,13 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     generate.add_argument("words", metavar="PROMPT", nargs="?", help="what to draw")
     generate.add_argument("-p", "--prompt", metavar="TEXT", help="the same, as an option")
     generate.set_defaults(run=run_generate)
-    _add_request_options(generate.add_argument_group("the picture"))
+    add_request_options(generate)
     _add_model_options(generate.add_argument_group("the model"))
     output = generate.add_argument_group("the output")
     output.add_argument("-o", "--output", metavar="PATH", help="a PNG file, or a folder; default: numbered in outputs/")
     output.add_argument("--json", action="store_true", help="one JSON object on stdout instead of the paths")
     output.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
     output.add_argument("-v", "--verbose", action="store_true", help="the whole load report on stderr")
-
-
-def _add_request_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("-n", "--negative-prompt", metavar="TEXT", help="what to stay away from")
-    group.add_argument("-W", "--width", type=int, metavar="PIXELS", help="default: the model's own size")
-    group.add_argument("-H", "--height", type=int, metavar="PIXELS", help="default: the model's own size")
-    group.add_argument("--steps", type=int, metavar="N", help="sampling steps; default: the model's, else 20")
-    group.add_argument("--sampler", "--sampling-method", metavar="NAME", help="see `avila samplers`")
-    group.add_argument("--schedule", "--scheduler", metavar="NAME", help="see `avila schedules`; default Automatic")
-    group.add_argument(
-        "--cfg",
-        "--cfg-scale",
-        "--guidance-scale",
-        dest="guidance_scale",
-        type=float,
-        metavar="X",
-        help="default: the model's, else 7",
-    )
-    group.add_argument("-s", "--seed", type=int, metavar="N", help="of the first picture; default: random")
-    group.add_argument("-b", "--batch", type=int, metavar="N", help="pictures made together, default 1")
-    group.add_argument("--count", "--batch-count", type=int, metavar="N", help="batches one after another, default 1")
-    group.add_argument("--clip-skip", type=int, metavar="N", help="1 is the text tower's last layer (default)")
-    group.add_argument("--rng", choices=("nv", "cpu"), help="whose random numbers: a GPU's (default) or a processor's")
-    group.add_argument("--eta", type=float, metavar="X", help="noise of ancestral samplers and DDIM")
 
 
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
@@ -111,7 +73,7 @@ def run_generate(options: argparse.Namespace) -> int:
     paths: list[Path] = []
     try:
         engine, model = _engine(options, display)
-        request = engine.request(request.prompt, **_given(options))  # the model may bring defaults of its own
+        request = engine.request(request.prompt, **given(options))  # the model may bring defaults of its own
         for index in range(request.count):
             result = _run_batch(engine, request, index, results, display)
             results.append(result)
@@ -153,20 +115,15 @@ def _request(options: argparse.Namespace) -> GenerateRequest:
         raise RequestError("--procedural draws without a model; leave out -m or --procedural")
     if options.model is None:
         named = MODEL_OPTIONS if options.procedural else [name for name in MODEL_OPTIONS if name != "lora"]
-        given = [f"--{name.replace('_', '-')}" for name in named if getattr(options, name) is not None]
-        if given:
+        useless = [f"--{name.replace('_', '-')}" for name in named if getattr(options, name) is not None]
+        if useless:
             raise RequestError(
-                f"{', '.join(given)} only means something with a checkpoint"
+                f"{', '.join(useless)} only means something with a checkpoint"
                 + ("; leave out --procedural" if options.procedural else " of yours; add -m FILE")
             )
     if options.threads is not None and options.threads < 1:
         raise RequestError(f"threads is {options.threads}; it must be 1 or more")
-    return GenerateRequest(prompt=prompt, **_given(options))
-
-
-def _given(options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of a request that the command line names."""
-    return {name: getattr(options, name) for name in REQUEST_FIELDS if getattr(options, name) is not None}
+    return GenerateRequest(prompt=prompt, **given(options))
 
 
 def _engine(options: argparse.Namespace, display: ProgressDisplay) -> tuple[AvilaDiffusion, str | None]:
@@ -218,15 +175,14 @@ def _run_batch(
     display: ProgressDisplay,
 ) -> GenerateResult:
     """Batch `index` of the job as a run of its own, so that its pictures are on disk before the next one begins."""
-    from ..request import MAX_SEED
     from ..result import GenerateResult
 
-    first = index * request.batch
-    seed = (before[0].seed + first) % (MAX_SEED + 1) if before else request.seed
-    for event in engine.generate(replace(request, count=1, seed=seed)):
+    # The first batch draws what was left open; the others follow from it.
+    part = replace(before[0].request, count=request.count).part(index) if before else replace(request, count=1)
+    for event in engine.generate(part):
         if isinstance(event, GenerateResult):
             return event
-        display.show(event, first)
+        display.show(event, index * request.batch)
     raise RuntimeError("the engine ended without a result")
 
 
