@@ -130,7 +130,7 @@ def test_every_option_is_a_keyword() -> None:
     assert set().union(*OPTIONS) == set(RunOptions.__annotations__)
 
 
-@pytest.mark.parametrize(("options", "seeds"), zip(OPTIONS, SEEDS, strict=True))
+@pytest.mark.parametrize(("options", "seeds"), list(zip(OPTIONS, SEEDS, strict=True)))
 def test_every_option_arrives(options: dict[str, Any], seeds: list[int], tiny_checkpoint: TinyCheckpoint) -> None:
     diffusion = AvilaDiffusion.with_model(tiny_checkpoint("sd1"))
     result = diffusion.text_to_image("a cat", "rain", 72, 64, **options)

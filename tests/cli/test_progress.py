@@ -57,6 +57,15 @@ def test_elsewhere_it_is_a_line_now_and_then(
     assert "avila: sampling: picture 1 of 2, step 3 of 4" in capsys.readouterr().err.splitlines()
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_run_of_unknown_length_shows_how_far_it_is(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    display = ProgressDisplay(1, quiet=False)
+    display.show(Progress(stage="sample", image=0, images=1, step=3, of=0))
+    assert ("3step" in stream.getvalue()) if terminal else stream.getvalue().endswith("sampling: step 3\n")
+
+
 def test_pictures_of_a_later_run_are_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)

@@ -68,7 +68,7 @@ class ProgressDisplay:
             self._bar = tqdm(total=0, unit="step", file=sys.stderr, leave=False, dynamic_ncols=True)
         self._bar.set_description(STAGES.get(event.stage, event.stage), refresh=False)
         if event.stage == "sample":
-            self._bar.total = event.of * self._pictures
+            self._bar.total = event.of * self._pictures or None
             self._bar.n = sum(self._steps.values())
         self._bar.refresh()
 
@@ -78,7 +78,9 @@ class ProgressDisplay:
             return
         if event.stage == self._stage or (event.stage == "sample" and self._stage != "sample"):
             which = f"picture {picture + 1} of {self._pictures}, " if self._pictures > 1 else ""
-            self.say(f"{STAGES.get(event.stage, event.stage)}: {which}step {event.step} of {event.of}")
+            self.say(
+                f"{STAGES.get(event.stage, event.stage)}: {which}step {event.step}{f' of {event.of}' if event.of else ''}"
+            )
         self._stage, self._spoke = event.stage, now
 
     def _clear(self) -> None:
