@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -29,8 +30,9 @@ def path_of(seed: int = 3, ends: tuple[float, float] = (LOW, HIGH), rng: Rng = "
 
 
 @pytest.fixture
-def torchsde(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return pytest.importorskip("torchsde", reason="torchsde is not installed")
+def torchsde() -> ModuleType:
+    module: ModuleType = pytest.importorskip("torchsde", reason="torchsde is not installed")
+    return module
 
 
 @pytest.fixture
@@ -86,7 +88,7 @@ def test_step_noise_is_k_diffusions_to_the_bit(
     images = [ImageNoise(Seeding(seed=seed)) for seed in seeds]
     noises = [image.between(torch.zeros(1, *SHAPE), KARRAS, brownian=True) for image in images]
     middles = (sigmas[:-2] * sigmas[1:-1]).sqrt()
-    steps = [*zip(sigmas[:-2], sigmas[1:-1], strict=True), *zip(sigmas[:-2], middles, strict=True)]
+    steps = [*pairwise(sigmas[:-1]), *zip(sigmas[:-2], middles, strict=True)]
     for sigma, sigma_next in [*steps, (sigmas[3], sigmas[2])]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the ends are rounded, the lowest level and the highest are not
@@ -155,7 +157,7 @@ def test_a_level_is_drawn_once_for_the_two_steps_that_meet_there() -> None:
 
     path = BrownianPath(draw, 5, LOW, HIGH)
     levels = KARRAS[:-1].tolist()
-    for high, low in zip(levels, levels[1:], strict=False):
+    for high, low in pairwise(levels):
         path.increment(low, high)
     assert len(drawn) == len(set(drawn))
     assert len(drawn) <= 24 * len(levels)
@@ -172,7 +174,7 @@ def test_increments_add_up() -> None:
 def test_increments_have_the_variance_of_their_length_and_are_independent() -> None:
     path = BrownianPath(draw_from("nv", (40_000,)), 11, LOW, HIGH)
     levels = [LOW, 0.1, 1.0, 3.7, 4.0, 9.0, HIGH]
-    pieces = [path.increment(low, high) / (high - low) ** 0.5 for low, high in zip(levels, levels[1:], strict=False)]
+    pieces = [path.increment(low, high) / (high - low) ** 0.5 for low, high in pairwise(levels)]
     covariance = torch.cov(torch.stack(pieces).double())
     torch.testing.assert_close(covariance, torch.eye(len(pieces), dtype=torch.float64), rtol=0, atol=6 / 200)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,7 @@ def test_bad_seeds_and_sources_are_refused() -> None:
 
 
 def test_the_gpus_source_is_refused_on_the_cpu() -> None:
-    with pytest.raises(RequestError, match="gpu needs a CUDA device .* nv gives the same numbers"):
+    with pytest.raises(RequestError, match=r"gpu needs a CUDA device .* nv gives the same numbers"):
         noise_source("gpu", 0)
     with pytest.raises(RequestError, match="gpu needs a CUDA device"):
         ImageNoise(Seeding(seed=0, rng="gpu"))
@@ -260,6 +261,6 @@ def test_comfyuis_brownian_tree_is_the_batchs() -> None:
     ],
 )
 def test_what_comfyui_does_not_know_is_refused(changed: dict[str, Any], said: str) -> None:
-    seeding = Seeding(**({"seed": 1, "rng": "cpu", "compat": "comfyui"} | changed))
+    seeding = replace(Seeding(seed=1, rng="cpu", compat="comfyui"), **changed)
     with pytest.raises(RequestError, match=said):
         ImageNoise(seeding)
