@@ -1,7 +1,7 @@
 """Several predictions of x0 to one: classifier-free guidance, and the types that samplers and their drivers share.
 
-Whatever changes guidance (intervals, lists over steps, prompt schedules, masks, a refiner) is a function from `Denoise`
-to `Denoise`, or chooses between several by the call's step.
+Whatever changes guidance further (prompt schedules, masks, a refiner) is a function from `Denoise` to `Denoise`, or
+chooses between several by the call's step.
 """
 
 from __future__ import annotations
@@ -41,31 +41,113 @@ class Denoised:
 Denoise = Callable[[Call], Denoised]
 
 
-def classifier_free_guidance(
-    denoiser: Denoiser, conds: Cond | Sequence[Cond], uncond: Cond | None, scale: float
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """How far the prompts are followed, and when.
+
+    scale: of the difference to the negative prompt. scales: one for each step instead, the last for all that follow.
+    rescale: phi of Lin et al. 2023, arXiv:2305.08891, section 3.4: 0 leaves the guided x0 as it is, 1 gives it the
+        standard deviation of the unguided. ComfyUI's RescaleCFG does the same to the v-prediction, not to x0.
+    start, stop: guidance acts in the steps from this share of the run to before that one (Kynkaanniemi et al. 2024,
+        arXiv:2404.07724).
+    skip_early: none in the calls up to and with this share of all, if above 0 (AUTOMATIC1111's "Ignore negative prompt
+        during early sampling").
+    ngms, ngms_all: none at levels below ngms in every second call, or in all (its "Negative Guidance minimum sigma").
+    """
+
+    scale: float = 7.0
+    rescale: float = 0.0
+    start: float = 0.0
+    stop: float = 1.0
+    scales: tuple[float, ...] | None = None
+    skip_early: float = 0.0
+    ngms: float = 0.0
+    ngms_all: bool = False
+
+    def scale_at(self, step: int) -> float:
+        """The scale of a step, where guidance acts."""
+        return self.scales[min(step, len(self.scales) - 1)] if self.scales else self.scale
+
+    def acts(self, call: Call, steps: int, calls: int) -> bool:
+        """Whether the negative prompt is looked at."""
+        share = call.step / steps
+        if share < self.start or (share >= self.stop and self.stop < 1):
+            return False
+        if self.skip_early > 0 and call.number / calls <= self.skip_early:
+            return False
+        return not (call.sigma < self.ngms and (self.ngms_all or call.number % 2 == 1))
+
+
+def guide(
+    denoiser: Denoiser,
+    conds: Cond | Sequence[Cond],
+    uncond: Cond | None,
+    guidance: Guidance,
+    *,
+    steps: int,
+    calls: int | None = None,
 ) -> Denoise:
     """uncond + sum of weight * scale * (cond - uncond): Ho & Salimans 2022, arXiv:2207.12598, and for several conds
     Liu et al. 2022, arXiv:2206.01714 (`AND`).
 
-    Where uncond would cancel out (one cond of weight 1 at scale 1) it is not evaluated, unless the call wants it.
-    Raises RequestError where uncond is needed and not there.
+    steps: of the sampler's run. calls: the model calls that shares of calls are of; as AUTOMATIC1111 counts them, steps,
+    or twice that for second-order samplers. Where guidance does not act, the scale is 1 and the first cond stands in for
+    uncond, so that one cond is taken as it is whatever its weight. An uncond that would cancel out or that something
+    stands in for is not evaluated, unless the call wants it.
+    Raises RequestError, at the call, where uncond is needed and not there.
     """
     conds = (conds,) if isinstance(conds, Cond) else tuple(conds)
-    weights = [cond.weight * scale for cond in conds]
 
     def denoise(call: Call) -> Denoised:
-        if sum(weights) == 1 and not call.want_uncond:
-            predictions = denoiser.predict(call.x, call.sigma, conds)
-            terms = [weight * x0 for weight, x0 in zip(weights, predictions, strict=True)]
-            return Denoised(sum(terms[1:], terms[0]))
-        if uncond is None:
-            raise RequestError(
-                f"guidance scale {scale:g} needs a negative conditioning, even an empty one; 1 does without"
-            )
-        *predictions, base = denoiser.predict(call.x, call.sigma, (*conds, uncond))
-        guided = base
-        for weight, x0 in zip(weights, predictions, strict=True):
-            guided = guided + weight * (x0 - base)
+        acts = guidance.acts(call, steps, calls or steps)
+        scale = guidance.scale_at(call.step) if acts else 1.0
+        weights = [cond.weight * scale for cond in conds]
+        rescales = guidance.rescale > 0 and scale != 1
+        cancels = not acts or (sum(weights) == 1 and not rescales)
+        if cancels and not call.want_uncond:
+            predictions, base = denoiser.predict(call.x, call.sigma, conds), None
+        elif uncond is None:
+            raise RequestError(_missing(scale, call.want_uncond))
+        else:
+            *predictions, base = denoiser.predict(call.x, call.sigma, (*conds, uncond))
+        guided = _combined(predictions, weights, base if acts else predictions[0])
+        if rescales:
+            positive = predictions[0] if len(conds) == 1 else _combined(predictions, [c.weight for c in conds], base)
+            guided = rescaled(guided, positive, guidance.rescale)
         return Denoised(guided, base)
 
     return denoise
+
+
+def classifier_free_guidance(
+    denoiser: Denoiser, conds: Cond | Sequence[Cond], uncond: Cond | None, scale: float
+) -> Denoise:
+    """The same scale at every call; see `guide`."""
+    return guide(denoiser, conds, uncond, Guidance(scale=scale), steps=1)
+
+
+def rescaled(guided: Tensor, positive: Tensor, phi: float) -> Tensor:
+    """Equations 15 and 16 of Lin et al. 2023: phi of the way to `guided` with the standard deviation of `positive`.
+
+    Over all but the first dimension.
+    """
+    over = tuple(range(1, guided.ndim))
+    ratio = positive.std(dim=over, keepdim=True) / guided.std(dim=over, keepdim=True)
+    return phi * (guided * ratio) + (1 - phi) * guided
+
+
+def _combined(predictions: Sequence[Tensor], weights: Sequence[float], base: Tensor | None) -> Tensor:
+    """base + sum of weight * (how far x0 is from base); without a base the weights add up to 1 and it cancels out."""
+    if base is None:
+        terms = [weight * x0 for weight, x0 in zip(weights, predictions, strict=True)]
+        return sum(terms[1:], terms[0])
+    guided = base
+    for weight, x0 in zip(weights, predictions, strict=True):
+        guided = guided + weight * (x0 - base)
+    return guided
+
+
+def _missing(scale: float, wanted: bool) -> str:
+    if wanted:
+        return "this sampler needs a negative conditioning at any guidance scale, even an empty one; give one"
+    return f"guidance scale {scale:g} needs a negative conditioning, even an empty one; 1 does without"
