@@ -77,8 +77,8 @@ def _ipndm_v_weights(lengths: list[float]) -> list[float]:
     """Weights of the slopes after steps of these lengths, the latest first, that of the step to take in front.
 
     Newton's form: the slope plus its first, second and third difference, each by the mean of its polynomial over the
-    step. Two of the numbers are not Adams-Bashforth's unless the steps are equally long. Every program that has this
-    sampler has them so, and they move a picture of 20 steps by some percent, so they stay.
+    step. Three of the numbers are not Adams-Bashforth's. Every program that has this sampler has them so, and they move
+    the latent of 20 steps by a percent or more, so they stay.
     """
     h, *before = lengths
     rows = [[1.0, -1.0, 0.0, 0.0], [0.0, 1.0, -1.0, 0.0], [0.0, 0.0, 1.0, -1.0]]
@@ -88,16 +88,17 @@ def _ipndm_v_weights(lengths: list[float]) -> list[float]:
         weights = _add(weights, h / (2 * h1), rows[0])
     if len(before) > 1:
         h2 = before[1]
-        # Adams-Bashforth: (h^2 / 3 + h h1 / 2) / (h1 (h1 + h2))
+        # Adams-Bashforth: (h^2 / 3 + h h1 / 2) / (h1 (h1 + h2)). The same where h = h1 = h2.
         second = (1 - h**2 / (3 * h1 * (h1 + h2))) / 2
         bend = _add(rows[0], -h1 / h2, rows[1])
         weights = _add(weights, second, bend)
     if len(before) > 2:
         h3 = before[2]
-        third = (h**3 / 4 + (2 * h1 + h2) * h**2 / 3 + h1 * (h1 + h2) * h / 2) / (h1 * (h1 + h2) * (h1 + h2 + h3))
+        # Adams-Bashforth: h^3 / 4 + (2 h1 + h2) h^2 / 3 + h1 (h1 + h2) h / 2 above the line.
+        third = h * (5 * h**2 / 12 + (h1 + h2 / 3) * h + h1 * (h1 + h2) / 2) / (h1 * (h1 + h2) * (h1 + h2 + h3))
         q = h1 * (h1 + h2) / (h2 * (h2 + h3))
         twist = _add(bend, -q, _add(rows[1], -h2 / h3, rows[2]))
-        twist[3] = -q * h1 / h2  # Adams-Bashforth: -q h2 / h3
+        twist[3] = -q * h1 / h2  # Adams-Bashforth: -q h2 / h3, for a sum of 0
         weights = _add(weights, third, twist)
     return weights[: len(lengths)]
 
