@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from math import floor, hypot, sqrt
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_cfgpp_noises_with_the_unguided_prediction(
     def guided(x: Tensor) -> Tensor:
         return unconditional(x) + weight * (conditional(x) - unconditional(x))
 
-    for a_t, a_prev in zip(a, a[1:], strict=False):
+    for a_t, a_prev in pairwise(a):
         x0 = (x_t - sqrt(1 - a_t) * guided(x_t)) / sqrt(a_t)
         spread = eta * sqrt((1 - a_prev) / (1 - a_t) * (1 - a_t / a_prev))
         x_t = sqrt(a_prev) * x0 + sqrt(1 - a_prev - spread**2) * unconditional(x_t)
@@ -187,9 +188,7 @@ def test_live_unipc(key: str, levels: str, n: int, table: NoiseTable, drive: Dri
     theirs = wave(1.0)
     for step, sigma in enumerate(sigmas[:-1]):
         theirs = scheduler.step(formula(theirs, table.sigma_to_t(sigma)), step, theirs).prev_sample
-    ours = drive(
-        sample(info, start(info, wave(1.0), sigmas), sigmas, no_noise), counted(unguided(table), calls)
-    )
+    ours = drive(sample(info, start(info, wave(1.0), sigmas), sigmas, no_noise), counted(unguided(table), calls))
     assert len(calls) == len(sigmas) - 1
     close(ours, theirs * hypot(1, 0.001) if sigmas[-1] == 0 else theirs)
 
@@ -209,9 +208,7 @@ def test_live_tcd(eta: float, n: int, table: NoiseTable, drive: Driver) -> None:
     def noise(sigma: float, sigma_next: float) -> Tensor:
         return torch.randn(1, 4, 4, 4, generator=generator, dtype=torch.float64)
 
-    run = sample(
-        SAMPLERS["tcd"], wave(1.0) * hypot(1, sigmas[0]), sigmas, noise, table=table, options=Options(eta=eta)
-    )
+    run = sample(SAMPLERS["tcd"], wave(1.0) * hypot(1, sigmas[0]), sigmas, noise, table=table, options=Options(eta=eta))
     close(drive(run, unguided(table)), theirs)
 
 

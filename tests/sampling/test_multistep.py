@@ -93,9 +93,7 @@ def test_live_ipndm(drive: Driver) -> None:
 
 def test_ipndm_ends_at_x0(drive: Driver) -> None:
     fixed = [[1.0], [1.5, -0.5], [23 / 12, -16 / 12, 5 / 12], *[[55 / 24, -59 / 24, 37 / 24, -9 / 24]] * 3]
-    expected = by_slopes(
-        wave(14.6), [*LEVELS, 0.0], lambda i: [w * (LEVELS[i + 1] - LEVELS[i]) for w in fixed[i]]
-    )
+    expected = by_slopes(wave(14.6), [*LEVELS, 0.0], lambda i: [w * (LEVELS[i + 1] - LEVELS[i]) for w in fixed[i]])
     close(drive(sample(SAMPLERS["ipndm"], wave(14.6), levels(*LEVELS, 0.0), no_noise), wavy), expected)
 
 
@@ -112,9 +110,7 @@ IPNDM_V = [
 
 @pytest.mark.parametrize("end", [(), (0.0,)])
 def test_ipndm_v_has_its_authors_weights(end: tuple[float, ...], drive: Driver) -> None:
-    expected = by_slopes(
-        wave(14.6), [*LEVELS, *end], lambda i: [w * (LEVELS[i + 1] - LEVELS[i]) for w in IPNDM_V[i]]
-    )
+    expected = by_slopes(wave(14.6), [*LEVELS, *end], lambda i: [w * (LEVELS[i + 1] - LEVELS[i]) for w in IPNDM_V[i]])
     close(drive(sample(SAMPLERS["ipndm_v"], wave(14.6), levels(*LEVELS, *end), no_noise), wavy), expected)
     # The second step's are the exact integrals of the line through two slopes.
     exact = [
@@ -126,7 +122,9 @@ def test_ipndm_v_has_its_authors_weights(end: tuple[float, ...], drive: Driver) 
 
 def deis_time(sigma: float) -> float:
     """When the process has this noise: it has 0.002 at 0.001 and 80 at 1, and ln(1 + sigma^2) is a parabola from 0."""
-    a, b = torch.linalg.solve(levels(1e-6, 1e-3, 1.0, 1.0).reshape(2, 2), levels(log1p(0.002**2), log1p(80.0**2))).tolist()
+    a, b = torch.linalg.solve(
+        levels(1e-6, 1e-3, 1.0, 1.0).reshape(2, 2), levels(log1p(0.002**2), log1p(80.0**2))
+    ).tolist()
     return float(brentq(lambda t: a * t**2 + b * t - log1p(sigma**2), 1e-3, 10.0, xtol=1e-15))
 
 
@@ -147,7 +145,9 @@ def test_deis_integrates_a_polynomial_in_time_over_sigma(end: tuple[float, ...],
     def weights(i: int) -> list[float]:
         nodes = times[max(i - 2, 0) : i + 1][::-1]
         return [
-            quad(lambda u, j=j: lagrange(nodes, j, deis_time(u)), LEVELS[i], LEVELS[i + 1], epsabs=1e-11, epsrel=1e-11)[0]
+            quad(lambda u, j=j: lagrange(nodes, j, deis_time(u)), LEVELS[i], LEVELS[i + 1], epsabs=1e-11, epsrel=1e-11)[
+                0
+            ]
             for j in range(len(nodes))
         ]
 
@@ -203,7 +203,9 @@ def test_er_sde_by_its_exact_solution(s_noise: float, formula_noise: MakeNoise, 
         options=Options(s_noise=s_noise),
     )  # fmt: skip
     close(drive(run, wavy), x)
-    run = sample(SAMPLERS["er_sde"], wave(14.6), levels(*LEVELS, 0.0), formula_noise(), options=Options(s_noise=s_noise))
+    run = sample(
+        SAMPLERS["er_sde"], wave(14.6), levels(*LEVELS, 0.0), formula_noise(), options=Options(s_noise=s_noise)
+    )
     close(drive(run, wavy), x0_at(x, LEVELS[-1]))
 
 
@@ -252,7 +254,9 @@ def adams(x: Tensor, s: float, t: float, tau: float, known: Sequence[tuple[float
     nodes, rate = [-log(sigma) for sigma, _ in known], 1 + tau**2
     x = x * (t / s) * exp(tau**2 * log(t / s))
     for j, (_, x0) in enumerate(known):
-        weight = quad(lambda u, j=j: rate * exp(rate * (u + log(t))) * lagrange(nodes, j, u), -log(s), -log(t), epsabs=1e-12)
+        weight = quad(
+            lambda u, j=j: rate * exp(rate * (u + log(t))) * lagrange(nodes, j, u), -log(s), -log(t), epsabs=1e-12
+        )
         x = x + weight[0] * x0
     return x
 
@@ -287,14 +291,18 @@ def test_a_whole_run_of_sa_solver(
     close(drive(run, wavy), x0_at(expected, 0.1), 1e-9)
 
 
-@pytest.mark.parametrize(("key", "n"), [("er_sde", 4), ("er_sde", 30), ("sa_solver", 4), ("sa_solver", 30), ("tcd", 5), ("lcm", 5)])
+@pytest.mark.parametrize(
+    ("key", "n"), [("er_sde", 4), ("er_sde", 30), ("sa_solver", 4), ("sa_solver", 30), ("tcd", 5), ("lcm", 5)]
+)
 def test_noise_keeps_the_variance_exactly(key: str, n: int, table: NoiseTable, drive: Driver) -> None:
     """For data that is one point, x at level sigma is that point plus noise of sigma, whatever the steps were."""
     sigmas = schedule_sigmas(SCHEDULES["karras"], n, table, sigma_min=0.5)[:-1]
     source = noise_source("cpu", 5)
     like = torch.zeros(1, 4, 128, 128, dtype=torch.float64)
     x = MEAN + initial_noise(source, (4, 128, 128)).double() * sigmas[0]
-    got = drive(sample(SAMPLERS[key], x, sigmas, step_noise(source, like), table=table), lambda _: Denoised(like + MEAN))
+    got = drive(
+        sample(SAMPLERS[key], x, sigmas, step_noise(source, like), table=table), lambda _: Denoised(like + MEAN)
+    )
     assert abs(got.mean().item() - MEAN) < 4 * 0.5 / 256
     assert abs(got.std().item() / 0.5 - 1) < 4 / 256 / sqrt(2)
 

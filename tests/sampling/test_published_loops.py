@@ -2,10 +2,11 @@
 
 Two of theirs end with a step from a level to itself, which changes nothing and is left out.
 
-Not among them, as another algorithm: PNDM (starts with Runge-Kutta steps), DEIS (in the model's own ln(rho), of order 2), SA-Solver
-(orders 2 and 2, with an addition to them), UniPC but for its loops of two steps (order 2), IPNDM (levels of its own that begin
-at infinity), single-step DPM-Solver++ (its middle is a level of the grid), dynamic thresholding, inverse samplers, UnCLIP.
-LMS is not, because these tests hand the scaled input to the step, which a sampler with a memory cannot be made to see.
+Not among them, as another algorithm: PNDM (starts with Runge-Kutta steps), DEIS (in the model's own ln(rho), of order 2),
+SA-Solver (orders 2 and 2, with an addition to them), UniPC but for its loops of two steps (order 2), IPNDM (levels of its own
+that begin at infinity), single-step DPM-Solver++ (its middle is a level of the grid), DPM-Solver SDE (noise by torchsde),
+dynamic thresholding, inverse samplers, UnCLIP. LMS is not, because these tests hand the scaled input to the step, which a
+sampler with a memory cannot be made to see.
 """
 
 from __future__ import annotations
@@ -95,7 +96,9 @@ def test_published_loop(loop: dict[str, Any], drive: Driver) -> None:
     x = first_latent(loop, float(sigmas[0]))
     if loop["input_scaled"]:
         for pair in pairwise(sigmas):
-            x = drive(sample(info, x / hypot(1, pair[0]), torch.stack(pair), noise), rescaling(loop, float(pair[0]), told))
+            x = drive(
+                sample(info, x / hypot(1, pair[0]), torch.stack(pair), noise), rescaling(loop, float(pair[0]), told)
+            )
     else:
         x = drive(sample(info, x, sigmas, noise, table=table, options=options), denoise)
         if info.ends == "zero" and loop["sampler"] != "tcd":

@@ -41,7 +41,9 @@ def unipc_image_grid(n: int, run: int, table: NoiseTable) -> tuple[Tensor, float
     """
     timesteps = _timesteps(n, table)
     if not 1 <= run < len(timesteps):
-        raise RequestError(f"UniPC cannot run {run} of {n} steps on a picture; at least 1 and at most {n - 1} are needed")
+        raise RequestError(
+            f"UniPC cannot run {run} of {n} steps on a picture; at least 1 and at most {n - 1} are needed"
+        )
     return _equal_times(timesteps[run - 1], run, table), float(table.sigmas[timesteps[run]])
 
 
