@@ -51,7 +51,7 @@ MISTAKES = [
     ("schedules.py", "span.timesteps(n + 1)[:-1]", "span.timesteps(n)"),
     ("schedules.py", "len(sigmas) - 1 - int(i * stride)", "len(sigmas) - 1 - round((i + 0.5) * stride)"),
     ("schedules.py", "sigmas[1 :: max", "sigmas[0 :: max"),
-    ("schedules.py", "min(t + 1, top)", "min(t, top)"),
+    ("grids.py", "min(t + 1, top)", "min(t, top)"),
     ("schedules.py", "more = 1 if sampler.discard_penultimate else 0", "more = 0"),
     ("schedules.py", "above = max(len(sigmas) - 1 - run, 0)", "above = max(len(sigmas) - run, 0)"),
     ("schedules.py", "sigmas[max(steps - run - 1, 0) :]", "sigmas[steps - run :]"),

@@ -35,7 +35,7 @@ class SamplerInfo:
     ensd: AUTOMATIC1111 writes the seed delta into the metadata for it.
     discard_penultimate: one more level is computed and the last before 0 is left out.
     ends: "zero", or the last level of its grid ("lowest"), which is then not 0.
-    uncond: wants the unguided prediction too (CFG++).
+    uncond: wants the unguided prediction too (CFG++). guidance_divisor: what the guidance scale is divided by for it.
     table: the function takes the model's noise table.
     text_start: the first latent is noise * sigma ("scaled") or unit noise of the variance-preserving process, which is
         noise * sqrt(1 + sigma^2) ("unit").
@@ -61,6 +61,7 @@ class SamplerInfo:
     discard_penultimate: bool = False
     ends: Literal["zero", "lowest"] = "zero"
     uncond: bool = False
+    guidance_divisor: float = 1.0
     table: bool = False
     text_start: Literal["scaled", "unit"] = "scaled"
     image_start: Literal["first", "above"] = "first"
@@ -303,6 +304,7 @@ _SAMPLERS = (
         eta=0.0,
         ends="lowest",
         uncond=True,
+        guidance_divisor=12.5,
         text_start="unit",
         image_start="above",
     ),
@@ -311,6 +313,7 @@ _SAMPLERS = (
         name="PLMS",
         aliases=("k_plms", "pndm", "PNDMScheduler"),
         paper="Liu et al. 2022, Pseudo Numerical Methods, arXiv:2202.09778, linear multistep part (LDM)",
+        order=2,
         grid="ddim",
         calls="extra",
         ends="lowest",
@@ -322,9 +325,9 @@ _SAMPLERS = (
         name="UniPC",
         aliases=("k_uni_pc", "unipc_bh1", "UniPCMultistepScheduler"),
         paper="Zhao et al. 2023, UniPC, arXiv:2302.04867, B1(h)",
+        order=2,
         grid="unipc",
         ends="lowest",
-        table=True,
         text_start="unit",
         image_start="above",
     ),
@@ -333,9 +336,9 @@ _SAMPLERS = (
         name="UniPC bh2",
         aliases=("k_uni_pc_bh2",),
         paper="Zhao et al. 2023, UniPC, arXiv:2302.04867, B2(h)",
+        order=2,
         grid="unipc",
         ends="lowest",
-        table=True,
         text_start="unit",
         image_start="above",
     ),
@@ -376,6 +379,7 @@ _SAMPLERS = (
         name="IPNDM",
         aliases=("k_ipndm", "IPNDMScheduler"),
         paper="Zhang & Chen 2022, arXiv:2204.13902, appendix H.2: improved PNDM of order 4 (ComfyUI)",
+        order=2,
     ),
     SamplerInfo(
         key="ipndm_v",
@@ -399,6 +403,7 @@ _SAMPLERS = (
         stochastic=True,
         options=ETA + S_NOISE,
         eta=1.0,
+        table=True,
     ),
     SamplerInfo(
         key="euler_cfg_pp",

@@ -76,12 +76,29 @@ def scaling(prediction: Prediction, sigma: float, sigma_data: float = 1.0) -> Sc
     return Scaling(inp=1 / total, skip=skip, out=out if prediction == "edm" else -out)
 
 
+@dataclass(frozen=True)
+class Consistency:
+    """The boundary condition of a consistency model, f(x, 0) = x: Song et al. 2023, arXiv:2303.01469, equation 5.
+
+    sigma_data, timestep_scale: as Luo et al. 2023, arXiv:2310.04378, choose them for latents.
+    """
+
+    sigma_data: float = 0.5
+    timestep_scale: float = 10.0
+
+    def shares(self, t: float) -> tuple[float, float]:
+        """(of x, of the predicted x0) in what counts as the prediction at timestep t."""
+        scaled = self.timestep_scale * t
+        total = hypot(scaled, self.sigma_data)
+        return (self.sigma_data / total) ** 2, scaled / total
+
+
 @dataclass(frozen=True, eq=False)
 class Denoiser:
     """A network with its noise table, as a function of noisy latents and sigma.
 
     prediction: what the network's output means. dtype: what it computes in. guidance: the scale told to
-    guidance-distilled (LCM-type) networks, None for all others.
+    guidance-distilled (LCM-type) networks, None for all others. consistency: of consistency models, see `lcm`.
     """
 
     network: Network
@@ -89,6 +106,7 @@ class Denoiser:
     prediction: Prediction
     dtype: torch.dtype = torch.float32
     guidance: float | None = None
+    consistency: Consistency | None = None
 
     def predict(self, x: Tensor, sigma: float, conds: Sequence[Cond]) -> list[Tensor]:
         """The predicted x0 under each cond, in their order, of x's shape and dtype.
@@ -108,7 +126,8 @@ class Denoiser:
         scale = scaling(self.prediction, sigma, self.table.sigma_data)
         # A timestep or scale rounded to float16 would be another one.
         told = torch.float64 if self.dtype == torch.float64 else torch.float32
-        t = torch.full((batch,), float(self.table.sigma_to_t(sigma)), dtype=told, device=x.device)
+        timestep = float(self.table.sigma_to_t(sigma))
+        t = torch.full((batch,), timestep, dtype=told, device=x.device)
         guidance = None if self.guidance is None else torch.full_like(t, self.guidance)
         scaled = (x * scale.inp).to(self.dtype).expand(batch, -1, -1, -1)
         concat = self._join([cond.concat for cond in conds])
@@ -126,7 +145,11 @@ class Denoiser:
                 f"the network returned NaN or infinity at sigma {sigma:.4g} in {self.dtype}; "
                 "use float32, or look for damage in the checkpoint"
             )
-        return x * scale.skip + output.to(x.dtype) * scale.out
+        x0 = x * scale.skip + output.to(x.dtype) * scale.out
+        if self.consistency is None:
+            return x0
+        c_skip, c_out = self.consistency.shares(timestep)
+        return x * c_skip + x0 * c_out
 
     def _join(self, parts: Sequence[Tensor | None]) -> Tensor | None:
         """One batch of the parts, None where there are none: batch mates all have them or all have not."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..config import NoiseConfig
 from ..errors import RequestError, Unsupported
+from .grids import GRIDS
 from .names import SCHEDULES as SCHEDULE_INFOS
 from .names import SamplerInfo, ScheduleInfo
 
@@ -234,10 +235,12 @@ def sampler_sigmas(
     "Automatic" is the sampler's own choice; samplers with `discard_penultimate` lose the last level before 0 of n + 1
     steps; those with a grid of their own ignore the schedule and its limits.
     """
-    if sampler.grid == "ddim":
-        if n < 1:
-            raise RequestError(f"{n} steps make no run; at least 1 is needed")
-        return _ddim_grid(n, table)
+    if sampler.grid in GRIDS:
+        return GRIDS[sampler.grid](n, table)
+    if sampler.denoiser == "lcm":
+        from .lcm import lcm_table  # which is made of this module's tables
+
+        table = lcm_table(table)
     if schedule.key == "automatic":
         schedule = SCHEDULE_INFOS[sampler.automatic]
     more = 1 if sampler.discard_penultimate else 0
@@ -277,16 +280,3 @@ def image_sigmas(sampler: SamplerInfo, sigmas: Tensor, steps: int, run: int) -> 
         return tail, float(tail[0])
     above = max(len(sigmas) - 1 - run, 0)
     return sigmas[min(above + 1, len(sigmas) - 1) :], float(sigmas[above])
-
-
-def _ddim_grid(n: int, table: NoiseTable) -> Tensor:
-    """DDIM's timesteps: 1, 1 + stride, …, the lowest a place to end and not to start from (AUTOMATIC1111).
-
-    20 steps make 19 calls, 30 (stride 33) make 30; above half the table the top timestep comes twice, clipped; that
-    call changes nothing. One step would be no call at all: it goes from the top of the table to timestep 1 here.
-    """
-    top = len(table.sigmas) - 1
-    timesteps = [min(t + 1, top) for t in range(0, top + 1, max((top + 1) // n, 1))]
-    if len(timesteps) == 1:
-        timesteps.append(top)
-    return table.sigmas[timesteps].flip(0)

@@ -17,11 +17,15 @@ from ...errors import RequestError
 from ..names import SamplerInfo
 from ..noise import StepNoise
 from ..schedules import NoiseTable
+from .consistency import lcm, tcd
 from .dpm import dpm_2, dpm_2_ancestral
 from .dpmpp import dpmpp_2m
 from .euler import euler, euler_ancestral, heun
-from .grid import ddim, ddpm
+from .grid import ddim, ddim_cfgpp, ddpm, plms
+from .multistep import deis, ipndm, ipndm_v
 from .run import Run
+from .stochastic import er_sde, sa_solver
+from .unipc import uni_pc, uni_pc_bh2
 
 SAMPLERS: dict[str, Callable[..., Run]] = {
     "dpmpp_2m": dpmpp_2m,
@@ -31,7 +35,18 @@ SAMPLERS: dict[str, Callable[..., Run]] = {
     "dpm_2": dpm_2,
     "dpm_2_ancestral": dpm_2_ancestral,
     "ddim": ddim,
+    "ddim_cfgpp": ddim_cfgpp,
+    "plms": plms,
+    "uni_pc": uni_pc,
+    "uni_pc_bh2": uni_pc_bh2,
+    "lcm": lcm,
+    "tcd": tcd,
     "ddpm": ddpm,
+    "deis": deis,
+    "ipndm": ipndm,
+    "ipndm_v": ipndm_v,
+    "er_sde": er_sde,
+    "sa_solver": sa_solver,
 }
 """Key of a sampler → f(x, sigmas, noise, *, …): beside these the options that its row names, and `table` where it says so."""
 
