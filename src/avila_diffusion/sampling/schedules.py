@@ -19,6 +19,7 @@ from ..errors import RequestError, Unsupported
 from .grids import GRIDS
 from .names import SCHEDULES as SCHEDULE_INFOS
 from .names import SamplerInfo, ScheduleInfo
+from .restarts import restart_levels
 
 TERMINAL_ALPHA = 4.8973451890853435e-08
 """alphas_cumprod of a zero-terminal-SNR model's last timestep, in place of 0: sigma stays finite (4518.76)."""
@@ -251,9 +252,15 @@ def sampler_sigmas(
 def calls(sampler: SamplerInfo, sigmas: Tensor) -> int | None:
     """Model calls of a run over these levels at the sampler's default options, None where only the run can tell."""
     steps = len(sigmas) - 1
+    if sampler.calls == "adaptive":
+        return None
+    if sampler.calls == "restart":
+        return sum(2 if sigma_next > 0 else 1 for _, sigma_next, _ in restart_levels(sigmas))
     if sampler.calls == "two":
         return 2 * steps - int(sigmas[-1] == 0)
-    return steps
+    if sampler.calls == "three":
+        return max(3 * steps - 3, steps)
+    return steps + int(sampler.calls == "extra")
 
 
 def image_steps(steps: int, strength: float, *, exact: bool = False) -> tuple[int, int]:

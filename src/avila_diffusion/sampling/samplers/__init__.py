@@ -19,21 +19,36 @@ from ..noise import StepNoise
 from ..schedules import NoiseTable
 from .consistency import lcm, tcd
 from .dpm import dpm_2, dpm_2_ancestral
-from .dpmpp import dpmpp_2m
-from .euler import euler, euler_ancestral, heun
+from .dpm_solver import dpm_adaptive, dpm_fast
+from .dpmpp import dpmpp_2m, dpmpp_2m_sde, dpmpp_2m_sde_heun, dpmpp_2s_ancestral, dpmpp_3m_sde, dpmpp_sde
+from .euler import euler, euler_ancestral, euler_ancestral_cfg_pp, euler_cfg_pp, heun, heunpp2
 from .grid import ddim, ddim_cfgpp, ddpm, plms
+from .lms import lms
 from .multistep import deis, ipndm, ipndm_v
+from .restart import restart
 from .run import Run
 from .stochastic import er_sde, sa_solver
 from .unipc import uni_pc, uni_pc_bh2
 
 SAMPLERS: dict[str, Callable[..., Run]] = {
     "dpmpp_2m": dpmpp_2m,
-    "euler": euler,
+    "dpmpp_sde": dpmpp_sde,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "dpmpp_2m_sde_heun": dpmpp_2m_sde_heun,
+    "dpmpp_2s_ancestral": dpmpp_2s_ancestral,
+    "dpmpp_3m_sde": dpmpp_3m_sde,
     "euler_ancestral": euler_ancestral,
+    "euler": euler,
+    "lms": lms,
     "heun": heun,
+    "heunpp2": heunpp2,
     "dpm_2": dpm_2,
     "dpm_2_ancestral": dpm_2_ancestral,
+    "dpm_fast": dpm_fast,
+    "dpm_adaptive": dpm_adaptive,
+    "restart": restart,
+    "euler_cfg_pp": euler_cfg_pp,
+    "euler_ancestral_cfg_pp": euler_ancestral_cfg_pp,
     "ddim": ddim,
     "ddim_cfgpp": ddim_cfgpp,
     "plms": plms,
