@@ -55,7 +55,7 @@ MISTAKES = [
     ("samplers/unipc.py", "h_phi / h - 1 / factorial(i)", "h_phi / h - 1 / factorial(i + 1)"),
     ("samplers/unipc.py", "x = _unified_step(x, used, sigma, B, denoised.x0)", "x = x_predicted"),
     ("samplers/multistep.py", "_time(sigma_next), _sigma_by_time), slopes", "_time(sigma_next)), slopes"),
-    ("samplers/multistep.py", "log1p(80.0**2)", "log1p(81.0**2)"),
+    ("samplers/multistep.py", "2 * BETA_D * log1p(sigma**2)", "2 * BETA_D * log1p(sigma)"),
     ("samplers/multistep.py", "twist[3] = -q * h1 / h2", "twist[3] = -q * h2 / h3"),
     ("samplers/multistep.py", "5 * h**2 / 12", "h**2 / 4"),
     ("samplers/multistep.py", "(1 - h**2 / (3 * h1 * (h1 + h2))) / 2", "(h**2 / 3 + h * h1 / 2) / (h1 * (h1 + h2))"),
@@ -70,7 +70,7 @@ MISTAKES = [
     (
         "samplers/stochastic.py",
         "rate = -log(sigma), -log(sigma_next), 1 + tau**2",
-        "rate = -log(sigma), -log(sigma_next), 1 + tau",
+        "rate = -log(sigma), -log(sigma_next), 1 + 2 * tau**2",
     ),
     ("samplers/stochastic.py", "expm1(-2 * tau**2 * h)", "expm1(-tau**2 * h)"),
     ("samplers/stochastic.py", "sigma * (exp(sigma**0.3) + 10)", "sigma * (exp(sigma**0.2) + 10)"),

@@ -67,10 +67,11 @@ def levels_of(loop: dict[str, Any], table: NoiseTable) -> Tensor:
 
 def first_latent(loop: dict[str, Any], sigma: float) -> Tensor:
     """In x0 + sigma noise, but for the sigma schedulers, which get what they are to scale first."""
-    x, noise = ramp(loop["shape"]), (prod(loop["shape"]) - 1) / prod(loop["shape"]) - ramp(loop["shape"])
+    x = ramp(loop["shape"])
+    noise = x.max() - x
     if loop["noised_to"] is not None:
-        return x * loop["init_noise_sigma"] + sigma * noise
-    return x * (loop["init_noise_sigma"] if loop["input_scaled"] else hypot(1, sigma))
+        return x * float(loop["init_noise_sigma"]) + sigma * noise
+    return x * float(loop["init_noise_sigma"] if loop["input_scaled"] else hypot(1, sigma))
 
 
 @pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop["test"].partition("::")[2])

@@ -34,9 +34,8 @@ class SamplerInfo:
     options: which of eta, s_noise, s_churn, s_tmin and s_tmax it takes. eta: the default of the first.
     ensd: AUTOMATIC1111 writes the seed delta into the metadata for it.
     discard_penultimate: one more level is computed and the last before 0 is left out.
-    ends: "zero", or the last level of its grid ("lowest"), which is then not 0.
+    ends: "zero", or the last level of its grid ("lowest"), which is then not 0. table: takes the model's noise table.
     uncond: wants the unguided prediction too (CFG++). guidance_divisor: what the guidance scale is divided by for it.
-    table: the function takes the model's noise table.
     text_start: the first latent is noise * sigma ("scaled") or unit noise of the variance-preserving process, which is
         noise * sqrt(1 + sigma^2) ("unit").
     image_start: the picture is noised to the first level of the run ("first"), or in the variance-preserving process
