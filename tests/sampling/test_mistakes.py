@@ -65,7 +65,7 @@ MISTAKES = [
         "denoised = yield Call(x_next, sigma, step)",
     ),
     ("samplers/euler.py", "(x_next - denoised.x0) / sigma_next", "(x_next - denoised.x0) / sigma"),
-    ("samplers/dpm.py", "sqrt(sigma * sigma_next)", "(sigma + sigma_next) / 2"),
+    ("samplers/dpm.py", "sqrt(sigma_hat * sigma_next)", "(sigma_hat + sigma_next) / 2"),
     ("samplers/dpm.py", "sqrt(sigma * sigma_down)", "sqrt(sigma * sigma_next)"),
     ("samplers/dpmpp.py", "r = h_last / h\n", "r = h / h_last\n"),
     ("samplers/dpmpp.py", "last, h_last = denoised.x0, h", "last, h_last = D, h"),

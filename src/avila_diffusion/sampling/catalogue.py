@@ -208,6 +208,7 @@ _SAMPLERS = (
         name="HeunPP2",
         aliases=("heun++2", "k_heunpp2", "sample_heunpp2"),
         paper="Heun's method with up to three weighted slopes, by Hosik Choi (ComfyUI and Forge)",
+        order=1,
         calls="three",
         options=CHURN,
     ),

@@ -111,7 +111,8 @@ def _dpmpp_2m_sde(x: Tensor, sigmas: Tensor, noise: StepNoise, eta: float, s_noi
 def dpmpp_3m_sde(x: Tensor, sigmas: Tensor, noise: StepNoise, *, eta: float = 1.0, s_noise: float = 1.0) -> Run:
     """DPM++ 3M SDE: SDE-DPM-Solver++ with the derivatives of x0 from three predictions, as far as there are (Crowson).
 
-    D1 and D2 are the first and half the second derivative in lambda, times h and h^2: divided differences.
+    D1 and D2 are the first and half the second derivative in lambda, times h and h^2: divided differences. k-diffusion
+    gives D2 half the weight that it would need for the third order, so that without noise the order is 2.
     """
     history: list[tuple[Tensor, float]] = []  # of the last two: the prediction, and the length of the step it made
     for step, sigma, sigma_next in steps(sigmas):
