@@ -14,8 +14,11 @@ from .request import GenerateRequest, Rng
 from .result import GenerateResult, Progress
 
 if TYPE_CHECKING:
+    from .checkpoint.load import Model
+    from .checkpoint.lora.files import Lora
     from .checkpoint.report import LoadReport
     from .config import Defaults
+    from .device import Policy
     from .pipeline.engine import ModelEngine
     from .pipeline.journal import Journal
     from .pipeline.ledger import Ledger
@@ -124,11 +127,12 @@ class AvilaDiffusion:
         file = find_model(_name_of("a model", path))
         encoders = text_encoder if isinstance(text_encoder, list | tuple) else [text_encoder]
         given = [encoder for encoder in encoders if encoder is not None]
+        towers = [find_model(_name_of("a text encoder", encoder), "text_encoder") for encoder in given]
         loras = [(read_lora(find_model(name, "lora")), weight) for name, weight in _loras_of(lora)]
         model = load_model(
             file,
             vae=None if vae is None else find_model(_name_of("a VAE", vae), "vae"),
-            text_encoders=[find_model(_name_of("a text encoder", encoder), "text_encoder") for encoder in given],
+            text_encoders=towers,
             prediction=prediction,
             mapped=mmap,
         )
@@ -137,16 +141,7 @@ class AvilaDiffusion:
             model.report.decide("LoRA", f"{told.path.name}, weight {told.unet_weight:g}", told.describe())
         use_threads(threads)
         diffusion._engine = ModelEngine(model, policy, applied)
-        diffusion._loaded = {
-            "path": str(file.absolute()),
-            "vae": None if model.vae_path is None else str(model.vae_path.absolute()),
-            "text_encoder": [str(find_model(str(one), "text_encoder").absolute()) for one in given],
-            "lora": [(str(read.path.absolute()), weight) for read, weight in loras],
-            "prediction": prediction,
-            "device": str(policy.device),
-            "dtype": str(policy.unet).removeprefix("torch."),
-            "mmap": mmap,
-        }
+        diffusion._loaded = _loading(model, towers, loras, policy, prediction, mmap)
         diffusion._defaults = {**_recommended(model.spec.defaults), **defaults}
         diffusion._report = model.report
         return diffusion
@@ -196,7 +191,8 @@ class AvilaDiffusion:
         """
         sizes = {name: side for name, side in (("width", width), ("height", height)) if side is not None}
         given: dict[str, Any] = {**options, **sizes}
-        for event in self.generate(self.request(prompt, negative_prompt, **given), journal=journal):
+        named = {} if journal is None else {"journal": journal}
+        for event in self.generate(self.request(prompt, negative_prompt, **given), **named):
             if isinstance(event, GenerateResult):
                 return event
         raise AvilaError("the run ended without a result")
@@ -317,6 +313,34 @@ def _recommended(defaults: Defaults) -> dict[str, Any]:
     """What a file recommends, as options; the default size is the engine's."""
     values = {name: getattr(defaults, name) for name in ("steps", "guidance_scale", "sampler")}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _loading(
+    model: Model,
+    towers: Sequence[Path],
+    loras: Sequence[tuple[Lora, float]],
+    policy: Policy,
+    prediction: str | None,
+    mmap: bool,
+) -> dict[str, Any]:
+    """What `with_model` would be called with to load the same again, as plain values."""
+    return {
+        "path": _absolute(model.path),
+        "vae": _absolute(model.vae_path),
+        "text_encoder": _absolute(towers),
+        "lora": [[_absolute(lora.path), weight] for lora, weight in loras],
+        "prediction": prediction,
+        "device": str(policy.device),
+        "dtype": str(policy.unet).removeprefix("torch."),
+        "mmap": mmap,
+    }
+
+
+def _absolute(place: Any) -> Any:
+    """Paths as texts that mean the same from every current folder; in lists and pairs too."""
+    if isinstance(place, list | tuple):
+        return [_absolute(one) for one in place]
+    return str(place.absolute()) if isinstance(place, Path) else place
 
 
 def _name_of(what: str, value: object) -> str:
