@@ -276,7 +276,8 @@ class AvilaDiffusion:
         if not isinstance(loaded, dict) or set(loaded) != set(names) or not isinstance(loaded["path"], str):
             raise JournalProblem(f"{journal.path} does not say which model it was made with; it cannot be gone on with")
         given = {**loaded, "lora": [(path, weight) for path, weight in loaded["lora"]]}
-        place = given.pop("path") if model is None else model
+        recorded_path = given.pop("path")
+        place = recorded_path if model is None else model
         check_files(journal.header.get("files"), {} if model is None else {loaded["path"]: Path(model)})
         recorded = journal.header.get("conditions")
         take_over(recorded)

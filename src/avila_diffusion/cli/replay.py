@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 LORA_TAG = re.compile(r"\s*<lora:([^:<>]+):([^:<>]+)(?::([^:<>]+))?>")
 NOT_REPLAYED = re.compile(
-    r"(Branched|Hires|ADetailer|ControlNet|Refiner|Variation|Mask|TI hashes|Denoising|Inpaint|Script|Dynamic|Tiling|Hyper|FreeU)"
+    r"(Branched|Hires|ADetailer|ControlNet|Refiner|Variation|Mask|TI hashes|Denoising|Inpaint|Script|Dynamic|Tiling|Hyper)"
 )
 """Fields of pictures that were made by more than a prompt and a model."""
 
