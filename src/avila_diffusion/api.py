@@ -191,7 +191,7 @@ class AvilaDiffusion:
         """
         sizes = {name: side for name, side in (("width", width), ("height", height)) if side is not None}
         given: dict[str, Any] = {**options, **sizes}
-        named = {} if journal is None else {"journal": journal}
+        named: dict[str, Any] = {} if journal is None else {"journal": journal}
         for event in self.generate(self.request(prompt, negative_prompt, **given), **named):
             if isinstance(event, GenerateResult):
                 return event

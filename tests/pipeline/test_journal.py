@@ -259,15 +259,17 @@ def test_one_writer_and_nothing_replaced(recorded: Path, tmp_path: Path) -> None
 def test_records_are_synced_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[float] = []
     now = 100.0
-    monkeypatch.setattr(journal_module.os, "fsync", lambda descriptor: synced.append(now))
-    monkeypatch.setattr(journal_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr("avila_diffusion.pipeline.journal.os.fsync", lambda descriptor: synced.append(now))
+    monkeypatch.setattr("avila_diffusion.pipeline.journal.time.monotonic", lambda: now)
     waits: list[float] = []
+    timers: list[Timer] = []
 
     class Timer:
         daemon = False
 
         def __init__(self, seconds: float, then: Callable[[], None]) -> None:
             waits.append(seconds)
+            timers.append(self)
             self.then = then
 
         def start(self) -> None: ...
@@ -275,7 +277,7 @@ def test_records_are_synced_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         def is_alive(self) -> bool:
             return True
 
-    monkeypatch.setattr(journal_module.threading, "Timer", Timer)
+    monkeypatch.setattr("avila_diffusion.pipeline.journal.threading.Timer", Timer)
     with Journal.create(tmp_path / "j", HEADER) as journal:
         synced.clear()
         call = Call(torch.ones(1, 4, 2, 2), 1.0, 0)
@@ -284,8 +286,7 @@ def test_records_are_synced_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         now = 101.0
         journal.add_call(0, replace(call, number=1), Model()(call))
         assert (waits, synced) == ([2.0], [])
-        assert isinstance(journal._timer, Timer)
-        journal._timer.then()
+        timers[0].then()
         assert synced == [101.0]
         now = 103.5
         journal.add_call(0, replace(call, number=2), Model()(call))
