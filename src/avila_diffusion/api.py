@@ -9,13 +9,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
 
-from .errors import AvilaError, RequestError
+from .errors import AvilaError, JournalProblem, RequestError
 from .request import Compat, GenerateRequest, Rng
 from .result import GenerateResult, Progress
 
 if TYPE_CHECKING:
+    from .checkpoint.load import Model
+    from .checkpoint.lora.files import Lora
     from .checkpoint.report import LoadReport
     from .config import Defaults
+    from .device import Policy
+    from .pipeline.engine import ModelEngine
+    from .pipeline.journal import Journal
+    from .pipeline.ledger import Ledger
 
 LoraGiven = str | Path | tuple[str | Path, float]
 """A LoRA file by its path or name, or that and its weight."""
@@ -99,6 +105,7 @@ class AvilaDiffusion:
 
         self._engine: Engine = ProceduralEngine()
         self._report: LoadReport | None = None
+        self._loaded: dict[str, Any] = {}
         prompts = [name for name in PROMPTS if name in defaults]
         if prompts:
             raise RequestError(f"unknown option {', '.join(prompts)}; text_to_image takes the prompts")
@@ -142,11 +149,12 @@ class AvilaDiffusion:
         file = find_model(_name_of("a model", path))
         encoders = text_encoder if isinstance(text_encoder, list | tuple) else [text_encoder]
         given = [encoder for encoder in encoders if encoder is not None]
+        towers = [find_model(_name_of("a text encoder", encoder), "text_encoder") for encoder in given]
         loras = [(read_lora(find_model(name, "lora")), weight) for name, weight in _loras_of(lora)]
         model = load_model(
             file,
             vae=None if vae is None else find_model(_name_of("a VAE", vae), "vae"),
-            text_encoders=[find_model(_name_of("a text encoder", encoder), "text_encoder") for encoder in given],
+            text_encoders=towers,
             prediction=prediction,
             mapped=mmap,
         )
@@ -155,6 +163,7 @@ class AvilaDiffusion:
             model.report.decide("LoRA", f"{told.path.name}, weight {told.unet_weight:g}", told.describe())
         use_threads(threads)
         diffusion._engine = ModelEngine(model, policy, applied)
+        diffusion._loaded = _loading(model, towers, loras, policy, prediction, mmap)
         diffusion._defaults = {**_recommended(model.spec.defaults), **defaults}
         diffusion._report = model.report
         return diffusion
@@ -193,32 +202,124 @@ class AvilaDiffusion:
         negative_prompt: str | None = None,
         width: int | None = None,
         height: int | None = None,
+        *,
+        journal: str | Path | None = None,
         **options: Unpack[RunOptions],
     ) -> GenerateResult:
-        """Make pictures of a prompt. width, height: pixels, by default the model's own size.
+        """Make pictures of a prompt. width, height: pixels, by default the model's own size. journal: see `generate`.
 
         The result is a sequence of pictures; with one, which is usual, it can be saved and converted like a picture.
         Raises RequestError for what cannot be asked for, and other AvilaErrors where the run fails.
         """
         sizes = {name: side for name, side in (("width", width), ("height", height)) if side is not None}
         given: dict[str, Any] = {**options, **sizes}
-        for event in self.generate(self.request(prompt, negative_prompt, **given)):
+        named: dict[str, Any] = {} if journal is None else {"journal": journal}
+        for event in self.generate(self.request(prompt, negative_prompt, **given), **named):
             if isinstance(event, GenerateResult):
                 return event
         raise AvilaError("the run ended without a result")
 
     def generate(
-        self, request: GenerateRequest, *, cancel: threading.Event | None = None
+        self,
+        request: GenerateRequest,
+        *,
+        cancel: threading.Event | None = None,
+        journal: str | Path | Ledger | None = None,
     ) -> Iterator[Progress | GenerateResult]:
         """Run a request: an iterator of `Progress` events whose last item is the `GenerateResult`.
 
+        journal: a new file to which every answer of the model is written, so that `avila resume` can go on with the run; or
+        the ledger of one that is open.
         Set `cancel`, or close the iterator, to stop between two model calls; then Cancelled is raised, or nothing.
         """
         if cancel is not None and not isinstance(cancel, threading.Event):
             raise RequestError(f"cancel must be a threading.Event, not {type(cancel).__name__}")
         if not isinstance(request, GenerateRequest):
             raise RequestError(f"generate takes a GenerateRequest, not {type(request).__name__}; see text_to_image")
-        return self._engine.generate(request, cancel)
+        if journal is None:
+            return self._engine.generate(request, cancel)
+        if isinstance(journal, str | Path):
+            return self._journalled(self.resolved(request), cancel, journal)
+        return self._model_engine().generate(request, cancel, journal)
+
+    def _journalled(
+        self, request: GenerateRequest, cancel: threading.Event | None, path: str | Path
+    ) -> Iterator[Progress | GenerateResult]:
+        from .pipeline.ledger import Ledger
+
+        with self.new_journal(path, request) as journal:
+            yield from self._model_engine().generate(journal.request, cancel, Ledger(journal))
+
+    def resolved(self, request: GenerateRequest) -> GenerateRequest:
+        """The request with nothing left open: its seed is drawn and its size that of the model.
+
+        Raises RequestError or Unsupported where the model cannot run it.
+        """
+        return self._model_engine().accept(request)
+
+    def conditions(self) -> dict[str, Any]:
+        """What the bits of this object's pictures depend on beside request and model: versions, device, threads …"""
+        from .pipeline.provenance import conditions
+
+        return conditions(self._model_engine().policy)
+
+    def new_journal(
+        self, path: str | Path, request: GenerateRequest, *, copied: Journal | None = None, **header: Any
+    ) -> Journal:
+        """A new journal for a run of `request`; its `request` is the one to run. header: what else it is to hold.
+
+        copied: a journal whose calls it begins with. Raises OutputProblem where there is a file of that name.
+        """
+        from dataclasses import asdict
+
+        from .pipeline.journal import Journal
+        from .pipeline.provenance import files_of
+
+        engine = self._model_engine()
+        header |= {
+            "request": asdict(self.resolved(request)),
+            "loaded": self._loaded,
+            "files": files_of(engine.model, engine.loras),
+            "conditions": self.conditions(),
+        }
+        return Journal.create(path, header, copied=copied)
+
+    @classmethod
+    def from_journal(cls, journal: Journal, *, model: str | Path | None = None, anyway: bool = False) -> AvilaDiffusion:
+        """The generator that a journal's run was begun with, computing as it did: device, dtype, threads and kernels.
+
+        model: where the checkpoint lies now, if elsewhere. anyway: go on where versions or machine are others; the rest of
+        the picture is then another by a little. Raises JournalProblem where the same bits cannot be had.
+        """
+        from .pipeline.provenance import check_files, differences, take_over
+
+        loaded = journal.header.get("loaded")
+        names = ("path", "vae", "text_encoder", "lora", "prediction", "device", "dtype", "mmap")
+        if not isinstance(loaded, dict) or set(loaded) != set(names) or not isinstance(loaded["path"], str):
+            raise JournalProblem(f"{journal.path} does not say which model it was made with; it cannot be gone on with")
+        given = {**loaded, "lora": [(path, weight) for path, weight in loaded["lora"]]}
+        recorded_path = given.pop("path")
+        place = recorded_path if model is None else model
+        check_files(journal.header.get("files"), {} if model is None else {loaded["path"]: Path(model)})
+        recorded = journal.header.get("conditions")
+        take_over(recorded)
+        diffusion = cls.with_model(place, **given)
+        others = differences(recorded, diffusion.conditions())
+        if others and not anyway:
+            raise JournalProblem(
+                f"{journal.path} cannot be gone on with to the same bits: {'; '.join(others)}; "
+                "--anyway goes on to a picture that may differ a little"
+            )
+        return diffusion
+
+    def _model_engine(self) -> ModelEngine:
+        from .pipeline.engine import ModelEngine
+
+        if not isinstance(self._engine, ModelEngine):
+            raise RequestError(
+                "the procedural generator makes no model calls, so there is nothing to record; take a model"
+            )
+        return self._engine
 
     def request(
         self, prompt: str, negative_prompt: str | None = None, **options: Unpack[GenerateOptions]
@@ -235,6 +336,34 @@ def _recommended(defaults: Defaults) -> dict[str, Any]:
     """What a file recommends, as options; the default size is the engine's."""
     values = {name: getattr(defaults, name) for name in ("steps", "guidance_scale", "sampler")}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _loading(
+    model: Model,
+    towers: Sequence[Path],
+    loras: Sequence[tuple[Lora, float]],
+    policy: Policy,
+    prediction: str | None,
+    mmap: bool,
+) -> dict[str, Any]:
+    """What `with_model` would be called with to load the same again, as plain values."""
+    return {
+        "path": _absolute(model.path),
+        "vae": _absolute(model.vae_path),
+        "text_encoder": _absolute(towers),
+        "lora": [[_absolute(lora.path), weight] for lora, weight in loras],
+        "prediction": prediction,
+        "device": str(policy.device),
+        "dtype": str(policy.unet).removeprefix("torch."),
+        "mmap": mmap,
+    }
+
+
+def _absolute(place: Any) -> Any:
+    """Paths as texts that mean the same from every current folder; in lists and pairs too."""
+    if isinstance(place, list | tuple):
+        return [_absolute(one) for one in place]
+    return str(place.absolute()) if isinstance(place, Path) else place
 
 
 def _name_of(what: str, value: object) -> str:

@@ -7,7 +7,8 @@
     │   ├── PickleRefused     a pickled file; the way out is `avila convert`
     │   ├── NotADiffusionModel  well formed, but not a Stable Diffusion checkpoint; says what it looks like
     │   ├── MissingPart       a checkpoint without VAE or text encoder, and none was given
-    │   └── WeightMismatch    tensors missing or of the wrong shape for the network they name
+    │   ├── WeightMismatch    tensors missing or of the wrong shape for the network they name
+    │   └── JournalProblem    the journal of a run is damaged, of another run, or cannot be gone on with here
     ├── ModelNotFound         no file of that name in the models folders
     ├── Unsupported           recognised, but there is no pipeline for it yet
     ├── DeviceProblem         the asked device or dtype cannot be used here
@@ -54,6 +55,10 @@ class MissingPart(FileProblem):
 
 class WeightMismatch(FileProblem):
     """Tensors that are missing or have the wrong shape for the network."""
+
+
+class JournalProblem(FileProblem):
+    """The journal or trail of a run cannot be used: damaged, of another run, or made under other conditions."""
 
 
 class ModelNotFound(AvilaError):

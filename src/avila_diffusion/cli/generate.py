@@ -6,7 +6,6 @@ import argparse
 import json
 import re
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +37,12 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     _add_model_options(generate.add_argument_group("the model"))
     output = generate.add_argument_group("the output")
     output.add_argument("-o", "--output", metavar="PATH", help="a PNG file, or a folder; default: numbered in outputs/")
+    output.add_argument(
+        "--journal", metavar="FILE", help="record every model call, so that `avila resume FILE` can go on"
+    )
+    output.add_argument(
+        "--trail", action="store_true", help="leave PICTURE.trail beside it, for `avila replay --verify`"
+    )
     output.add_argument("--json", action="store_true", help="one JSON object on stdout instead of the paths")
     output.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
     output.add_argument("-v", "--verbose", action="store_true", help="the whole load report on stderr")
@@ -61,6 +66,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
 
 def run_generate(options: argparse.Namespace) -> int:
     """`avila generate`."""
+    from .job import Job
     from .outputs import Destination
     from .progress import ProgressDisplay
 
@@ -69,37 +75,21 @@ def run_generate(options: argparse.Namespace) -> int:
     destination.check()
     display = ProgressDisplay(request.batch * request.count, quiet=options.quiet)
     started = time.monotonic()
-    results: list[GenerateResult] = []
-    paths: list[Path] = []
     try:
         engine, model = _engine(options, display)
         request = engine.request(request.prompt, **given(options))  # the model may bring defaults of its own
-        for index in range(request.count):
-            result = _run_batch(engine, request, index, results, display)
-            results.append(result)
-            display.close()
-            for image, seed in zip(result.images, result.request.seeds, strict=True):
-                paths.append(destination.save(image, len(paths), seed))
-                if not options.json:
-                    _tell(paths[-1])
+        job = Job(engine, request, destination, display, quiet=options.json, trail=options.trail)
+        if options.journal is not None:
+            job.begin_journal(options.journal)
+        job.run()
     finally:
         display.close()
     seconds = time.monotonic() - started
     if options.json:
-        print(json.dumps(_summary(results, paths, model, seconds)))
+        print(json.dumps(_summary(job.results, job.paths, model, seconds)))
     else:
-        display.say(_account(results[0], model, seconds))
+        display.say(_account(job.results[0], model, seconds))
     return 0
-
-
-def _tell(path: Path) -> None:
-    """Name a finished picture. A reader that leaves does not stop those that are still to come."""
-    from . import drop_stdout
-
-    try:
-        print(path, flush=True)
-    except BrokenPipeError:
-        drop_stdout()
 
 
 def _request(options: argparse.Namespace) -> GenerateRequest:
@@ -113,6 +103,10 @@ def _request(options: argparse.Namespace) -> GenerateRequest:
         raise RequestError('a prompt is needed: avila generate "a sunset over mountains"')
     if options.model is not None and options.procedural:
         raise RequestError("--procedural draws without a model; leave out -m or --procedural")
+    if options.procedural and (options.journal is not None or options.trail):
+        raise RequestError(
+            "--procedural makes no model calls, so there is nothing to record; leave out --journal and --trail"
+        )
     if options.model is None:
         named = MODEL_OPTIONS if options.procedural else [name for name in MODEL_OPTIONS if name != "lora"]
         useless = [f"--{name.replace('_', '-')}" for name in named if getattr(options, name) is not None]
@@ -165,25 +159,6 @@ def _split_weight(text: str) -> tuple[str, float]:
     if not colon or not name or not NUMBER.fullmatch(weight.strip()):
         return text, 1.0
     return name, float(weight)
-
-
-def _run_batch(
-    engine: AvilaDiffusion,
-    request: GenerateRequest,
-    index: int,
-    before: list[GenerateResult],
-    display: ProgressDisplay,
-) -> GenerateResult:
-    """Batch `index` of the job as a run of its own, so that its pictures are on disk before the next one begins."""
-    from ..result import GenerateResult
-
-    # The first batch draws what was left open; the others follow from it.
-    part = replace(before[0].request, count=request.count).part(index) if before else replace(request, count=1)
-    for event in engine.generate(part):
-        if isinstance(event, GenerateResult):
-            return event
-        display.show(event, index * request.batch)
-    raise RuntimeError("the engine ended without a result")
 
 
 def _summary(results: list[GenerateResult], paths: list[Path], model: str | None, seconds: float) -> dict[str, Any]:

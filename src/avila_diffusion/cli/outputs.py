@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 NUMBERED = re.compile(r"(\d{5,})-.*\.png$", re.IGNORECASE)
 DEFAULT_FOLDER = "outputs"
+Note = Callable[[Path, bool], None]
+"""note(path, written): where a picture will be, or is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,20 +66,41 @@ class Destination:
             said = error.strerror or error
             raise OutputProblem(f"{self._named(0)} cannot be written ({said}); choose another -o") from None
 
-    def save(self, image: Image, index: int, seed: int) -> Path:
-        """Write picture `index` and return its path."""
+    @classmethod
+    def recorded(cls, values: object) -> Destination | None:
+        """The place that `to_dict` told, None where it is none."""
+        if not isinstance(values, dict) or not isinstance(values.get("folder"), str):
+            return None
+        named = {name: values.get(name) for name in ("stem", "pictures", "suffix")}
+        return cls(folder=Path(values["folder"]), **named)  # type: ignore[arg-type]
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values, which mean the same from every current folder."""
+        return {
+            "folder": str(self.folder.absolute()),
+            "stem": self.stem,
+            "pictures": self.pictures,
+            "suffix": self.suffix,
+        }
+
+    def save(self, image: Image, index: int, seed: int, note: Note | None = None) -> Path:
+        """Write picture `index` and return its path. note is told that before and after."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if self.stem is not None:
-                return Path(image.save_png(self._named(index)))
-            path = self._reserve(seed)
+            path = self._named(index) if self.stem is not None else self._reserve(seed)
         except OSError as error:
             raise OutputProblem(f"{self._named(index)} cannot be written ({error.strerror or error})") from None
         try:
-            return Path(image.save_png(path))
+            if note is not None:
+                note(path, False)
+            path = Path(image.save_png(path))
         except BaseException:
-            path.unlink(missing_ok=True)
+            if self.stem is None:
+                path.unlink(missing_ok=True)
             raise
+        if note is not None:
+            note(path, True)
+        return path
 
     def _named(self, index: int) -> Path:
         if self.stem is None:

@@ -28,10 +28,13 @@ from ..sampling.guidance import Denoise, classifier_free_guidance
 from ..sampling.names import resolve_sampler, resolve_schedule
 from ..sampling.noise import initial_noise, noise_source, step_noise
 from ..sampling.samplers import Options, sample, start
+from ..sampling.samplers.run import Run
 from ..sampling.schedules import NoiseTable, calls, sampler_sigmas
 from ..text.conditioner import Conditioner
+from .branch import switch
 from .driver import Step, check, drive
 from .latents import Pixels, decode, preview, to_pixels
+from .ledger import Ledger, deferred
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +51,19 @@ class ModelEngine:
         return self.model.spec.defaults.size or self.model.spec.size
 
     def generate(
-        self, request: GenerateRequest, cancel: threading.Event | None = None
+        self, request: GenerateRequest, cancel: threading.Event | None = None, ledger: Ledger | None = None
     ) -> Iterator[Progress | GenerateResult]:
-        """Progress events, the GenerateResult last. What cannot be run is refused before any work is done."""
+        """Progress events, the GenerateResult last. What cannot be run is refused before any work is done.
+
+        ledger: what the run answers from and writes to, by default nothing.
+        """
+        return self._run(self.accept(request), cancel, Ledger() if ledger is None else ledger)
+
+    def accept(self, request: GenerateRequest) -> GenerateRequest:
+        """The request with nothing left open. Raises RequestError or Unsupported for what cannot be run."""
         request = request.resolved(self.size)
         self._accept(request)
-        return self._run(request, cancel)
+        return request
 
     def _accept(self, request: GenerateRequest) -> None:
         spec = self.model.spec
@@ -77,24 +87,28 @@ class ModelEngine:
         width, height = drawing_size(request.width, request.height, spec.size)
         return replace(request, width=width, height=height)
 
-    def _run(self, request: GenerateRequest, cancel: threading.Event | None) -> Iterator[Progress | GenerateResult]:
+    def _run(
+        self, request: GenerateRequest, cancel: threading.Event | None, ledger: Ledger
+    ) -> Iterator[Progress | GenerateResult]:
         began = time.perf_counter()
         images = len(request.seeds)
         drawn = self._as_drawn(request)
         check(cancel)
         hashes = self._hashes  # made while the sampler works
         yield Progress(stage="text", image=0, images=images, step=0, of=0)
-        denoise = self._conditioned(drawn, cancel)
+        denoise = (
+            deferred(partial(self._conditioned, drawn, cancel)) if ledger.journal else self._conditioned(drawn, cancel)
+        )
         made = []
         for index, seed in enumerate(request.seeds):
-            latent = yield from self._sample(drawn, seed, index, denoise, cancel)
+            latent = yield from self._sample(drawn, seed, index, denoise, cancel, ledger)
             yield Progress(stage="decode", image=index, images=images, step=0, of=0)
             picture = decode(self.model.vae, latent, self.model.spec.latent, self.policy.vae, partial(check, cancel))
             made.append(Image(_as_asked(to_pixels(picture), request), seed=seed))
         short = {key: known for key, found in hashes.items() if (known := _wait(found, cancel)) is not None}
         check(cancel)
         yield GenerateResult(
-            tuple(replace(image, infotext=self._infotext(request, drawn, image.seed, short)) for image in made),
+            tuple(replace(image, infotext=self._infotext(request, drawn, image.seed, short, ledger)) for image in made),
             request,
             seconds=time.perf_counter() - began,
             report=self.model.report,
@@ -144,23 +158,38 @@ class ModelEngine:
         return NoiseTable.from_config(self.model.spec.noise)
 
     def _sample(
-        self, request: GenerateRequest, seed: int, index: int, denoise: Denoise, cancel: threading.Event | None
+        self,
+        request: GenerateRequest,
+        seed: int,
+        index: int,
+        denoise: Denoise,
+        cancel: threading.Event | None,
+        ledger: Ledger,
     ) -> Generator[Progress, None, Tensor]:
         """One picture's latent, (1, channels, height / scale, width / scale); progress after every model call."""
-        spec = self.model.spec
+        spec, branch = self.model.spec, ledger.branch
         assert request.width is not None and request.height is not None
-        sampler, _ = resolve_sampler(request.sampler)
-        sigmas = sampler_sigmas(sampler, resolve_schedule(request.schedule), request.steps, self.table)
+        begun = request if branch is None else branch.beginning(request)
+        sampler, _ = resolve_sampler(begun.sampler)
+        sigmas = sampler_sigmas(sampler, resolve_schedule(begun.schedule), request.steps, self.table)
         source = noise_source(request.rng, seed)
         shape = (spec.vae.latent_channels, request.height // spec.vae.scale, request.width // spec.vae.scale)
         noise = initial_noise(source, shape).to(self.policy.device, self.policy.latent)
-        x = start(sampler, noise, sigmas)
-        run = sample(sampler, x, sigmas, step_noise(source, x), table=self.table, options=Options(eta=request.eta))
+
+        def begin(what: GenerateRequest, x: Tensor, sigmas: Tensor) -> Run:
+            named, _ = resolve_sampler(what.sampler)
+            options = Options(eta=what.eta)
+            return sample(named, x, sigmas, step_noise(source, x), table=self.table, options=options)
+
+        run = begin(begun, start(sampler, noise, sigmas), sigmas)
+        if branch is not None and begun.sampler != request.sampler:
+            run = switch(run, branch.at, sigmas, partial(begin, request))
         of, images = calls(sampler, sigmas), len(request.seeds)
         yield Progress(stage="sample", image=index, images=images, step=0, of=of)
-        with closing(drive(run, denoise, cancel)) as events:
+        with closing(drive(run, ledger.recorded(denoise, index), cancel)) as events:
             for event in events:
                 if not isinstance(event, Step):
+                    ledger.keep(index, "latent", event)
                     return event
                 yield Progress(
                     stage="sample",
@@ -197,10 +226,16 @@ class ModelEngine:
         return found | {path: hash_in_background(path, tensors_only=True) for path in sorted(loras)}
 
     def _infotext(
-        self, request: GenerateRequest, drawn: GenerateRequest, seed: int | None, hashes: Mapping[str | Path, str]
+        self,
+        request: GenerateRequest,
+        drawn: GenerateRequest,
+        seed: int | None,
+        hashes: Mapping[str | Path, str],
+        ledger: Ledger,
     ) -> str:
+        resized = {} if drawn == request else {"Drawn at": "{}x{}".format(*_size(drawn)), "Resized with": "Lanczos"}
+        branched = {} if ledger.branch is None else ledger.branch.told(request)
         vae = self.model.vae_path
-        width, height = _size(drawn)
         return write(
             request,
             request.seeds[0] if seed is None else seed,
@@ -217,7 +252,7 @@ class ModelEngine:
                 )
                 for lora in self.loras
             ],
-            extra={} if drawn == request else {"Drawn at": f"{width}x{height}", "Resized with": "Lanczos"},
+            extra={**resized, **branched},
         )
 
 

@@ -1,0 +1,156 @@
+"""A job of the command line: batch after batch, each on disk before the next begins, with a journal and trails if asked."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..api import AvilaDiffusion
+    from ..images import Image
+    from ..pipeline.branch import Branch
+    from ..pipeline.journal import Journal
+    from ..pipeline.trail import Trail
+    from ..request import GenerateRequest
+    from ..result import GenerateResult
+    from .outputs import Destination
+    from .progress import ProgressDisplay
+
+
+@dataclass
+class Job:
+    """quiet: pictures are not named on stdout. trail: one is left beside each picture. journal: held by this job.
+
+    planned: pictures go where the journal says, and those that are there already are not made again.
+    results, paths: what `run` made.
+    """
+
+    engine: AvilaDiffusion
+    request: GenerateRequest
+    destination: Destination
+    display: ProgressDisplay
+    quiet: bool = False
+    trail: bool = False
+    journal: Journal | None = None
+    branch: Branch | None = None
+    planned: bool = True
+    results: list[GenerateResult] = field(default_factory=list)
+    paths: list[Path] = field(default_factory=list)
+
+    def begin_journal(self, path: str, *, copied: Journal | None = None) -> None:
+        """Record the job in a new file, which closes when it has run. Raises OutputProblem where it cannot be made."""
+        branch = None if self.branch is None else {"at": self.branch.at, "before": asdict(self.branch.before)}
+        output = {**self.destination.to_dict(), "trail": self.trail}
+        self.journal = self.engine.new_journal(path, self.request, copied=copied, output=output, branch=branch)
+        self.request = self.journal.request
+
+    def run(self) -> None:
+        """Make all pictures. A job with a journal says how to go on where it is stopped."""
+        try:
+            for index in range(self.request.count):
+                self._run_batch(index)
+        except BaseException:
+            self._tell_journal("go on with: avila resume {}")
+            raise
+        finally:
+            if self.journal is not None:
+                self.journal.close()
+        self._tell_journal("it may be deleted, or branched from")
+
+    def _run_batch(self, index: int) -> None:
+        """Batch `index` as a run of its own."""
+        batch = self.request.batch
+        first = index * batch
+        there = [is_there(self.journal, first + image) for image in range(batch)] if self.planned else []
+        if there and all(there):
+            self._add_paths([path for path in there if path is not None])
+            return
+        trail = self._new_trail()
+        result = self._draw(first, trail)
+        self.results.append(result)
+        self.display.close()
+        for image, seed in zip(result.images, result.request.seeds, strict=True):
+            number = len(self.paths)
+            path = self._save(image, number, seed)
+            if trail is not None:
+                self._save_trail(trail, number - first, path, replace(result.request, seed=seed, batch=1, count=1))
+            self._add_paths([path])
+
+    def _draw(self, first: int, trail: Trail | None) -> GenerateResult:
+        from ..result import GenerateResult
+
+        index = first // self.request.batch
+        if self.journal is not None:
+            request = self.request.part(index)
+        elif self.results:  # the first batch has drawn what was left open
+            request = replace(self.results[0].request, count=self.request.count).part(index)
+        else:
+            request = replace(self.request, count=1)
+        named: dict[str, Any] = {}
+        if self.journal is not None or trail is not None:
+            from ..pipeline.ledger import Ledger
+
+            named["journal"] = Ledger(self.journal, first, self.branch, trail)
+        for event in self.engine.generate(request, **named):
+            if isinstance(event, GenerateResult):
+                return event
+            self.display.show(event, first)
+        raise RuntimeError("the engine ended without a result")
+
+    def _save(self, image: Image, number: int, seed: int) -> Path:
+        if self.journal is None or not self.planned:
+            return self.destination.save(image, number, seed)
+        if (path := is_there(self.journal, number)) is not None:
+            return path
+        note = partial(_note, self.journal, number)
+        if (known := self.journal.file(number)) is None:
+            return self.destination.save(image, number, seed, note)
+        path = Path(image.save_png(known[0]))
+        note(path, True)
+        return path
+
+    def _new_trail(self) -> Trail | None:
+        if not self.trail:
+            return None
+        from ..pipeline.trail import Trail
+
+        return Trail()
+
+    def _save_trail(self, trail: Trail, index: int, path: Path, request: GenerateRequest) -> None:
+        from ..pipeline.trail import SUFFIX
+
+        header = {"request": asdict(request), "conditions": self.engine.conditions()}
+        trail.save(index, path.with_suffix(SUFFIX), header)
+
+    def _add_paths(self, paths: list[Path]) -> None:
+        self.paths += paths
+        for path in [] if self.quiet else paths:
+            tell(path)
+
+    def _tell_journal(self, what: str) -> None:
+        if self.journal is not None and self.journal.writable:
+            path, calls = self.journal.path, self.journal.calls
+            self.display.say(f"{path} holds {calls} model call{'' if calls == 1 else 's'}; {what.format(path)}")
+
+
+def is_there(journal: Journal | None, image: int) -> Path | None:
+    """Where a picture was written, if it is there still."""
+    known = None if journal is None else journal.file(image)
+    return known[0] if known is not None and known[1] and known[0].is_file() else None
+
+
+def tell(path: Path) -> None:
+    """Name a finished picture. A reader that leaves does not stop those that are still to come."""
+    from . import drop_stdout
+
+    here = Path.cwd()
+    try:
+        print(path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path, flush=True)
+    except BrokenPipeError:
+        drop_stdout()
+
+
+def _note(journal: Journal, number: int, path: Path, written: bool) -> None:
+    journal.add_file(number, path, written=written)
