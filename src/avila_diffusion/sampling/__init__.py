@@ -1,7 +1,9 @@
 """Sampling: numbers only, no network, no file, no text. Importing this package does not import torch.
 
-names       what samplers and schedules are called, and the facts of each (no torch)
-schedules   the training noise as a table, and the noise levels of a run
+names       what samplers and schedules are called (no torch); catalogue, schedule_catalogue: the facts of each
+tables      the training noise as a table
+levels      the schedules, as functions; published: lists of levels
+schedules   the noise levels of a run
 denoiser    one model call: prediction type, input scaling, timestep and dtype
 guidance    several predictions of x0 to one
 noise       the only place that draws numbers

@@ -1,4 +1,4 @@
-"""The samplers and schedules there are: a row each, with every fact that is not its update rule. No torch.
+"""The samplers there are: a row each, with every fact that is not its update rule. No torch.
 
 The keys are ComfyUI's and k-diffusion's names; the display names are AUTOMATIC1111's (Forge's for what that lacks), which
 stand in the metadata of pictures.
@@ -69,15 +69,6 @@ class SamplerInfo:
     def uses_eta(self) -> bool:
         """Whether the sampler takes an eta at all."""
         return "eta" in self.options
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleInfo:
-    """One schedule. key: of the function in `schedules.SCHEDULES`, or "automatic". name: as AUTOMATIC1111 writes it."""
-
-    key: str
-    name: str
-    aliases: tuple[str, ...] = ()
 
 
 _SAMPLERS = (
@@ -420,27 +411,4 @@ _SAMPLERS = (
 )  # fmt: skip
 
 SAMPLERS: dict[str, SamplerInfo] = {info.key: info for info in _SAMPLERS}
-"""Key → row."""
-
-_SCHEDULES = (
-    ScheduleInfo(key="automatic", name="Automatic", aliases=("auto", "default")),
-    ScheduleInfo(key="uniform", name="Uniform", aliases=("discrete",)),
-    ScheduleInfo(key="karras", name="Karras"),
-    ScheduleInfo(key="exponential", name="Exponential"),
-    ScheduleInfo(key="polyexponential", name="Polyexponential"),
-    ScheduleInfo(key="sgm_uniform", name="SGM Uniform", aliases=("trailing",)),
-    ScheduleInfo(key="kl_optimal", name="KL Optimal"),
-    ScheduleInfo(key="align_your_steps", name="Align Your Steps", aliases=("ays",)),
-    ScheduleInfo(key="align_your_steps_11", name="Align Your Steps 11", aliases=("ays_11",)),
-    ScheduleInfo(key="align_your_steps_32", name="Align Your Steps 32", aliases=("ays_32",)),
-    ScheduleInfo(key="gits", name="Align Your Steps GITS", aliases=("ays_gits",)),
-    ScheduleInfo(key="simple", name="Simple"),
-    ScheduleInfo(key="normal", name="Normal"),
-    ScheduleInfo(key="ddim", name="DDIM", aliases=("ddim_uniform",)),
-    ScheduleInfo(key="beta", name="Beta"),
-    ScheduleInfo(key="linear_quadratic", name="Linear Quadratic"),
-    ScheduleInfo(key="turbo", name="Turbo", aliases=("sd_turbo",)),
-)
-
-SCHEDULES: dict[str, ScheduleInfo] = {info.key: info for info in _SCHEDULES}
 """Key → row."""

@@ -9,7 +9,9 @@ import difflib
 from collections.abc import Iterable, Mapping
 
 from ..errors import RequestError
-from .catalogue import SAMPLERS, SCHEDULES, SamplerInfo, ScheduleInfo
+from .catalogue import SAMPLERS, SamplerInfo
+from .schedule_catalogue import SCHEDULES, ScheduleInfo
+from .schedule_catalogue import Compat as Compat
 
 __all__ = ["SAMPLERS", "SCHEDULES", "SamplerInfo", "ScheduleInfo", "resolve_sampler", "resolve_schedule"]
 
