@@ -19,7 +19,7 @@ from . import published
 from .schedule_catalogue import Compat
 from .tables import NoiseTable
 
-LINEAR_SHARE = 0.025
+LINEAR_SHARE: float = 0.025
 """How far the linear half of `linear_quadratic` goes."""
 TURBO_STEPS = 10
 """As many steps SD Turbo was trained for."""
