@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from .test_mistakes import Rooms, copy, near
 
 __all__ = ["copy"]  # the fixture
@@ -82,7 +83,9 @@ def check_runs(rooms: Rooms, table: Any) -> None:
     sigmas = run("euler", theirs)
     near(schedules.image_sigmas(names.SAMPLERS["euler"], sigmas, 10, 4, compat="comfyui")[1], sigmas[5])
     one = torch.ones(1, 4, 2, 2, dtype=torch.float64)
-    near(rooms.samplers.start(names.SAMPLERS["euler"], one, sigmas, compat="comfyui", table=table)[0, 0, 0, 0], 14.648813)
+    near(
+        rooms.samplers.start(names.SAMPLERS["euler"], one, sigmas, compat="comfyui", table=table)[0, 0, 0, 0], 14.648813
+    )
 
 
 def test_the_check_passes_on_the_package_as_it_is(copy: Callable[[str, str, str], Rooms]) -> None:

@@ -36,14 +36,12 @@ class ScheduleInfo:
 
 _SCHEDULES = (
     ScheduleInfo(key="automatic", name="Automatic", aliases=("auto", "default")),
-    ScheduleInfo(key="uniform", name="Uniform", aliases=("discrete", "linspace")),
-    ScheduleInfo(
-        key="karras", name="Karras", aliases=("KarrasScheduler", "use_karras_sigmas"), options=RHO + LIMITS, rho=7.0
-    ),
+    ScheduleInfo(key="uniform", name="Uniform", aliases=("discrete",)),
+    ScheduleInfo(key="karras", name="Karras", aliases=("KarrasScheduler",), options=RHO + LIMITS, rho=7.0),
     ScheduleInfo(
         key="exponential",
         name="Exponential",
-        aliases=("ExponentialScheduler", "use_exponential_sigmas"),
+        aliases=("ExponentialScheduler",),
         options=LIMITS,
     ),
     ScheduleInfo(
@@ -72,9 +70,7 @@ _SCHEDULES = (
     ScheduleInfo(key="simple", name="Simple"),
     ScheduleInfo(key="normal", name="Normal", options=LIMITS),
     ScheduleInfo(key="ddim", name="DDIM", aliases=("ddim_uniform",)),
-    ScheduleInfo(
-        key="beta", name="Beta", aliases=("BetaSamplingScheduler", "use_beta_sigmas"), options=LIMITS, differs=True
-    ),
+    ScheduleInfo(key="beta", name="Beta", aliases=("BetaSamplingScheduler",), options=LIMITS, differs=True),
     ScheduleInfo(key="linear_quadratic", name="Linear Quadratic"),
     ScheduleInfo(key="turbo", name="Turbo", aliases=("sd_turbo", "SDTurboScheduler"), differs=True),
 )
