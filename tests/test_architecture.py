@@ -47,8 +47,8 @@ ROOMS = {
     "the package": Room(("",), ("version",)),
     "errors": Room(("errors", "version")),
     "config": Room(
-        ("config", "sampling", "sampling.names", "sampling.catalogue"),
-        ("errors", "sampling.names", "sampling.catalogue"),
+        ("config", "sampling", "sampling.names", "sampling.catalogue", "sampling.schedule_catalogue"),
+        ("errors", "sampling.names", "sampling.catalogue", "sampling.schedule_catalogue"),
     ),
     "request": Room(("request", "infotext"), ("errors", "config", "sampling.names", "request", "version")),
     "images": Room(("images",), ("errors", "request")),

@@ -21,7 +21,7 @@ from avila_diffusion.sampling.guidance import Call, Denoise, Denoised, classifie
 from avila_diffusion.sampling.names import SAMPLERS, SCHEDULES
 from avila_diffusion.sampling.noise import StepNoise, noise_source, step_noise
 from avila_diffusion.sampling.samplers import Options, sample, start
-from avila_diffusion.sampling.schedules import NoiseTable, sampler_sigmas, schedule_sigmas
+from avila_diffusion.sampling.schedules import NoiseTable, ScheduleOptions, sampler_sigmas, schedule_sigmas
 
 # diffusers hands tensors to numpy in ways that numpy 2 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -176,7 +176,7 @@ def test_live_unipc(key: str, levels: str, n: int, table: NoiseTable, drive: Dri
     if levels == "own":
         sigmas = sampler_sigmas(info, SCHEDULES["automatic"], n, table)
     else:
-        sigmas = schedule_sigmas(SCHEDULES["karras"], n, table, sigma_min=None if n > 1 else 0.1)
+        sigmas = schedule_sigmas(SCHEDULES["karras"], n, table, ScheduleOptions(sigma_min=None if n > 1 else 0.1))
         sigmas = sigmas if levels == "karras to 0" or n < 2 else sigmas[:-1]
     scheduler: Any = UniPCMultistepScheduler(**SD, solver_order=3, solver_type="bh2" if key.endswith("bh2") else "bh1")
     scheduler.set_timesteps(max(n, 2))

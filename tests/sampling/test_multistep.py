@@ -19,7 +19,7 @@ from avila_diffusion.sampling.guidance import Call, Denoised
 from avila_diffusion.sampling.names import SAMPLERS, SCHEDULES
 from avila_diffusion.sampling.noise import StepNoise, initial_noise, noise_source, step_noise
 from avila_diffusion.sampling.samplers import Options, sample
-from avila_diffusion.sampling.schedules import NoiseTable, schedule_sigmas
+from avila_diffusion.sampling.schedules import NoiseTable, ScheduleOptions, schedule_sigmas
 
 # diffusers hands tensors to numpy in ways that numpy 2 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -164,7 +164,9 @@ def test_how_fast_they_converge(key: str, n: int, order: float, table: NoiseTabl
     options = Options(eta=0.0) if SAMPLERS[key].uses_eta else Options()
     errors = []
     for steps in (n, 2 * n):
-        sigmas = schedule_sigmas(SCHEDULES["karras"], steps + 1, table, sigma_min=0.1, sigma_max=10.0)[:-1]
+        sigmas = schedule_sigmas(SCHEDULES["karras"], steps + 1, table, ScheduleOptions(sigma_min=0.1, sigma_max=10.0))[
+            :-1
+        ]
         got = drive(sample(SAMPLERS[key], wave(10.0), sigmas, no_noise, table=table, options=options), gaussian)
         expected = MEAN + (wave(10.0) - MEAN) * hypot(SPREAD, 0.1) / hypot(SPREAD, 10.0)
         errors.append((got - expected).abs().max().item())
@@ -296,7 +298,7 @@ def test_a_whole_run_of_sa_solver(
 )
 def test_noise_keeps_the_variance_exactly(key: str, n: int, table: NoiseTable, drive: Driver) -> None:
     """For data that is one point, x at level sigma is that point plus noise of sigma, whatever the steps were."""
-    sigmas = schedule_sigmas(SCHEDULES["karras"], n, table, sigma_min=0.5)[:-1]
+    sigmas = schedule_sigmas(SCHEDULES["karras"], n, table, ScheduleOptions(sigma_min=0.5))[:-1]
     source = noise_source("cpu", 5)
     like = torch.zeros(1, 4, 128, 128, dtype=torch.float64)
     x = MEAN + initial_noise(source, (4, 128, 128)).double() * sigmas[0]

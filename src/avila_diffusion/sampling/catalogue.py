@@ -1,4 +1,4 @@
-"""The samplers and schedules there are: a row each, with every fact that is not its update rule. No torch.
+"""The samplers there are: a row each, with every fact that is not its update rule. No torch.
 
 The keys are ComfyUI's and k-diffusion's names; the display names are AUTOMATIC1111's (Forge's for what that lacks), which
 stand in the metadata of pictures.
@@ -71,15 +71,6 @@ class SamplerInfo:
         return "eta" in self.options
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScheduleInfo:
-    """One schedule. key: of the function in `schedules.SCHEDULES`, or "automatic". name: as AUTOMATIC1111 writes it."""
-
-    key: str
-    name: str
-    aliases: tuple[str, ...] = ()
-
-
 _SAMPLERS = (
     SamplerInfo(
         key="dpmpp_2m",
@@ -112,7 +103,7 @@ _SAMPLERS = (
     SamplerInfo(
         key="dpmpp_2m_sde",
         name="DPM++ 2M SDE",
-        aliases=("k_dpmpp_2m_sde", "dpmpp_2m_sde_gpu", "dpm++2m_sde", "sample_dpmpp_2m_sde"),
+        aliases=("k_dpmpp_2m_sde", "dpmpp_2m_sde_gpu", "dpm++2m_sde", "dpm++2m_sde_bt", "sample_dpmpp_2m_sde"),
         paper="SDE-DPM-Solver++(2M) of Lu et al. 2022, arXiv:2211.01095, midpoint (k-diffusion)",
         automatic="exponential",
         stochastic=True,
@@ -136,10 +127,9 @@ _SAMPLERS = (
         name="DPM++ 2S a",
         aliases=(
             "k_dpmpp_2s_a",
+            "k_dpmpp_2s_ancestral",
             "dpm++2s_a",
-            "dpmpp_2s",
             "sample_dpmpp_2s_ancestral",
-            "DPMSolverSinglestepScheduler",
         ),
         paper="DPM-Solver++(2S) of Lu et al. 2022, arXiv:2211.01095, with the ancestral step of Euler a (k-diffusion)",
         automatic="karras",
@@ -206,7 +196,7 @@ _SAMPLERS = (
     SamplerInfo(
         key="heunpp2",
         name="HeunPP2",
-        aliases=("heun++2", "k_heunpp2", "sample_heunpp2"),
+        aliases=("heun++2", "heunpp", "k_heunpp2", "sample_heunpp2"),
         paper="Heun's method with up to three weighted slopes, by Hosik Choi (ComfyUI and Forge)",
         order=1,
         calls="three",
@@ -232,6 +222,7 @@ _SAMPLERS = (
             "k_dpm_2_ancestral",
             "dpm2_a",
             "kdpm_2_a",
+            "kdpm_2_ancestral",
             "sample_dpm_2_ancestral",
             "KDPM2AncestralDiscreteScheduler",
         ),
@@ -273,7 +264,7 @@ _SAMPLERS = (
     SamplerInfo(
         key="restart",
         name="Restart",
-        aliases=("k_restart",),
+        aliases=("k_restart", "restart_sampler"),
         paper="Xu et al. 2023, Restart Sampling, arXiv:2306.14878",
         automatic="karras",
         calls="restart",
@@ -297,7 +288,7 @@ _SAMPLERS = (
     SamplerInfo(
         key="ddim_cfgpp",
         name="DDIM CFG++",
-        aliases=("ddim_cfg_pp", "ddim_cfg++"),
+        aliases=("k_ddim_cfgpp", "ddim_cfg_pp"),
         paper="Chung et al. 2024, CFG++, arXiv:2406.08070, algorithm 2",
         grid="ddim",
         options=ETA,
@@ -323,7 +314,7 @@ _SAMPLERS = (
     SamplerInfo(
         key="uni_pc",
         name="UniPC",
-        aliases=("k_uni_pc", "unipc_bh1", "UniPCMultistepScheduler"),
+        aliases=("k_uni_pc", "unipc_bh1"),
         paper="Zhao et al. 2023, UniPC, arXiv:2302.04867, B1(h)",
         order=2,
         grid="unipc",
@@ -334,7 +325,7 @@ _SAMPLERS = (
     SamplerInfo(
         key="uni_pc_bh2",
         name="UniPC bh2",
-        aliases=("k_uni_pc_bh2",),
+        aliases=("k_uni_pc_bh2", "UniPCMultistepScheduler"),
         paper="Zhao et al. 2023, UniPC, arXiv:2302.04867, B2(h)",
         order=2,
         grid="unipc",
@@ -364,33 +355,33 @@ _SAMPLERS = (
     SamplerInfo(
         key="ddpm",
         name="DDPM",
-        aliases=("k_ddpm", "DDPMScheduler", "DDPMParallelScheduler"),
+        aliases=("k_ddpm", "sample_ddpm", "DDPMScheduler", "DDPMParallelScheduler"),
         paper="Ho et al. 2020, Denoising Diffusion Probabilistic Models, arXiv:2006.11239, equations 6 and 7",
         stochastic=True,
     ),
     SamplerInfo(
         key="deis",
         name="DEIS",
-        aliases=("k_deis", "DEISMultistepScheduler"),
+        aliases=("k_deis", "sample_deis", "DEISMultistepScheduler"),
         paper="Zhang & Chen 2022, DEIS, arXiv:2204.13902, tAB of order 3 (ComfyUI)",
     ),
     SamplerInfo(
         key="ipndm",
         name="IPNDM",
-        aliases=("k_ipndm", "IPNDMScheduler"),
+        aliases=("k_ipndm", "sample_ipndm", "IPNDMScheduler"),
         paper="Zhang & Chen 2022, arXiv:2204.13902, appendix H.2: improved PNDM of order 4 (ComfyUI)",
         order=2,
     ),
     SamplerInfo(
         key="ipndm_v",
         name="IPNDM_V",
-        aliases=("k_ipndm_v",),
+        aliases=("k_ipndm_v", "sample_ipndm_v"),
         paper="Zhang & Chen 2022, arXiv:2204.13902: improved PNDM of order 4 for steps of unequal length (ComfyUI)",
     ),
     SamplerInfo(
         key="er_sde",
         name="ER-SDE",
-        aliases=("k_er_sde", "er-sde-solver-3"),
+        aliases=("k_er_sde", "sample_er_sde", "er-sde-solver-3"),
         paper="Cui et al. 2023, ER-SDE-Solver-3, arXiv:2309.06169",
         stochastic=True,
         options=S_NOISE,
@@ -398,7 +389,7 @@ _SAMPLERS = (
     SamplerInfo(
         key="sa_solver",
         name="SA-Solver",
-        aliases=("k_sa_solver", "SASolverScheduler"),
+        aliases=("k_sa_solver", "sample_sa_solver", "SASolverScheduler"),
         paper="Xue et al. 2023, SA-Solver, arXiv:2309.05019, algorithm 1",
         stochastic=True,
         options=ETA + S_NOISE,
@@ -408,14 +399,14 @@ _SAMPLERS = (
     SamplerInfo(
         key="euler_cfg_pp",
         name="Euler CFG++",
-        aliases=("k_euler_cfg_pp",),
+        aliases=("k_euler_cfg_pp", "sample_euler_cfg_pp", "euler_cfgpp"),
         paper="Euler on Chung et al. 2024, CFG++, arXiv:2406.08070 (ComfyUI)",
         uncond=True,
     ),
     SamplerInfo(
         key="euler_ancestral_cfg_pp",
         name="Euler a CFG++",
-        aliases=("euler_a_cfg_pp", "k_euler_ancestral_cfg_pp"),
+        aliases=("euler_a_cfg_pp", "k_euler_ancestral_cfg_pp", "sample_euler_ancestral_cfg_pp"),
         paper="Euler a on Chung et al. 2024, CFG++, arXiv:2406.08070 (ComfyUI)",
         stochastic=True,
         options=ETA + S_NOISE,
@@ -425,27 +416,4 @@ _SAMPLERS = (
 )  # fmt: skip
 
 SAMPLERS: dict[str, SamplerInfo] = {info.key: info for info in _SAMPLERS}
-"""Key → row."""
-
-_SCHEDULES = (
-    ScheduleInfo(key="automatic", name="Automatic", aliases=("auto", "default")),
-    ScheduleInfo(key="uniform", name="Uniform", aliases=("discrete",)),
-    ScheduleInfo(key="karras", name="Karras"),
-    ScheduleInfo(key="exponential", name="Exponential"),
-    ScheduleInfo(key="polyexponential", name="Polyexponential"),
-    ScheduleInfo(key="sgm_uniform", name="SGM Uniform", aliases=("trailing",)),
-    ScheduleInfo(key="kl_optimal", name="KL Optimal"),
-    ScheduleInfo(key="align_your_steps", name="Align Your Steps", aliases=("ays",)),
-    ScheduleInfo(key="align_your_steps_11", name="Align Your Steps 11", aliases=("ays_11",)),
-    ScheduleInfo(key="align_your_steps_32", name="Align Your Steps 32", aliases=("ays_32",)),
-    ScheduleInfo(key="gits", name="Align Your Steps GITS", aliases=("ays_gits",)),
-    ScheduleInfo(key="simple", name="Simple"),
-    ScheduleInfo(key="normal", name="Normal"),
-    ScheduleInfo(key="ddim", name="DDIM", aliases=("ddim_uniform",)),
-    ScheduleInfo(key="beta", name="Beta"),
-    ScheduleInfo(key="linear_quadratic", name="Linear Quadratic"),
-    ScheduleInfo(key="turbo", name="Turbo", aliases=("sd_turbo",)),
-)
-
-SCHEDULES: dict[str, ScheduleInfo] = {info.key: info for info in _SCHEDULES}
 """Key → row."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..config import Prediction
 from ..errors import NotFinite
-from .schedules import NoiseTable
+from .tables import NoiseTable
 
 
 @dataclass(frozen=True, eq=False)

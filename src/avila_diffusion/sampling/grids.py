@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from ..errors import RequestError
-
-if TYPE_CHECKING:
-    from .schedules import NoiseTable
+from .tables import NoiseTable
 
 
 def ddim_grid(n: int, table: NoiseTable) -> Tensor:

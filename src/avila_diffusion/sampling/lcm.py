@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import Consistency, Denoiser
-from .schedules import NoiseTable
+from .tables import NoiseTable
 
 TIMESTEPS = 50
 

@@ -9,7 +9,9 @@ import difflib
 from collections.abc import Iterable, Mapping
 
 from ..errors import RequestError
-from .catalogue import SAMPLERS, SCHEDULES, SamplerInfo, ScheduleInfo
+from .catalogue import SAMPLERS, SamplerInfo
+from .schedule_catalogue import SCHEDULES, ScheduleInfo
+from .schedule_catalogue import Compat as Compat
 
 __all__ = ["SAMPLERS", "SCHEDULES", "SamplerInfo", "ScheduleInfo", "resolve_sampler", "resolve_schedule"]
 
@@ -22,6 +24,8 @@ def resolve_sampler(text: str) -> tuple[SamplerInfo, ScheduleInfo | None]:
 
     Case, spaces, dashes and underscores do not matter. Known are the names of AUTOMATIC1111 ("DPM++ 2M Karras",
     k_dpmpp_2m_ka), ComfyUI (dpmpp_2m), stable-diffusion.cpp (dpm++2m), InvokeAI (dpmpp_2m_k) and diffusers' classes.
+    Names of algorithms that are not here, such as sd.cpp's dpm++2mv2 or diffusers' DPMSolverSinglestepScheduler (without
+    the noise of "DPM++ 2S a"), are unknown, and not taken for their neighbours.
 
     >>> [info.key for info in resolve_sampler("DPM++ 2M Karras") if info]
     ['dpmpp_2m', 'karras']
@@ -57,10 +61,11 @@ def _keys(infos: Iterable[SamplerInfo | ScheduleInfo]) -> dict[str, str]:
 
 
 def _unknown(kind: str, text: str, infos: Mapping[str, SamplerInfo | ScheduleInfo], keys: dict[str, str]) -> str:
-    near = difflib.get_close_matches(_plain(text), keys, n=4, cutoff=0.5)
-    names = list(dict.fromkeys(infos[keys[match]].name for match in near))
-    offer = f"the nearest: {', '.join(names)}" if names else f"there are: {', '.join(i.name for i in infos.values())}"
-    return f"unknown {kind} {text[:80]!r}; {offer}"
+    near = difflib.get_close_matches(_plain(text[:80]), keys, n=6, cutoff=0.5)
+    names = list(dict.fromkeys(infos[keys[match]].name for match in near))[:4]
+    offer = f"the nearest: {', '.join(names)}" if names else f"`avila {kind}s` lists those there are"
+    shown = repr(text[:80])  # which escapes all that would break the line, each to up to 10 characters
+    return f"unknown {kind} {shown if len(shown) < 100 else shown[:100] + '…'}; {offer}"
 
 
 _SAMPLER_KEYS = _keys(SAMPLERS.values())

@@ -1,224 +1,85 @@
-"""The training noise as a table of levels, and the noise levels of a run.
-
-A noise level is sigma, the standard deviation of the noise in x = x0 + sigma * noise (Karras et al. 2022). Everything
-here is float64 on the CPU. AUTOMATIC1111 computes the same from a float32 buffer of alphas_cumprod, which moves sigma
-by at most 1.3e-5 of its value (at the smallest level); give that buffer as `alphas_cumprod` to have its rounding too.
-"""
+"""The noise levels of a run: by its schedule, its sampler and what is asked for; how many model calls they take."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from ..config import NoiseConfig
-from ..errors import RequestError, Unsupported
+from ..errors import RequestError
 from .grids import GRIDS
-from .names import SCHEDULES as SCHEDULE_INFOS
-from .names import SamplerInfo, ScheduleInfo
+from .lcm import lcm_table
+from .levels import LEVELS, Span
+from .names import SCHEDULES, Compat, SamplerInfo, ScheduleInfo
 from .restarts import restart_levels
+from .tables import NoiseTable
 
-TERMINAL_ALPHA = 4.8973451890853435e-08
-"""alphas_cumprod of a zero-terminal-SNR model's last timestep, in place of 0: sigma stays finite (4518.76)."""
+__all__ = [
+    "NoiseTable",
+    "ScheduleOptions",
+    "calls",
+    "image_sigmas",
+    "image_steps",
+    "sampler_sigmas",
+    "schedule_sigmas",
+]
 
-
-@dataclass(frozen=True, eq=False)
-class NoiseTable:
-    """Noise level against training timestep.
-
-    sigmas: (steps,) ascending, float64. continuous: the network is told 0.25 ln(sigma) instead of a timestep, and any
-    level is as good as another (EDM); the sigmas are then evenly spaced in ln(sigma).
-    sigma_data: standard deviation of the latents that the network's input and output are scaled for.
-    """
-
-    sigmas: Tensor
-    continuous: bool = False
-    sigma_data: float = 1.0
-
-    @classmethod
-    def from_config(cls, config: NoiseConfig, alphas_cumprod: Tensor | None = None) -> NoiseTable:
-        """The table of a model.
-
-        alphas_cumprod: (steps,) in place of the betas of the config, such as a checkpoint's own buffer.
-        Raises Unsupported where the config or the buffer does not describe growing noise.
-        """
-        continuous = config.continuous or config.prediction == "edm"
-        if continuous:
-            ends = torch.tensor((config.edm_sigma_min, config.edm_sigma_max), dtype=torch.float64).log()
-            sigmas = torch.linspace(float(ends[0]), float(ends[1]), config.steps, dtype=torch.float64).exp()
-        else:
-            if alphas_cumprod is None and config.alphas_cumprod is not None:
-                alphas_cumprod = torch.tensor(config.alphas_cumprod, dtype=torch.float64)
-            alphas = _trained_alphas(config) if alphas_cumprod is None else alphas_cumprod.to("cpu", torch.float64)
-            alphas = _zero_terminal_snr(alphas) if config.zero_terminal_snr else alphas
-            sigmas = ((1 - alphas) / alphas).sqrt()
-        # NaN fails every comparison
-        if (
-            sigmas.ndim != 1
-            or len(sigmas) < 2
-            or not bool((sigmas.diff() > 0).all() and 0 < sigmas[0] < sigmas[-1] < math.inf)
-        ):
-            raise Unsupported(
-                f"the model's noise table of {sigmas.numel()} levels does not rise from above 0 to a finite level; "
-                "its betas or alphas_cumprod are damaged or of another kind"
-            )
-        if continuous:
-            return cls(sigmas, continuous=True, sigma_data=config.sigma_data)
-        return cls(sigmas)
-
-    @property
-    def sigma_min(self) -> float:
-        return float(self.sigmas[0])
-
-    @property
-    def sigma_max(self) -> float:
-        return float(self.sigmas[-1])
-
-    def at(self, index: Tensor | float) -> Tensor:
-        """Noise level at a place of the table, which may lie between two: ln(sigma) is interpolated (k-diffusion)."""
-        index = torch.as_tensor(index, dtype=torch.float64).clamp(0, len(self.sigmas) - 1)
-        low, high = self.sigmas[index.floor().long()], self.sigmas[index.ceil().long()]
-        return low * (high / low) ** index.frac()  # whole places give the table's own value, to the bit
-
-    def t_to_sigma(self, t: Tensor | float) -> Tensor:
-        """Noise level at a timestep of the network, whole or not."""
-        return (4 * torch.as_tensor(t, dtype=torch.float64)).exp() if self.continuous else self.at(t)
-
-    def sigma_to_t(self, sigma: Tensor | float) -> Tensor:
-        """Fractional timestep of a noise level, clamped to the table: the inverse of `t_to_sigma`.
-
-        As k-diffusion without quantization, which is what AUTOMATIC1111 asks for unless told otherwise.
-        """
-        sigma = torch.as_tensor(sigma, dtype=torch.float64)
-        if self.continuous:
-            return sigma.log() / 4
-        low = (torch.searchsorted(self.sigmas, sigma, right=True) - 1).clamp(0, len(self.sigmas) - 2)
-        log_low, log_high = self.sigmas[low].log(), self.sigmas[low + 1].log()
-        return low + ((sigma.log() - log_low) / (log_high - log_low)).clamp(0, 1)
-
-
-def _trained_alphas(config: NoiseConfig) -> Tensor:
-    """Running product of 1 - beta; SD's betas are evenly spaced in their square root ("scaled_linear")."""
-    power = 2.0 if config.beta_schedule == "scaled_linear" else 1.0
-    start, end = config.beta_start ** (1 / power), config.beta_end ** (1 / power)
-    betas = torch.linspace(start, end, config.steps, dtype=torch.float64) ** power
-    return torch.cumprod(1 - betas, dim=0)
-
-
-def _zero_terminal_snr(alphas: Tensor) -> Tensor:
-    """Shift and scale sqrt(alphas_cumprod) so that it ends in 0 (Lin et al. 2023, arXiv:2305.08891, algorithm 1)."""
-    root = alphas.sqrt()
-    alphas = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-    alphas[-1] = TERMINAL_ALPHA
-    return alphas
+COMFYUI_DISCARDS = frozenset({"dpm_2", "dpm_2_ancestral", "uni_pc", "uni_pc_bh2"})
+"""The samplers that lose the last level before 0 in ComfyUI."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Span:
-    """What a schedule is made of: the table, the levels to run between, and rho, the bend of Karras."""
+class ScheduleOptions:
+    """What may be asked of a schedule; None is its own value.
 
-    table: NoiseTable
-    sigma_min: float
-    sigma_max: float
-    rho: float = 7.0
-
-    def timesteps(self, n: int) -> Tensor:
-        """n timesteps, evenly spaced from sigma_max's to sigma_min's."""
-        start, end = self.table.sigma_to_t(self.sigma_max), self.table.sigma_to_t(self.sigma_min)
-        return torch.linspace(float(start), float(end), n, dtype=torch.float64)
-
-
-def karras(n: int, span: Span) -> Tensor:
-    """Evenly spaced in sigma^(1/rho): Karras et al. 2022, equation 5."""
-    start, end = span.sigma_max ** (1 / span.rho), span.sigma_min ** (1 / span.rho)
-    ramp = torch.linspace(0, 1, n, dtype=torch.float64)
-    sigmas: Tensor = (start + ramp * (end - start)) ** span.rho
-    return sigmas
-
-
-def exponential(n: int, span: Span) -> Tensor:
-    """Evenly spaced in ln(sigma)."""
-    return torch.linspace(math.log(span.sigma_max), math.log(span.sigma_min), n, dtype=torch.float64).exp()
-
-
-def uniform(n: int, span: Span) -> Tensor:
-    """Evenly spaced timesteps over the whole table, both ends included; other limits are ignored (AUTOMATIC1111)."""
-    table = span.table
-    return normal(n, Span(table=table, sigma_min=table.sigma_min, sigma_max=table.sigma_max))
-
-
-def normal(n: int, span: Span) -> Tensor:
-    """Evenly spaced timesteps, both ends included."""
-    return span.table.t_to_sigma(span.timesteps(n))
-
-
-def sgm_uniform(n: int, span: Span) -> Tensor:
-    """Evenly spaced timesteps without the lowest: the next would be sigma_min, the run goes to 0 instead (SGM)."""
-    return span.table.t_to_sigma(span.timesteps(n + 1)[:-1])
-
-
-def simple(n: int, span: Span) -> Tensor:
-    """Every (steps / n)-th level of the table from the top, rounded to whole timesteps (ComfyUI).
-
-    Where more levels are wanted than the table has, they are `uniform`.
+    rho: the bend of Karras' (7) and of Polyexponential (1). sigma_min, sigma_max: limits in place of the model's own.
+    sigmas: levels in place of any schedule, falling, with or without the closing 0; their number is that of the steps.
+    family: of the model, for the published lists; those of SDXL go to "sdxl" and "sdxl_refiner".
+    compat: whose reading of the names, where AUTOMATIC1111 and ComfyUI differ.
     """
-    sigmas = span.table.sigmas
-    stride = len(sigmas) / n
-    if stride < 1:
-        return uniform(n, span)
-    return sigmas[[len(sigmas) - 1 - int(i * stride) for i in range(n)]]
 
-
-def ddim(n: int, span: Span) -> Tensor:
-    """Every (steps // n)-th level from timestep 1 up (ComfyUI's ddim_uniform).
-
-    So the top level is below sigma_max, the number of levels is n only where n divides the steps (30 give 31, 600 give
-    999), and n = 1 gives timestep 1 alone, which is hardly any noise.
-    """
-    sigmas = span.table.sigmas
-    return sigmas[1 :: max(len(sigmas) // n, 1)].flip(0)
-
-
-SCHEDULES: dict[str, Callable[[int, Span], Tensor]] = {
-    "karras": karras,
-    "exponential": exponential,
-    "uniform": uniform,
-    "normal": normal,
-    "sgm_uniform": sgm_uniform,
-    "simple": simple,
-    "ddim": ddim,
-}
-"""Key of a schedule → its noise levels, falling, without the closing 0."""
+    rho: float | None = None
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    sigmas: tuple[float, ...] | None = None
+    family: str = "sd1"
+    compat: Compat = "a1111"
 
 
 def schedule_sigmas(
-    info: ScheduleInfo,
-    n: int,
-    table: NoiseTable,
-    *,
-    rho: float = 7.0,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
+    info: ScheduleInfo, n: int, table: NoiseTable, options: ScheduleOptions = ScheduleOptions()
 ) -> Tensor:
-    """The noise levels of n steps: n + 1 values falling from the first level to 0 (`ddim` may give more, see there).
+    """The noise levels of n steps: n + 1 values falling from the first level to 0, float64.
 
-    sigma_min, sigma_max: limits in place of the table's own, for karras, exponential, normal and sgm_uniform.
-    Raises RequestError for "automatic", which only a sampler can decide, and for limits that leave no room.
+    Not quite so many where the schedule says so: `levels.ddim` and ComfyUI's `levels.beta`; and `levels.kl_optimal` ends
+    above 0. Options that a schedule does not take (see its row) are ignored, as AUTOMATIC1111 does.
+    Raises RequestError for "automatic", which only a sampler can decide, and where the options leave no room.
     """
-    if info.key not in SCHEDULES:
-        raise RequestError(f"schedule {info.name} is decided by the sampler; name one of {', '.join(SCHEDULES)}")
-    low = table.sigma_min if sigma_min is None else sigma_min
-    high = table.sigma_max if sigma_max is None else sigma_max
-    if n < 1 or rho <= 0 or not 0 < low < high < math.inf:
+    if options.sigmas is not None:
+        return _given(options.sigmas)
+    if info.key not in LEVELS:
+        raise RequestError(f"schedule {info.name} is decided by the sampler; name one of {', '.join(LEVELS)}")
+    low = table.sigma_min if options.sigma_min is None else options.sigma_min
+    high = table.sigma_max if options.sigma_max is None else options.sigma_max
+    rho = (info.rho or 1.0) if options.rho is None else options.rho
+    asked = f"{n} step(s) from sigma {high:g} to {low:g} with rho {rho:g}"
+    if n < 1 or not rho > 0 or not 0 < low < high < math.inf:
         raise RequestError(
-            f"{n} step(s) from sigma {high:g} to {low:g} with rho {rho:g} make no schedule; "
-            "at least 1 step, rho above 0 and 0 < smallest < largest are needed"
+            f"{asked} make no schedule; at least 1 step, rho above 0 and 0 < smallest < largest are needed"
         )
-    levels = SCHEDULES[info.key](n, Span(table=table, sigma_min=low, sigma_max=high, rho=rho))
-    return torch.cat([levels, levels.new_zeros(1)])
+    span = Span(table=table, sigma_min=low, sigma_max=high, rho=rho, family=options.family, compat=options.compat)
+    sigmas = LEVELS[info.key](n, span)
+    if info.ends == "zero" or options.compat == "comfyui":
+        sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
+    if not bool((sigmas.diff() < 0).all() and sigmas[0] < math.inf):
+        raise RequestError(
+            f"{asked} do not fall from step to step in {info.name}; the model's own levels go from "
+            f"{table.sigma_max:g} to {table.sigma_min:g}: give limits within them, and a usual rho"
+        )
+    return sigmas
 
 
 def sampler_sigmas(
@@ -226,27 +87,50 @@ def sampler_sigmas(
     schedule: ScheduleInfo,
     n: int,
     table: NoiseTable,
+    options: ScheduleOptions = ScheduleOptions(),
     *,
-    rho: float = 7.0,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
+    image: bool = False,
 ) -> Tensor:
     """The noise levels that a sampler walks for n steps: (levels,) float64, falling.
 
     "Automatic" is the sampler's own choice; samplers with `discard_penultimate` lose the last level before 0 of n + 1
-    steps; those with a grid of their own ignore the schedule and its limits.
+    steps, but none of a list that was given. In AUTOMATIC1111's reading those with a grid of their own ignore the
+    schedule and its options, and DPM fast and DPM adaptive do so for text, where they run over the whole table; `image`:
+    the run begins with a picture. In ComfyUI's every sampler runs over the chosen schedule.
     """
-    if sampler.grid in GRIDS:
-        return GRIDS[sampler.grid](n, table)
-    if sampler.denoiser == "lcm":
-        from .lcm import lcm_table  # which is made of this module's tables
-
+    comfyui = options.compat == "comfyui"
+    if sampler.grid != "schedule" and not comfyui:
+        if options.sigmas is not None:
+            raise RequestError(
+                f"{sampler.name} chooses its noise levels itself; leave sigmas out or take another sampler"
+            )
+        if sampler.grid in GRIDS:
+            if n < 1:
+                raise RequestError(f"{n} steps make no run; at least 1 is needed")
+            return GRIDS[sampler.grid](n, table)
+        if not image:
+            schedule = SCHEDULES["uniform"]
+    if sampler.denoiser == "lcm" and not comfyui:
         table = lcm_table(table)
     if schedule.key == "automatic":
-        schedule = SCHEDULE_INFOS[sampler.automatic]
-    more = 1 if sampler.discard_penultimate else 0
-    sigmas = schedule_sigmas(schedule, n + more, table, rho=rho, sigma_min=sigma_min, sigma_max=sigma_max)
-    return torch.cat([sigmas[:-2], sigmas[-1:]]) if more else sigmas
+        schedule = SCHEDULES[sampler.automatic]
+    discards = sampler.key in COMFYUI_DISCARDS if comfyui else sampler.discard_penultimate
+    more = 1 if discards and options.sigmas is None else 0
+    sigmas = schedule_sigmas(schedule, n + more, table, options)
+    return torch.cat([sigmas[:-2], sigmas[-1:]]) if more and len(sigmas) > 2 else sigmas
+
+
+def _given(levels: tuple[float, ...]) -> Tensor:
+    """Levels that somebody wrote, checked."""
+    if len(levels) < 2:
+        raise RequestError(f"sigmas has {len(levels)} value(s); at least 2 are needed, a first level and a last")
+    for number, level in enumerate(levels, 1):
+        if not 0 <= level < math.inf:
+            raise RequestError(f"value {number} of sigmas is {level:g}; noise levels are finite and not below 0")
+    for number, (level, after) in enumerate(pairwise(levels), 2):
+        if after >= level:
+            raise RequestError(f"value {number} of sigmas is {after:g}, after {level:g}; noise levels must fall")
+    return torch.tensor(levels, dtype=torch.float64)
 
 
 def calls(sampler: SamplerInfo, sigmas: Tensor) -> int | None:
@@ -277,11 +161,17 @@ def image_steps(steps: int, strength: float, *, exact: bool = False) -> tuple[in
     return int(steps / share), steps - 1
 
 
-def image_sigmas(sampler: SamplerInfo, sigmas: Tensor, steps: int, run: int) -> tuple[Tensor, float]:
+def image_sigmas(
+    sampler: SamplerInfo, sigmas: Tensor, steps: int, run: int, *, compat: Compat = "a1111"
+) -> tuple[Tensor, float]:
     """(levels to walk, level that the picture is noised to) of image to image.
 
     sigmas: of the whole schedule, for `steps` steps; run: see `image_steps`. `samplers.start` takes the level.
+    compat: AUTOMATIC1111 counts the levels from the first, ComfyUI (whose steps are `exact`) from the last.
     """
+    if compat == "comfyui":
+        tail = sigmas[-(run + 2) :]
+        return tail, float(tail[0])
     if sampler.image_start == "first":
         tail = sigmas[max(steps - run - 1, 0) :]
         return tail, float(tail[0])

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..checkpoint.load import Model
 from ..errors import RequestError, Unsupported
 from ..pipeline.latents import from_vae, to_vae
-from ..sampling.schedules import NoiseTable
+from ..sampling.tables import NoiseTable
 from ..text.conditioner import Conditioner, Conditioning
 from ..text.tokenizer import clip_tokenizer
 from .data import Dataset, generator, order

@@ -19,7 +19,7 @@ from ..models.clip import ClipTextModel
 from ..models.layers import Linear
 from ..models.unet import UNet
 from ..models.vae import VAE
-from ..sampling.schedules import NoiseTable
+from ..sampling.tables import NoiseTable
 from ..text.tokenizer import clip_tokenizer
 from .architectures import DiffusionModel
 from .data import Dataset, generator, order

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from math import hypot
+from math import hypot, isclose
 from typing import Any
 
 from torch import Tensor
 
 from ...errors import RequestError
-from ..names import SamplerInfo
+from ..names import Compat, SamplerInfo
 from ..noise import StepNoise
-from ..schedules import NoiseTable
+from ..tables import NoiseTable
 from .consistency import lcm, tcd
 from .dpm import dpm_2, dpm_2_ancestral
 from .dpm_solver import dpm_adaptive, dpm_fast
@@ -67,7 +67,14 @@ SAMPLERS: dict[str, Callable[..., Run]] = {
 
 
 def start(
-    sampler: SamplerInfo, noise: Tensor, sigmas: Tensor, *, latent: Tensor | None = None, level: float | None = None
+    sampler: SamplerInfo,
+    noise: Tensor,
+    sigmas: Tensor,
+    *,
+    latent: Tensor | None = None,
+    level: float | None = None,
+    compat: Compat = "a1111",
+    table: NoiseTable | None = None,
 ) -> Tensor:
     """The latent that a run starts from, of noise's shape and dtype.
 
@@ -75,8 +82,15 @@ def start(
     unit noise, by the sampler's `text_start`. With one, it is noised to `level` (see `schedules.image_sigmas`; by
     default the first of sigmas); where that is not the first level, it is scaled as AUTOMATIC1111's variance-preserving
     samplers see it: noised for one level, read as another.
+    compat: in "comfyui" every run starts from noise * sigma (beside the latent), or noise * sqrt(1 + sigma^2) where sigma
+    is the largest of `table`, which is needed then.
     """
     first = float(sigmas[0])
+    if compat == "comfyui":
+        assert table is not None, "ComfyUI's start depends on the largest level of the table"
+        whole = first > table.sigma_max or isclose(first, table.sigma_max, rel_tol=1e-5)
+        noised = noise * (hypot(1, first) if whole else first)
+        return noised if latent is None else latent + noised
     if latent is None:
         return noise * (first if sampler.text_start == "scaled" else hypot(1, first))
     if level is None or level == first:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..guidance import Call
 from ..noise import StepNoise
-from ..schedules import NoiseTable
+from ..tables import NoiseTable
 from .run import Run, steps
 
 

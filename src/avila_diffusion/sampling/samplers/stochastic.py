@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..guidance import Call
 from ..noise import StepNoise
-from ..schedules import NoiseTable
+from ..tables import NoiseTable
 from .adams import combine, lagrange_integrals
 from .run import Run, steps
 
