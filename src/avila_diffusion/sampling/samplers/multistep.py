@@ -65,6 +65,8 @@ def ipndm_v(x: Tensor, sigmas: Tensor, noise: StepNoise) -> Run:
     lengths: list[float] = []
     for step, sigma, sigma_next in steps(sigmas):
         denoised = yield Call(x, sigma, step)
+        if sigma_next == sigma:  # a level that comes twice
+            continue
         if sigma_next == 0:
             return denoised.x0
         known = [(x - denoised.x0) / sigma, *known[:3]]

@@ -70,6 +70,8 @@ def er_sde(x: Tensor, sigmas: Tensor, noise: StepNoise, *, s_noise: float = 1.0)
     slope = slope_last = None
     for step, sigma, sigma_next in steps(sigmas):
         denoised = yield Call(x, sigma, step)
+        if sigma_next == sigma:  # a level that comes twice
+            continue
         if sigma_next == 0:
             return denoised.x0
         known = [(sigma, denoised.x0), *known[:2]]

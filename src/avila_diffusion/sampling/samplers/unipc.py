@@ -42,6 +42,8 @@ def _uni_pc(x: Tensor, sigmas: Tensor, B: Callable[[float], float]) -> Run:
     sigma_next = float(sigmas[0])
     for step, sigma, sigma_next in steps(sigmas):
         denoised = yield Call(x_predicted, sigma, step)
+        if sigma_next == sigma:  # a level that comes twice
+            continue
         if used:
             x = _unified_step(x, used, sigma, B, denoised.x0)
         known = [(sigma, denoised.x0), *known[:2]]
