@@ -20,7 +20,8 @@ def restart_levels(sigmas: Tensor) -> list[tuple[float, float, float]]:
 
     Below 20 steps these are the steps of sigmas. From 20 on, r * k steps go to the restarts (r = 9, k = 1; from 36 on
     r = n // 4, k = 2), the others to Karras levels between the first and the next-to-last of sigmas, and to 0. When the
-    level nearest 0.1 is reached, noise brings it k times up to the level nearest 2, and r steps down again.
+    level nearest 0.1 is reached, noise brings it k times up to the level nearest 2, and r steps down again. Where the
+    latter is not above the former there is no restart, and its steps are not made up for.
     """
     levels: list[float] = sigmas.tolist()
     n = len(levels) - 1
@@ -30,7 +31,7 @@ def restart_levels(sigmas: Tensor) -> list[tuple[float, float, float]]:
     levels = [*_karras(n - r * k, levels[0], levels[-2]), 0.0]
     low, high = (min(range(len(levels)), key=lambda i: abs(levels[i] - near)) for near in (LOW, HIGH))
     down = [(sigma, sigma_next, 0.0) for sigma, sigma_next in pairwise(levels)]
-    if low <= high:  # no way down between the two
+    if low <= high:  # a schedule that ends high
         return down
     again = list(pairwise(_karras(r + 1, levels[high], levels[low])))
     first = (*again[0], sqrt(levels[high] ** 2 - levels[low] ** 2))

@@ -1,7 +1,7 @@
 """DPM-Solver (Lu et al. 2022, arXiv:2206.00927) of orders 1 to 3: exponential integrators on the predicted noise.
 
 lambda = -ln(sigma), h is a step's length in it, and eps = (x - x0) / sigma. Both samplers go from the first level to the
-lowest above 0 and choose the levels between for themselves.
+lowest above 0 and choose the levels between for themselves. Where that is one level, they take x0 from it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ def dpm_fast(x: Tensor, sigmas: Tensor, noise: StepNoise, *, eta: float = 0.0, s
     """
     n = len(sigmas) - 1
     sigma_max, sigma_min = _ends(sigmas)
+    if sigma_min == sigma_max:
+        return (yield Call(x, sigma_max, 0)).x0
     m = n // 3 + 1
     orders = [3] * (m - 2) + [2, 1] if n % 3 == 0 else [3] * (m - 1) + [n % 3]
     levels = [sigma_max * (sigma_min / sigma_max) ** (i / m) for i in range(m)] + [sigma_min]
@@ -51,6 +53,8 @@ def dpm_adaptive(x: Tensor, sigmas: Tensor, noise: StepNoise, *, eta: float = 0.
     not. k-diffusion's controller with its default coefficients is the integral part alone. A step is an attempt.
     """
     sigma_max, sigma_min = _ends(sigmas)
+    if sigma_min == sigma_max:
+        return (yield Call(x, sigma_max, 0)).x0
     lambda_s, lambda_end, h = -log(sigma_max), -log(sigma_min), H_FIRST
     x_last, step = x, 0
     while lambda_s < lambda_end - CLOSE:
@@ -114,4 +118,4 @@ def _solver_step(
 
 def _phi(h: float) -> float:
     """(exp(h) - 1) / h - 1."""
-    return expm1(h) / h - 1 if h else 0.0
+    return expm1(h) / h - 1
