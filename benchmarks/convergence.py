@@ -48,8 +48,8 @@ class Curve:
         late = [(x, y) for x, y in late if y > math.log(1e-11)]
         if len(late) < 2:
             return math.nan
-        x_mean, y_mean = (sum(values) / len(late) for values in zip(*late, strict=True))
-        return -sum((x - x_mean) * (y - y_mean) for x, y in late) / sum((x - x_mean) ** 2 for x, _ in late)
+        x_mean, y_mean = sum(x for x, _ in late) / len(late), sum(y for _, y in late) / len(late)
+        return sum((x - x_mean) * (y_mean - y) for x, y in late) / sum((x - x_mean) * (x - x_mean) for x, _ in late)
 
 
 def deterministic() -> list[SamplerInfo]:
