@@ -117,8 +117,9 @@ OPTIONS: list[dict[str, Any]] = [
      "seed_width": 64, "seed_height": 64, "ngms": 1.0, "ngms_all": True},
     {"seed": 5, "steps": 3, "sampler": "Euler", "schedule": "Karras", "batch": 2, "rho": 5.0, "s_churn": 1.0, "s_tmin": 0.1,
      "s_tmax": 5.0, "variation_seed": 8, "variation_strength": 0.5, "guidance_list": (7.0, 2.0), "guidance_rescale": 0.7,
-     "guidance_start": 0.1, "guidance_stop": 0.9, "skip_early": 0.2},
-    {"seed": 5, "batch": 2, "compat": "comfyui", "sigmas": (9.0, 2.0, 0.0), "noise_batch": 4, "noise_index": 1},
+     "guidance_stop": 0.5, "skip_early": 0.2},
+    {"seed": 5, "batch": 2, "compat": "comfyui", "sigmas": (9.0, 2.0, 0.0), "noise_batch": 4, "noise_index": 1,
+     "guidance_start": 0.4},
 ]  # fmt: skip
 SEEDS = ([5, 6, 7, 8], [5, 5], [5, 5])
 

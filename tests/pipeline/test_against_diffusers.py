@@ -12,6 +12,7 @@ from torch import Tensor
 from avila_diffusion.checkpoint.load import load_model
 from avila_diffusion.device import choose_policy
 from avila_diffusion.pipeline import engine as engine_module
+from avila_diffusion.pipeline import plan as plan_module
 from avila_diffusion.pipeline.engine import ModelEngine
 from avila_diffusion.pipeline.latents import decode
 from avila_diffusion.request import GenerateRequest
@@ -122,7 +123,7 @@ def _mistakes() -> dict[str, Any]:
         return right_scaling(prediction, round(sigma, 2), data)
 
     return {
-        "start factor": ("sd1", (engine_module, "start", no_start_factor)),
+        "start factor": ("sd1", (plan_module, "start", no_start_factor)),
         "clip skip": ("sd1", (conditioner.Conditioner, "encode", skip_one_more)),
         "swapped halves": ("sd1", (conditioner.Conditioner, "encode", other_half)),
         "aesthetic score of the negative": ("sdxl_refiner", (conditioner.Conditioner, "encode", wrong_negative)),

@@ -20,6 +20,7 @@ from avila_diffusion.config import LatentConfig
 from avila_diffusion.errors import Cancelled, NotFinite, RequestError, Unsupported
 from avila_diffusion.images import resize
 from avila_diffusion.pipeline import engine as engine_module
+from avila_diffusion.pipeline import plan as plan_module
 from avila_diffusion.pipeline.engine import ModelEngine
 from avila_diffusion.pipeline.latents import Pixels, preview
 from avila_diffusion.request import MAX_SEED, GenerateRequest
@@ -78,16 +79,19 @@ def test_events(key: str, make_engine: Any) -> None:
     request = ask(sampler=info.name, steps=4, count=2, guidance_scale=1)
     *events, result = engine.generate(request)
     assert isinstance(result, GenerateResult) and all(isinstance(event, Progress) for event in events)
-    of = calls(info, sampler_sigmas(info, resolve_schedule("Automatic"), 4, engine.table))
+    levels = sampler_sigmas(info, resolve_schedule("Automatic"), 4, engine.table)
+    of = calls(info, levels) or 0
+    made = of or sum(event.image == 0 and event.step > 0 for event in events)  # where only the run can tell
+    assert made > 3
     expected = [("text", 0, 0, 0)]
     for image in range(2):
-        expected += [("sample", image, step, of) for step in range(of + 1)] + [("decode", image, 0, 0)]
+        expected += [("sample", image, step, of) for step in range(made + 1)] + [("decode", image, 0, 0)]
     assert [(event.stage, event.image, event.step, event.of) for event in events] == expected
     assert {event.images for event in events} == {2}
     for image in range(2):
         sigmas = [event.sigma for event in events if event.image == image and event.sigma is not None]
-        assert len(sigmas) == of
-        assert info.second_order or sigmas == sorted(set(sigmas), reverse=True)
+        assert len(sigmas) == made
+        assert info.calls != "one" or info.grid == "range" or sigmas == sorted(set(sigmas), reverse=True)
     told = [event.sigma is not None and event.preview is not None for event in events]
     assert told == [event.step > 0 for event in events]
     assert result.seconds > 0 and result.report is engine.model.report
@@ -180,7 +184,7 @@ def test_closing_early_releases_the_run(make_engine: Any, finish: Any, monkeypat
         finally:
             closed.append(sampler.key)
 
-    monkeypatch.setattr(engine_module, "sample", watched)
+    monkeypatch.setattr(plan_module, "sample", watched)
     run = engine.generate(request)
     for _ in range(4):
         next(run)
@@ -408,7 +412,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"height": 500}, "^height 500 is not a multiple of 8; 496 or 504 would do$"),
     ({"width": 56}, "^width 56 is too small; the smallest is 64$"),
     ({"height": 1}, "^height 1 is too small; the smallest is 64$"),
-    ({"eta": 0.5}, "^Euler takes no eta; leave it out"),
+    ({"eta": 0.5}, "^Euler takes no eta; it takes s_churn, s_tmin, s_tmax, s_noise; leave it out"),
 ]
 
 

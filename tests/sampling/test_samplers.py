@@ -176,7 +176,7 @@ def test_noise_between_steps_reaches_the_data(key: str, table: NoiseTable, drive
     assert abs(got.std().item() / SPREAD - 1) < 0.03
 
 
-@pytest.mark.parametrize("key", [key for key in FUNCTIONS if key != "tcd"])  # which ends at the model's lowest level
+@pytest.mark.parametrize("key", FUNCTIONS)
 @pytest.mark.parametrize("last", [[0.0], []])
 def test_where_a_run_ends(key: str, last: list[float], table: NoiseTable, drive: Driver) -> None:
     """At the last level, which is 0 or, of a short schedule or by the row, above it. No noise is left at 0."""

@@ -17,24 +17,22 @@ from torch import Tensor
 from ..checkpoint.load import Model
 from ..checkpoint.lora.apply import LoraReport
 from ..device import Policy
-from ..errors import AvilaError, RequestError, Unsupported
+from ..errors import AvilaError, Unsupported
 from ..hashes import FileHash, hash_in_background
 from ..images import Image, check_model_size, drawing_size, resize
 from ..infotext import LoraUsed, write
 from ..request import GenerateRequest
 from ..result import GenerateResult, Progress
 from ..sampling.denoiser import Cond, Denoiser
-from ..sampling.guidance import Denoise, classifier_free_guidance
-from ..sampling.names import resolve_sampler, resolve_schedule
-from ..sampling.noise import initial_noise, noise_source, step_noise
-from ..sampling.samplers import Options, sample, start
-from ..sampling.samplers.run import Run
-from ..sampling.schedules import NoiseTable, calls, sampler_sigmas
+from ..sampling.guidance import Denoise
+from ..sampling.noise import noise_source
+from ..sampling.tables import NoiseTable
 from ..text.conditioner import Conditioner
 from .branch import switch
 from .driver import Step, check, drive
 from .latents import Pixels, decode, preview, to_pixels
 from .ledger import Ledger, deferred
+from .plan import make_plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +71,9 @@ class ModelEngine:
                 "text, and there is no pipeline for that yet; use a base model"
             )
         self._as_drawn(request)
-        sampler, _ = resolve_sampler(request.sampler)
-        if request.eta is not None and not sampler.uses_eta:
-            raise RequestError(f"{sampler.name} takes no eta; leave it out, or choose an ancestral sampler or DDIM")
+        make_plan(request, spec, self.table)
+        if request.rng == "gpu":
+            noise_source("gpu", 0, self.policy.device)
 
     def _as_drawn(self, request: GenerateRequest) -> GenerateRequest:
         """The request at the size that the networks work at. Raises RequestError for sizes that cannot be made."""
@@ -101,14 +99,17 @@ class ModelEngine:
         )
         made = []
         for index, seed in enumerate(request.seeds):
-            latent = yield from self._sample(drawn, seed, index, denoise, cancel, ledger)
+            latent = yield from self._sample(drawn, index, denoise, cancel, ledger)
             yield Progress(stage="decode", image=index, images=images, step=0, of=0)
             picture = decode(self.model.vae, latent, self.model.spec.latent, self.policy.vae, partial(check, cancel))
             made.append(Image(_as_asked(to_pixels(picture), request), seed=seed))
         short = {key: known for key, found in hashes.items() if (known := _wait(found, cancel)) is not None}
         check(cancel)
         yield GenerateResult(
-            tuple(replace(image, infotext=self._infotext(request, drawn, image.seed, short, ledger)) for image in made),
+            tuple(
+                replace(image, infotext=self._infotext(request, drawn, index, short, ledger))
+                for index, image in enumerate(made)
+            ),
             request,
             seconds=time.perf_counter() - began,
             report=self.model.report,
@@ -121,10 +122,11 @@ class ModelEngine:
         spec, policy = self.model.spec, self.policy
         assert request.width is not None and request.height is not None
         conditioner = Conditioner(spec, self.model.text, policy.device, policy.text)
+        plan = make_plan(request, spec, self.table)
         conds = []
         embedded = spec.unet.guidance_channels is not None
         prompts = [(request.prompt, False)]
-        if request.guidance_scale != 1 and not embedded:
+        if not plan.unguided:
             prompts.append((request.negative_prompt, True))
         for text, negative in prompts:
             encoded = conditioner.encode(
@@ -149,8 +151,7 @@ class ModelEngine:
             dtype=policy.unet,
             guidance=request.guidance_scale if embedded else None,
         )
-        scale = 1.0 if embedded else request.guidance_scale
-        return classifier_free_guidance(denoiser, conds[0], conds[1] if len(conds) > 1 else None, scale)
+        return plan.guide(denoiser, conds[0], conds[1] if len(conds) > 1 else None)
 
     @cached_property
     def table(self) -> NoiseTable:
@@ -160,7 +161,6 @@ class ModelEngine:
     def _sample(
         self,
         request: GenerateRequest,
-        seed: int,
         index: int,
         denoise: Denoise,
         cancel: threading.Event | None,
@@ -169,22 +169,17 @@ class ModelEngine:
         """One picture's latent, (1, channels, height / scale, width / scale); progress after every model call."""
         spec, branch = self.model.spec, ledger.branch
         assert request.width is not None and request.height is not None
+        scale = spec.vae.scale
+        shape = (spec.vae.latent_channels, request.height // scale, request.width // scale)
+        like = torch.empty((), dtype=self.policy.latent, device=self.policy.device)
         begun = request if branch is None else branch.beginning(request)
-        sampler, _ = resolve_sampler(begun.sampler)
-        sigmas = sampler_sigmas(sampler, resolve_schedule(begun.schedule), request.steps, self.table)
-        source = noise_source(request.rng, seed)
-        shape = (spec.vae.latent_channels, request.height // spec.vae.scale, request.width // spec.vae.scale)
-        noise = initial_noise(source, shape).to(self.policy.device, self.policy.latent)
-
-        def begin(what: GenerateRequest, x: Tensor, sigmas: Tensor) -> Run:
-            named, _ = resolve_sampler(what.sampler)
-            options = Options(eta=what.eta)
-            return sample(named, x, sigmas, step_noise(source, x), table=self.table, options=options)
-
-        run = begin(begun, start(sampler, noise, sigmas), sigmas)
+        plan = make_plan(begun, spec, self.table)
+        noise = plan.noise(index, shape[1:], scale, self.policy.device)
+        run = plan.run(noise, plan.first(noise, shape, like))
         if branch is not None and begun.sampler != request.sampler:
-            run = switch(run, branch.at, sigmas, partial(begin, request))
-        of, images = calls(sampler, sigmas), len(request.seeds)
+            after = replace(make_plan(request, spec, self.table), sigmas=plan.sigmas)
+            run = switch(run, branch.at, plan.sigmas, partial(after.run, noise))
+        of, images = plan.calls or 0, len(request.seeds)
         yield Progress(stage="sample", image=index, images=images, step=0, of=of)
         with closing(drive(run, ledger.recorded(denoise, index), cancel)) as events:
             for event in events:
@@ -229,7 +224,7 @@ class ModelEngine:
         self,
         request: GenerateRequest,
         drawn: GenerateRequest,
-        seed: int | None,
+        index: int,
         hashes: Mapping[str | Path, str],
         ledger: Ledger,
     ) -> str:
@@ -238,7 +233,8 @@ class ModelEngine:
         vae = self.model.vae_path
         return write(
             request,
-            request.seeds[0] if seed is None else seed,
+            request.seeds[index],
+            index=index,
             model=self._name,
             model_hash=hashes.get("model"),
             vae=vae.name if vae is not None else None,
