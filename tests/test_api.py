@@ -116,7 +116,7 @@ OPTIONS: list[dict[str, Any]] = [
      "clip_skip": 2, "rng": "cpu", "eta": 0.5, "ensd": 1, "sigma_min": 0.05, "sigma_max": 9.0, "s_noise": 1.01,
      "seed_width": 64, "seed_height": 64, "ngms": 1.0, "ngms_all": True},
     {"seed": 5, "steps": 3, "sampler": "Euler", "schedule": "Karras", "batch": 2, "rho": 5.0, "s_churn": 1.0, "s_tmin": 0.1,
-     "s_tmax": 5.0, "variation_seed": 8, "variation_strength": 0.5, "guidance_list": (7.0, 2.0), "guidance_rescale": 0.7,
+     "s_tmax": 5.0, "variation_seed": 8, "variation_strength": 0.5, "guidance_list": (7.0, 20.0), "guidance_rescale": 0.7,
      "guidance_stop": 0.5, "skip_early": 0.2},
     {"seed": 5, "batch": 2, "compat": "comfyui", "sigmas": (9.0, 2.0, 0.0), "noise_batch": 4, "noise_index": 1,
      "guidance_start": 0.4},
