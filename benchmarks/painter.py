@@ -77,7 +77,7 @@ class Painter:
         side = spec.size // spec.vae.scale
         runs: list[Run] = []
         for seed in seeds:
-            source = noise_source(request.rng, seed)
+            source = noise_source(request.rng or "nv", seed)
             noise = initial_noise(source, (spec.vae.latent_channels, side, side)).to(self.policy.latent)
             x = start(sampler, noise, sigmas)
             runs.append(sample(sampler, x, sigmas, step_noise(source, x)))

@@ -50,7 +50,7 @@ LIMITS: dict[str, tuple[float, float]] = {
 WHOLE = ["batch", "clip_skip", "count", "ensd", "height", "seed", "steps", "variation_seed", "width"]
 
 
-def refusal(most: int = 400, **values: Any) -> str:
+def refusal(most: int = 400, /, **values: Any) -> str:
     with pytest.raises(RequestError) as caught:
         GenerateRequest.from_dict(values)
     assert isinstance(caught.value, ValueError) and isinstance(caught.value, AvilaError)
