@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from math import sqrt
+from pathlib import Path
 
 import pytest
 import torch
@@ -190,3 +192,20 @@ def test_scale_one_asks_for_the_prompt_alone(network: Recorder, table: NoiseTabl
     assert torch.equal(wanted.uncond, denoiser.predict(x, 3.0, [positive, negative])[1])
     with pytest.raises(RequestError, match="needs a negative conditioning"):
         classifier_free_guidance(denoiser, positive, None, 7.0)(Call(x, 3.0, 0))
+
+
+def test_comfyui_asks_about_the_nearest_whole_timestep(table: NoiseTable) -> None:
+    """Against timesteps recorded from ComfyUI, and through a call."""
+    recorded = json.loads((Path(__file__).parent / "comfyui_schedules.json").read_text(encoding="utf-8"))["timestep"]
+    told: list[float] = []
+
+    def network(*, x: Tensor, t: Tensor, **_: object) -> Tensor:
+        told.append(t.item())
+        return x
+
+    for whole in (True, False):
+        denoiser = Denoiser(network, table, "epsilon", torch.float64, whole_timesteps=whole)
+        for sigma in recorded:
+            denoiser.predict(torch.ones(1, 4, 2, 2, dtype=torch.float64), float(sigma), [Cond(torch.zeros(1, 1, 1))])
+    assert told[: len(recorded)] == list(recorded.values())
+    assert 0 < max(abs(one - two) for one, two in zip(told, told[len(recorded) :], strict=False)) < 0.51

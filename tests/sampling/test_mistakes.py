@@ -27,7 +27,7 @@ NUMBERS = count()
 
 MISTAKES = [
     # file, what stands there, what is put instead
-    ("denoiser.py", "float(self.table.sigma_to_t(sigma))", "float(self.table.sigma_to_t(sigma).round())"),
+    ("denoiser.py", "else self.table.sigma_to_t(sigma))", "else self.table.sigma_to_t(sigma).round())"),
     ("denoiser.py", "(x * scale.inp)", "x"),
     ("denoiser.py", 'out=out if prediction == "edm" else -out', 'out=-out if prediction == "edm" else out'),
     ("denoiser.py", "skip=1.0, out=-sigma", "skip=1.0, out=-total"),

@@ -86,9 +86,9 @@ MISTAKES = [
     ("grids.py", "table.sigmas[timesteps[run]]", "table.sigmas[timesteps[run - 1]]"),
     ("grids.py", "len(table.sigmas) - 1, len(_timesteps(n, table))", "len(table.sigmas) - 1, n"),
     ("grids.py", "log_alpha = -0.5 * torch.log1p(table.sigmas**2)", "log_alpha = -0.5 * torch.log1p(table.sigmas)"),
-    ("lcm.py", "argmin(-1) * self.stride + self.first", "argmin(-1) * self.stride"),
+    ("lcm.py", "nearest_t(sigma) * self.stride + self.first", "nearest_t(sigma) * self.stride"),
     (
-        "lcm.py",
+        "tables.py",
         "sigma, dtype=torch.float64).log().unsqueeze(-1) - self.sigmas.log()",
         "sigma).unsqueeze(-1) - self.sigmas",
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,6 +52,7 @@ class Plan:
         """The model with its prompts, as the sampler asks it."""
         counted = self.request.steps * (2 if self.sampler.second_order else 1)  # as AUTOMATIC1111 counts
         asked = lcm_denoiser(denoiser) if self._consistency else denoiser
+        asked = replace(asked, whole_timesteps=self.request.compat == "comfyui")
         return guide(asked, cond, uncond, self.guidance, steps=len(self.sigmas) - 1, calls=counted)
 
     @property

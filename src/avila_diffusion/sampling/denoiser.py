@@ -99,6 +99,7 @@ class Denoiser:
 
     prediction: what the network's output means. dtype: what it computes in. guidance: the scale told to
     guidance-distilled (LCM-type) networks, None for all others. consistency: of consistency models, see `lcm`.
+    whole_timesteps: the network is asked about the nearest timestep, as ComfyUI does, not one between two.
     """
 
     network: Network
@@ -107,6 +108,7 @@ class Denoiser:
     dtype: torch.dtype = torch.float32
     guidance: float | None = None
     consistency: Consistency | None = None
+    whole_timesteps: bool = False
 
     def predict(self, x: Tensor, sigma: float, conds: Sequence[Cond]) -> list[Tensor]:
         """The predicted x0 under each cond, in their order, of x's shape and dtype.
@@ -126,7 +128,7 @@ class Denoiser:
         scale = scaling(self.prediction, sigma, self.table.sigma_data)
         # A timestep or scale rounded to float16 would be another one.
         told = torch.float64 if self.dtype == torch.float64 else torch.float32
-        timestep = float(self.table.sigma_to_t(sigma))
+        timestep = float(self.table.nearest_t(sigma) if self.whole_timesteps else self.table.sigma_to_t(sigma))
         t = torch.full((batch,), timestep, dtype=told, device=x.device)
         guidance = None if self.guidance is None else torch.full_like(t, self.guidance)
         scaled = (x * scale.inp).to(self.dtype).expand(batch, -1, -1, -1)

@@ -32,8 +32,7 @@ class LcmTable(NoiseTable):
 
     def sigma_to_t(self, sigma: Tensor | float) -> Tensor:
         """The nearest of the 50 timesteps, by ln(sigma)."""
-        distances = torch.as_tensor(sigma, dtype=torch.float64).log().unsqueeze(-1) - self.sigmas.log()
-        return (distances.abs().argmin(-1) * self.stride + self.first).double()
+        return self.nearest_t(sigma) * self.stride + self.first
 
 
 def lcm_table(table: NoiseTable) -> NoiseTable:

@@ -94,6 +94,13 @@ class NoiseTable:
         log_low, log_high = self.sigmas[low].log(), self.sigmas[low + 1].log()
         return low + ((sigma.log() - log_low) / (log_high - log_low)).clamp(0, 1)
 
+    def nearest_t(self, sigma: Tensor | float) -> Tensor:
+        """The whole timestep whose ln(sigma) is nearest, which is what ComfyUI asks the network about."""
+        if self.continuous:
+            return self.sigma_to_t(sigma)
+        distances = torch.as_tensor(sigma, dtype=torch.float64).log().unsqueeze(-1) - self.sigmas.log()
+        return distances.abs().argmin(-1).double()
+
 
 def _trained_alphas(config: NoiseConfig) -> Tensor:
     """Running product of 1 - beta; SD's betas are evenly spaced in their square root ("scaled_linear")."""
