@@ -199,7 +199,7 @@ def test_comfyui_asks_about_the_nearest_whole_timestep(table: NoiseTable) -> Non
     recorded = json.loads((Path(__file__).parent / "comfyui_schedules.json").read_text(encoding="utf-8"))["timestep"]
     told: list[float] = []
 
-    def network(*, x: Tensor, t: Tensor, **_: object) -> Tensor:
+    def network(x: Tensor, t: Tensor, context: Tensor, **_: object) -> Tensor:
         told.append(t.item())
         return x
 
