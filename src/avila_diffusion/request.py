@@ -16,7 +16,8 @@ from .errors import RequestError
 from .sampling.names import resolve_sampler, resolve_schedule
 
 Rng = Literal["nv", "cpu", "gpu"]
-Compat = Literal["a1111", "comfyui"]
+Compat = Literal["a1111", "comfyui", "diffusers"]
+Emphasis = Literal["Original", "No norm", "Ignore", "None"]
 
 RNGS: dict[str, str] = {
     "nv": "an NVIDIA GPU's numbers, on any device; what AUTOMATIC1111 draws unless told otherwise",
@@ -25,7 +26,14 @@ RNGS: dict[str, str] = {
 }
 COMPATS: dict[str, str] = {
     "a1111": "as AUTOMATIC1111's WebUI: a stream of noise per picture, its schedules and starts",
-    "comfyui": "as ComfyUI: one draw of noise for a batch, its schedules and starts",
+    "comfyui": "as ComfyUI: one draw of noise for a batch, its schedules and starts, its weights in prompts",
+    "diffusers": "prompts as the diffusers library reads them: 75 tokens, no weights; all else as a1111",
+}
+EMPHASES: dict[str, str] = {
+    "Original": "weights in a prompt multiply its features, then the mean of each chunk is restored",
+    "No norm": "weights multiply, and the mean is left as it comes",
+    "Ignore": "brackets are read, and weigh nothing",
+    "None": "brackets and BREAK are words like others",
 }
 
 MAX_SIDE = 8192
@@ -50,7 +58,8 @@ class GenerateRequest:
     seed: of the first picture; picture i of a job has seed + i, from 0 again after 2**64 - 1; None or -1 draws one.
     batch: pictures made together; count: how many batches, one after another.
     sampler, schedule: any name that `sampling.names` knows. clip_skip: 1 is the text tower's last layer, 2 the one before.
-    compat: whose reading of noise, schedules and starts holds where programs differ; see COMPATS.
+    compat: whose reading of prompts, noise, schedules and starts holds where programs differ; see COMPATS.
+    emphasis: how AUTOMATIC1111 weighs what stands in brackets; see EMPHASES.
 
     Noise. rng: whose random numbers; see RNGS; by default nv, and cpu as ComfyUI. ensd: added to the seed for the noise
     after the first (AUTOMATIC1111's "eta noise seed delta"; 31337 for NovelAI's pictures).
@@ -92,6 +101,7 @@ class GenerateRequest:
     count: int = 1
     clip_skip: int = 1
     compat: Compat = "a1111"
+    emphasis: Emphasis = "Original"
     rng: Rng | None = None
     ensd: int = 0
     variation_seed: int | None = None
@@ -120,7 +130,7 @@ class GenerateRequest:
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):
             object.__setattr__(self, name, _plain(getattr(self, name)))
-        for name in ("prompt", "negative_prompt", "sampler", "schedule", "compat"):
+        for name in ("prompt", "negative_prompt", "sampler", "schedule", "compat", "emphasis"):
             _text(name, getattr(self, name))
         for name in ("prompt", "negative_prompt"):
             if len(getattr(self, name)) > MAX_PROMPT:
@@ -150,6 +160,9 @@ class GenerateRequest:
             if value is not None:
                 _whole(name, value, -1, MAX_SEED)
         _one_of("compat", self.compat, COMPATS)
+        _one_of("emphasis", self.emphasis, EMPHASES)
+        if self.emphasis != "Original" and self.compat != "a1111":
+            raise RequestError(f"emphasis means something with compat a1111 only; leave it out with {self.compat}")
         if self.rng is not None:
             _text("rng", self.rng)
             _one_of("rng", self.rng, RNGS)

@@ -42,6 +42,7 @@ class GenerateResult(Sequence[Image]):
 
     request: as it was run, nothing left open. seconds: wall time. report: the model's load report, if there is a model.
     drawn_at: width and height at which the model drew, where the pictures were resized from that.
+    notes: what of the request was not used, or was used in another way than one might think, a line each.
     """
 
     images: tuple[Image, ...]
@@ -49,6 +50,7 @@ class GenerateResult(Sequence[Image]):
     seconds: float = 0.0
     report: Any = None
     drawn_at: tuple[int, int] | None = None
+    notes: tuple[str, ...] = ()
 
     @overload
     def __getitem__(self, index: int) -> Image: ...

@@ -105,28 +105,28 @@ def test_a_whole_run_ends_in_the_same_latent(
 
 def _mistakes() -> dict[str, Any]:
     """name → (family, what to patch). Each is a slip that a reader would not see in the picture."""
-    right_scaling, right_encode = denoiser.scaling, conditioner.Conditioner.encode
+    right_scaling, right_encode = denoiser.scaling, conditioner.Conditioner.encode_all
 
     def no_start_factor(sampler: Any, noise: Tensor, sigmas: Tensor, **rest: Any) -> Tensor:
         return noise * (1 + float(sigmas[0]) ** 2) ** 0.5
 
-    def skip_one_more(self: Any, text: str, **options: Any) -> Any:
-        return right_encode(self, text, **{**options, "clip_skip": 2})
+    def skip_one_more(self: Any, texts: list[str], **options: Any) -> Any:
+        return right_encode(self, texts, **{**options, "clip_skip": 2})
 
-    def other_half(self: Any, text: str, **options: Any) -> Any:
-        return right_encode(self, NEGATIVE if text == PROMPT else PROMPT, **options)
+    def other_half(self: Any, texts: list[str], **options: Any) -> Any:
+        return right_encode(self, [NEGATIVE if text == PROMPT else PROMPT for text in texts], **options)
 
-    def wrong_negative(self: Any, text: str, **options: Any) -> Any:
-        return right_encode(self, text, **{**options, "negative": False})
+    def wrong_negative(self: Any, texts: list[str], **options: Any) -> Any:
+        return right_encode(self, texts, **{**options, "negative": False})
 
     def coarse(prediction: Any, sigma: float, data: float = 1.0) -> Any:
         return right_scaling(prediction, round(sigma, 2), data)
 
     return {
         "start factor": ("sd1", (plan_module, "start", no_start_factor)),
-        "clip skip": ("sd1", (conditioner.Conditioner, "encode", skip_one_more)),
-        "swapped halves": ("sd1", (conditioner.Conditioner, "encode", other_half)),
-        "aesthetic score of the negative": ("sdxl_refiner", (conditioner.Conditioner, "encode", wrong_negative)),
+        "clip skip": ("sd1", (conditioner.Conditioner, "encode_all", skip_one_more)),
+        "swapped halves": ("sd1", (conditioner.Conditioner, "encode_all", other_half)),
+        "aesthetic score of the negative": ("sdxl_refiner", (conditioner.Conditioner, "encode_all", wrong_negative)),
         "sigma of the scaling": ("sd1", (denoiser, "scaling", coarse)),
     }
 

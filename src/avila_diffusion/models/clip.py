@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from ..config import TextConfig
-from .layers import Embedding, LayerNorm, Linear, TextFeatures, activate, attend, pick_end
+from .layers import NO_VECTORS, Embedding, LayerNorm, Linear, TextFeatures, activate, attend, pick_end, put_vectors
 
 
 class Attention(nn.Module):
@@ -52,9 +54,10 @@ class Embeddings(nn.Module):
         self.token_embedding = Embedding(config.vocabulary, config.width)
         self.position_embedding = Embedding(config.context_length, config.width)
 
-    def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(self, tokens: Tensor, dtype: torch.dtype, vectors: Mapping[int, Tensor]) -> Tensor:
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        return self.token_embedding(tokens, dtype) + self.position_embedding(positions, dtype)
+        words = put_vectors(self.token_embedding(tokens, dtype), vectors)
+        return words + self.position_embedding(positions, dtype)
 
 
 class Encoder(nn.Module):
@@ -83,16 +86,24 @@ class ClipTextModel(nn.Module):
             self.text_projection = Linear(config.width, config.projection, bias=False)
 
     def forward(
-        self, tokens: Tensor, *, dtype: torch.dtype, skip: int = 1, final_norm: bool = True, pooled: bool = False
+        self,
+        tokens: Tensor,
+        *,
+        dtype: torch.dtype,
+        skip: int = 1,
+        final_norm: bool = True,
+        pooled: bool = False,
+        vectors: Mapping[int, Tensor] = NO_VECTORS,
     ) -> TextFeatures:
         """tokens (batch, at most 77) of ids. skip: 1 takes the last layer's output, 2 the one before.
 
+        vectors: rows (number, width) in place of those of the tokens from a place on, see `put_vectors`.
         pooled needs all layers; without it those past the wanted one are not run.
         """
         model = self.text_model
         last = len(model.encoder.layers)
         wanted = max(last + 1 - skip, 0)
-        x = hidden = model.embeddings(tokens, dtype)
+        x = hidden = model.embeddings(tokens, dtype, vectors)
         for number, layer in enumerate(model.encoder.layers, 1):
             if number > wanted and not pooled:
                 break

@@ -9,8 +9,9 @@ What LoRA files add are `Delta`s beside the source, summed in while deriving: wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -264,6 +265,27 @@ def take_rows(table: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
     else:
         rows = F.embedding(place, source)
     return rows.to(device=index.device, dtype=dtype)
+
+
+NO_VECTORS: Mapping[int, Tensor] = MappingProxyType({})
+"""No embedding in the prompt."""
+
+
+def put_vectors(x: Tensor, vectors: Mapping[int, Tensor]) -> Tensor:
+    """x (batch, tokens, width) with rows of its own from place on: place → (number, width), in their order; x stays as it is.
+
+    For embeddings that stand in a prompt, before the positions are added. Rows on the first and the last place, or outside,
+    are left out: there are the start and the end token.
+    """
+    if not vectors:
+        return x
+    x = x.clone()
+    last = x.shape[1] - 1
+    for place, rows in vectors.items():
+        first, end = max(place, 1), min(place + len(rows), last)
+        if first < end:
+            x[:, first:end] = rows[first - place : end - place].to(x)
+    return x
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:

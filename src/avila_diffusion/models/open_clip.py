@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import TextConfig
-from .layers import Embedding, Layer, LayerNorm, Linear, TextFeatures, activate, attend, pick_end, take_rows
+from .layers import (
+    NO_VECTORS,
+    Embedding,
+    Layer,
+    LayerNorm,
+    Linear,
+    TextFeatures,
+    activate,
+    attend,
+    pick_end,
+    put_vectors,
+    take_rows,
+)
 
 
 class MultiheadAttention(Layer):
@@ -72,13 +86,21 @@ class OpenClipTextModel(Layer):
             self.text_projection = nn.Parameter(torch.empty(config.width, config.projection))
 
     def forward(
-        self, tokens: Tensor, *, dtype: torch.dtype, skip: int = 1, final_norm: bool = True, pooled: bool = False
+        self,
+        tokens: Tensor,
+        *,
+        dtype: torch.dtype,
+        skip: int = 1,
+        final_norm: bool = True,
+        pooled: bool = False,
+        vectors: Mapping[int, Tensor] = NO_VECTORS,
     ) -> TextFeatures:
         """As `ClipTextModel.forward`."""
         blocks = self.transformer.resblocks
         wanted = max(len(blocks) + 1 - skip, 0)
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.token_embedding(tokens, dtype) + take_rows(self.positional_embedding, positions, dtype)
+        words = put_vectors(self.token_embedding(tokens, dtype), vectors)
+        x = words + take_rows(self.positional_embedding, positions, dtype)
         hidden = x
         for number, block in enumerate(blocks, 1):
             if number > wanted and not pooled:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checkpoint.embeddings import SHORT, Embedding
 from ..checkpoint.load import Model
 from ..checkpoint.lora.apply import LoraReport
 from ..device import Policy
@@ -23,7 +24,7 @@ from ..images import Image, check_model_size, drawing_size, resize
 from ..infotext import LoraUsed, write
 from ..request import GenerateRequest
 from ..result import GenerateResult, Progress
-from ..sampling.denoiser import Cond, Denoiser
+from ..sampling.denoiser import Denoiser
 from ..sampling.guidance import Denoise
 from ..sampling.noise import noise_source
 from ..sampling.tables import NoiseTable
@@ -33,15 +34,17 @@ from .driver import Step, check, drive
 from .latents import Pixels, decode, preview, to_pixels
 from .ledger import Ledger, deferred
 from .plan import make_plan
+from .prompts import Prompts, condition, read_prompts
 
 
 @dataclass(frozen=True, eq=False)
 class ModelEngine:
-    """Runs requests on one loaded model."""
+    """Runs requests on one loaded model. embeddings: name → file of the textual inversions that prompts may name."""
 
     model: Model
     policy: Policy
     loras: tuple[LoraReport, ...] = ()  # those that were applied to the model
+    embeddings: Mapping[str, Path | Embedding] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -72,6 +75,7 @@ class ModelEngine:
             )
         self._as_drawn(request)
         make_plan(request, spec, self.table)
+        self._read(request)
         if request.rng == "gpu":
             noise_source("gpu", 0, self.policy.device)
 
@@ -93,6 +97,7 @@ class ModelEngine:
         drawn = self._as_drawn(request)
         check(cancel)
         hashes = self._hashes  # made while the sampler works
+        used, notes = self._read(request)
         yield Progress(stage="text", image=0, images=images, step=0, of=0)
         denoise = (
             deferred(partial(self._conditioned, drawn, cancel)) if ledger.journal else self._conditioned(drawn, cancel)
@@ -107,13 +112,14 @@ class ModelEngine:
         check(cancel)
         yield GenerateResult(
             tuple(
-                replace(image, infotext=self._infotext(request, drawn, index, short, ledger))
+                replace(image, infotext=self._infotext(request, drawn, index, short, ledger, used))
                 for index, image in enumerate(made)
             ),
             request,
             seconds=time.perf_counter() - began,
             report=self.model.report,
             drawn_at=None if drawn == request else _size(drawn),
+            notes=notes,
         )
 
     @torch.no_grad()
@@ -121,23 +127,18 @@ class ModelEngine:
         """Encode both prompts and bind them to the UNet."""
         spec, policy = self.model.spec, self.policy
         assert request.width is not None and request.height is not None
-        conditioner = Conditioner(spec, self.model.text, policy.device, policy.text)
-        plan = make_plan(request, spec, self.table)
-        conds = []
-        embedded = spec.unet.guidance_channels is not None
-        prompts = [(request.prompt, False)]
-        if not plan.unguided:
-            prompts.append((request.negative_prompt, True))
-        for text, negative in prompts:
-            encoded = conditioner.encode(
-                text,
-                width=request.width,
-                height=request.height,
-                clip_skip=request.clip_skip,
-                negative=negative,
-                before_call=partial(check, cancel),
-            )
-            conds.append(Cond(encoded.context.to(policy.unet), encoded.vector))
+        encode_all = partial(
+            self._conditioner(request).encode_all,
+            width=request.width,
+            height=request.height,
+            clip_skip=request.clip_skip,
+            before_call=partial(check, cancel),
+        )
+
+        def encode(texts: Sequence[str], negative: bool) -> list[tuple[Tensor, Tensor | None]]:
+            return [(found.context.to(policy.unet), found.vector) for found in encode_all(texts, negative=negative)]
+
+        conditions = condition(self._prompts(request), encode)
 
         def network(*inputs: Any, **named: Any) -> Tensor:
             check(cancel)  # prompts of unequal length are two calls for one step
@@ -149,9 +150,36 @@ class ModelEngine:
             self.table,
             spec.noise.prediction,
             dtype=policy.unet,
-            guidance=request.guidance_scale if embedded else None,
+            guidance=None if spec.unet.guidance_channels is None else request.guidance_scale,
         )
-        return plan.guide(denoiser, conds[0], conds[1] if len(conds) > 1 else None)
+        return make_plan(request, spec, self.table).guide(denoiser, conditions)
+
+    def _conditioner(self, request: GenerateRequest) -> Conditioner:
+        return Conditioner(
+            self.model.spec,
+            self.model.text,
+            self.policy.device,
+            self.policy.text,
+            dialect=request.compat,
+            emphasis=request.emphasis,
+            embeddings=self.embeddings,
+        )
+
+    def _prompts(self, request: GenerateRequest) -> Prompts:
+        plan = make_plan(request, self.model.spec, self.table)
+        return read_prompts(request, self.model.spec, plan.counted, negative=not plan.unguided)
+
+    def _read(self, request: GenerateRequest) -> tuple[Mapping[str, Embedding], tuple[str, ...]]:
+        """(the embeddings that the prompts name, what to tell about them) without running a tower.
+
+        Raises FileProblem, or WeightMismatch, for an embedding that cannot be used.
+        """
+        prompts, conditioner = self._prompts(request), self._conditioner(request)
+        parts = [*prompts.positive, *([] if prompts.negative is None else [prompts.negative])]
+        readings = [conditioner.split(text) for text in dict.fromkeys(text for part in parts for text in part.texts)]
+        used = {name: found for reading in readings for name, found in reading.used.items()}
+        notes = [*prompts.notes, *(note for reading in readings for note in reading.notes)]
+        return used, tuple(dict.fromkeys(notes))
 
     @cached_property
     def table(self) -> NoiseTable:
@@ -227,10 +255,12 @@ class ModelEngine:
         index: int,
         hashes: Mapping[str | Path, str],
         ledger: Ledger,
+        used: Mapping[str, Embedding],
     ) -> str:
         resized = {} if drawn == request else {"Drawn at": "{}x{}".format(*_size(drawn)), "Resized with": "Lanczos"}
         branched = {} if ledger.branch is None else ledger.branch.told(request)
         vae = self.model.vae_path
+        words = {"TI hashes": ", ".join(f"{name}: {found.hash[:SHORT]}" for name, found in used.items())} if used else {}
         return write(
             request,
             request.seeds[index],
@@ -248,7 +278,7 @@ class ModelEngine:
                 )
                 for lora in self.loras
             ],
-            extra={**resized, **branched},
+            extra={**words, **resized, **branched},
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,8 +11,8 @@ from torch import Tensor
 from ..config import ModelSpec
 from ..errors import RequestError
 from ..request import GenerateRequest
-from ..sampling.denoiser import Cond, Denoiser
-from ..sampling.guidance import Denoise, Guidance, guide
+from ..sampling.denoiser import Denoiser
+from ..sampling.guidance import Call, Denoise, Denoised, Guidance, guide
 from ..sampling.lcm import lcm_denoiser
 from ..sampling.names import SamplerInfo, resolve_sampler, resolve_schedule
 from ..sampling.noise import ImageNoise, Seeding
@@ -19,6 +20,12 @@ from ..sampling.samplers import Options, check_options, sample, start
 from ..sampling.samplers.run import Run
 from ..sampling.schedules import ScheduleOptions, calls, sampler_sigmas
 from ..sampling.tables import NoiseTable
+from .prompts import Conditions
+
+
+def numbers_of(request: GenerateRequest) -> Literal["a1111", "comfyui"]:
+    """Whose noise, schedules and starts hold. The diffusers dialect is one of prompts; its numbers are AUTOMATIC1111's."""
+    return "comfyui" if request.compat == "comfyui" else "a1111"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +47,7 @@ class Plan:
     @property
     def consistency(self) -> bool:
         """Whether x0 is predicted as AUTOMATIC1111's LCM sampler does, on a grid of its own."""
-        return self.sampler.denoiser == "lcm" and self.request.compat == "a1111"
+        return self.sampler.denoiser == "lcm" and numbers_of(self.request) == "a1111"
 
     @property
     def unguided(self) -> bool:
@@ -48,17 +55,27 @@ class Plan:
         scales = self.guidance.scales or (self.guidance.scale,)
         return not self.sampler.uncond and all(scale == 1 for scale in scales)
 
-    def guide(self, denoiser: Denoiser, cond: Cond, uncond: Cond | None) -> Denoise:
-        """The model with its prompts, as the sampler asks it."""
-        counted = self.request.steps * (2 if self.sampler.second_order else 1)  # as AUTOMATIC1111 counts
+    @property
+    def counted(self) -> int:
+        """The model calls that prompt schedules and shares of calls are counted in, as AUTOMATIC1111 counts them."""
+        return self.request.steps * (2 if self.sampler.second_order else 1)
+
+    def guide(self, denoiser: Denoiser, conditions: Conditions) -> Denoise:
+        """The model with its prompts, as the sampler asks it: at each call with those that hold there."""
         asked = lcm_denoiser(denoiser) if self._consistency else denoiser
-        asked = replace(asked, whole_timesteps=self.request.compat == "comfyui")
-        return guide(asked, cond, uncond, self.guidance, steps=len(self.sigmas) - 1, calls=counted)
+        asked = replace(asked, whole_timesteps=numbers_of(self.request) == "comfyui")
+
+        def denoise(call: Call) -> Denoised:
+            conds, uncond = conditions.at(call.number)
+            steps = len(self.sigmas) - 1
+            return guide(asked, conds, uncond, self.guidance, steps=steps, calls=self.counted)(call)
+
+        return denoise
 
     @property
     def _consistency(self) -> bool:
         """Whether x0 is predicted as AUTOMATIC1111's LCM sampler does."""
-        return self.sampler.denoiser == "lcm" and self.request.compat == "a1111"
+        return self.sampler.denoiser == "lcm" and numbers_of(self.request) == "a1111"
 
     def noise(self, index: int, latent: tuple[int, int], scale: int, device: torch.device) -> ImageNoise:
         """The noise of picture `index`. latent: its height and width in cells of `scale` pixels."""
@@ -74,7 +91,7 @@ class Plan:
                 variation_seed=request.variation_seeds[index],
                 variation_strength=request.variation_strength,
                 resize_from=None if resized == latent else resized,
-                compat=request.compat,
+                compat=numbers_of(request),
                 index=request.noise_index + index % request.batch,
                 batch=request.noise_batch or request.batch,
                 device=device,
@@ -87,7 +104,7 @@ class Plan:
             self.sampler,
             noise.initial(shape).to(like),
             self.sigmas,
-            compat=self.request.compat,
+            compat=numbers_of(self.request),
             table=self.table,
         )
 
@@ -117,7 +134,7 @@ def make_plan(request: GenerateRequest, spec: ModelSpec, table: NoiseTable) -> P
         sigma_max=request.sigma_max,
         sigmas=request.sigmas,
         family=spec.family,
-        compat=request.compat,
+        compat=numbers_of(request),
     )
     sigmas = sampler_sigmas(sampler, resolve_schedule(request.schedule), request.steps, table, levels)
     divisor = sampler.guidance_divisor

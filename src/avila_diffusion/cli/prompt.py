@@ -1,0 +1,85 @@
+"""`avila prompt`: what becomes of a prompt; no picture is made."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STEPS = 20
+SAMPLER = "DPM++ 2M"
+
+
+def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add this family to the command line."""
+    prompt = commands.add_parser(
+        "prompt",
+        help="show what becomes of a prompt: schedule, weights, tokens, chunks",
+        description="Show what becomes of a prompt: network tags, parts, the schedule, weights, tokens and chunks. "
+        "Makes no picture, and needs no model.",
+    )
+    prompt.add_argument("prompt", metavar="PROMPT")
+    prompt.add_argument("-n", "--negative-prompt", metavar="TEXT", help="explain this one too")
+    prompt.add_argument("-m", "--model", metavar="MODEL", help="as this model reads it: its text encoders and padding")
+    prompt.add_argument("--models-dir", metavar="DIR", help="where names of models are looked up")
+    prompt.add_argument("--steps", type=int, default=STEPS, metavar="N", help=f"steps of the schedule; default {STEPS}")
+    prompt.add_argument(
+        "--sampler", default=SAMPLER, metavar="NAME", help=f"decides how many calls a step counts; default {SAMPLER}"
+    )
+    prompt.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    prompt.set_defaults(run=run_prompt)
+
+
+def run_prompt(options: argparse.Namespace) -> int:
+    """`avila prompt`."""
+    from ..errors import RequestError
+    from ..sampling.names import resolve_sampler
+    from ..text.explain import explain_prompt
+
+    if options.steps < 1:
+        raise RequestError(f"steps is {options.steps}; it must be 1 or more")
+    info, _ = resolve_sampler(options.sampler)
+    calls = options.steps * (2 if info.second_order else 1)
+    encoders = _encoders(options)
+    embeddings = _embeddings(options)
+    texts = [(options.prompt, False)]
+    if options.negative_prompt is not None:
+        texts.append((options.negative_prompt, True))
+    reports = [
+        explain_prompt(text, steps=options.steps, calls=calls, negative=negative, embeddings=embeddings)
+        for text, negative in texts
+    ]
+    if options.json:
+        summary = {"sampler": info.name, "text_encoders": encoders, "prompts": [report.to_dict() for report in reports]}
+        print(json.dumps(summary, indent=2))
+        return 0
+    print(f"{options.steps} steps of {info.name}, counted as {calls} model calls")
+    for encoder in encoders:
+        print(f"{encoder['kind']} text encoder: chunks of {encoder['length']}, filled with token {encoder['pad']}")
+    for report in reports:
+        print("\n".join(report.lines()))
+    return 0
+
+
+def _encoders(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The text encoders of the model, from its header alone; none without -m. All read CLIP's tokens."""
+    if options.model is None:
+        return []
+    from ..checkpoint.detect import read_towers, read_unet
+    from ..checkpoint.folders import find_model
+    from ..checkpoint.parts import gather
+
+    parts = gather(find_model(options.model, models=options.models_dir))
+    _, family = read_unet(parts)
+    return [
+        {"kind": tower.config.kind, "length": tower.config.context_length, "pad": tower.pad}
+        for _, tower in read_towers(parts, family)
+    ]
+
+
+def _embeddings(options: argparse.Namespace) -> dict[str, Path]:
+    """Textual inversions by name. None are looked for yet."""
+    return {}

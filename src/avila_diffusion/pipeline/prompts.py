@@ -1,0 +1,124 @@
+"""The two prompts of a request as what they stand for at each model call: parts joined by AND, texts that change."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ..config import ModelSpec
+from ..request import GenerateRequest
+from ..sampling.denoiser import Cond
+from ..text.prompt import Segment, schedule_prompt, segment_at, split_and, strip_comments, take_networks
+
+_CHANGES = re.compile(r"\[[^\[\]]*[:|][^\[\]]*\]|\bAND\b|\bBREAK\b")
+_PROGRAMS = {"comfyui": "ComfyUI", "diffusers": "diffusers"}
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """One part: the texts it stands for, in order of the calls, and how much its guidance counts."""
+
+    segments: tuple[Segment, ...]
+    weight: float = 1.0
+
+    @property
+    def texts(self) -> list[str]:
+        return [segment.text for segment in self.segments]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """positive: one part, or several joined by AND. negative: None where it is never looked at."""
+
+    positive: tuple[Scheduled, ...]
+    negative: Scheduled | None
+    notes: tuple[str, ...] = ()
+
+
+def read_prompts(request: GenerateRequest, spec: ModelSpec, calls: int, *, negative: bool) -> Prompts:
+    """Both prompts of a resolved request, networks' tags and comments taken out.
+
+    calls: of the model, as schedules count them. negative: whether the sampling looks at the negative prompt. Prompts of
+    ComfyUI and diffusers are one text without schedule, and have no AND.
+    """
+    text, _ = take_networks(request.prompt)
+    notes = []
+    if request.compat == "a1111":
+        parts = split_and(strip_comments(text))
+        positive = tuple(Scheduled(schedule_prompt(part.text, request.steps, calls=calls), part.weight) for part in parts)
+        other = Scheduled(schedule_prompt(strip_comments(request.negative_prompt), request.steps, calls=calls))
+    else:
+        positive, other = (
+            (Scheduled((Segment(calls, text),)),),
+            Scheduled((Segment(calls, request.negative_prompt),)),
+        )
+        program = _PROGRAMS[request.compat]
+        found = [match[0] for prompt in (text, request.negative_prompt) for match in _CHANGES.finditer(prompt)]
+        for mark in dict.fromkeys(found):
+            notes.append(f"{program} knows no {mark[:60]}; it was read as words")
+    if take_networks(request.negative_prompt)[1]:
+        notes.append("tags such as <lora:…> in the negative prompt were read as words; put them into the prompt")
+    if not negative and request.negative_prompt.strip():
+        notes.append("the negative prompt was not used, because guidance is off")
+    if request.clip_skip > 1 and not any(tower.clip_skip for tower in spec.text):
+        notes.append(f"clip_skip {request.clip_skip} was not used; {spec.family} has a layer of its own")
+    return Prompts(positive, other if negative else None, tuple(notes))
+
+
+@dataclass(frozen=True)
+class ConditionedPart:
+    """A part of a prompt with a Cond for each of its segments."""
+
+    part: Scheduled
+    conds: tuple[Cond, ...]
+
+    def at(self, call: int) -> Cond:
+        """The Cond that holds at a call, counted from 0."""
+        segments = self.part.segments
+        return self.conds[segments.index(segment_at(segments, call))]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Both prompts, encoded."""
+
+    positive: tuple[ConditionedPart, ...]
+    negative: ConditionedPart | None
+
+    def at(self, call: int) -> tuple[tuple[Cond, ...], Cond | None]:
+        """(conds, uncond) of a call, counted from 0.
+
+        Parts that AND joins are brought to one length by the last vector of the shorter ones, as AUTOMATIC1111 does; it is
+        seen by the attention and so by the picture.
+        """
+        conds = [part.at(call) for part in self.positive]
+        longest = max(cond.context.shape[1] for cond in conds)
+        return tuple(_lengthened(cond, longest) for cond in conds), None if self.negative is None else self.negative.at(
+            call
+        )
+
+
+def condition(
+    prompts: Prompts, encode: Callable[[Sequence[str], bool], Sequence[tuple[Tensor, Tensor | None]]]
+) -> Conditions:
+    """Encode every part. encode: (the texts of a part, whether it is the negative prompt) → (context, vector) of each."""
+
+    def made(part: Scheduled, negative: bool) -> ConditionedPart:
+        found = encode(part.texts, negative)
+        return ConditionedPart(part, tuple(Cond(context, vector, part.weight) for context, vector in found))
+
+    positive = tuple(made(part, False) for part in prompts.positive)
+    return Conditions(positive, None if prompts.negative is None else made(prompts.negative, True))
+
+
+def _lengthened(cond: Cond, length: int) -> Cond:
+    lacking = length - cond.context.shape[1]
+    if not lacking:
+        return cond
+    import torch
+
+    last = cond.context[:, -1:].expand(-1, lacking, -1)
+    return replace(cond, context=torch.cat([cond.context, last], dim=1))
