@@ -51,7 +51,12 @@ ROOMS = {
         ("errors", "sampling.names", "sampling.catalogue", "sampling.schedule_catalogue"),
     ),
     "request": Room(("request", "infotext"), ("errors", "config", "sampling.names", "request", "version")),
-    "images": Room(("images",), ("errors", "request")),
+    "exif": Room(("exif",)),
+    "images": Room(("images",), ("errors", "request", "exif")),
+    "metadata": Room(
+        ("metadata", "metadata.*"),
+        ("errors", "request", "images", "infotext", "sampling.names", "version", "metadata.*"),
+    ),
     "result": Room(("result",), ("errors", "request", "images")),
     "procedural": Room(
         ("procedural", "procedural.*"), ("errors", "request", "images", "result", "infotext", "procedural.*")
