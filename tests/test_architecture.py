@@ -309,6 +309,7 @@ TORCHLESS = {
     "generate --help": "main(['generate', '--help'])",
     "inspect": "main(['inspect', 'small.safetensors'])\nassert 'avila_diffusion.checkpoint.detect' in sys.modules",
     "models": "assert main(['models']) == 0",
+    "info": "main(['info', 'none.png'])\nassert 'avila_diffusion.images' in sys.modules",
     "samplers": "assert main(['samplers']) == 0",
     "schedules": "assert main(['schedules']) == 0",
     "a procedural picture": "assert main(['generate', 'a sunset', '-W', '64', '-H', '64', '-o', 'a.png', '--procedural']) == 0",

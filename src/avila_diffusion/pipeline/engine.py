@@ -18,9 +18,10 @@ from ..checkpoint.load import Model
 from ..checkpoint.lora.apply import LoraReport
 from ..device import Policy
 from ..errors import AvilaError, Unsupported
-from ..hashes import FileHash, hash_in_background
+from ..hashes import FileHash, hash_in_background, own_hash
 from ..images import Image, check_model_size, drawing_size, resize
 from ..infotext import LoraUsed, write
+from ..metadata.record import make_record
 from ..request import GenerateRequest
 from ..result import GenerateResult, Progress
 from ..sampling.denoiser import Cond, Denoiser
@@ -33,6 +34,7 @@ from .driver import Step, check, drive
 from .latents import Pixels, decode, preview, to_pixels
 from .ledger import Ledger, deferred
 from .plan import make_plan
+from .provenance import told_conditions
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +109,7 @@ class ModelEngine:
         check(cancel)
         yield GenerateResult(
             tuple(
-                replace(image, infotext=self._infotext(request, drawn, index, short, ledger))
+                self._told(image, request, drawn, index, short, ledger)
                 for index, image in enumerate(made)
             ),
             request,
@@ -220,18 +222,29 @@ class ModelEngine:
         loras = {lora.path for lora in self.loras if lora.unchanged}
         return found | {path: hash_in_background(path, tensors_only=True) for path in sorted(loras)}
 
-    def _infotext(
+    def _told(
         self,
+        image: Image,
         request: GenerateRequest,
         drawn: GenerateRequest,
         index: int,
         hashes: Mapping[str | Path, str],
         ledger: Ledger,
-    ) -> str:
+    ) -> Image:
+        """The picture with what it says about how it was made."""
         resized = {} if drawn == request else {"Drawn at": "{}x{}".format(*_size(drawn)), "Resized with": "Lanczos"}
         branched = {} if ledger.branch is None else ledger.branch.told(request)
         vae = self.model.vae_path
-        return write(
+        loras = [
+            LoraUsed(
+                name=lora.name,
+                text_weight=lora.text_weight,
+                unet_weight=lora.unet_weight,
+                hash=own_hash(lora.metadata) or hashes.get(lora.path),
+            )
+            for lora in self.loras
+        ]
+        infotext = write(
             request,
             request.seeds[index],
             index=index,
@@ -239,17 +252,11 @@ class ModelEngine:
             model_hash=hashes.get("model"),
             vae=vae.name if vae is not None else None,
             vae_hash=hashes.get("vae"),
-            loras=[
-                LoraUsed(
-                    name=lora.name,
-                    text_weight=lora.text_weight,
-                    unet_weight=lora.unet_weight,
-                    hash=hashes.get(lora.path),
-                )
-                for lora in self.loras
-            ],
+            loras=loras,
             extra={**resized, **branched},
         )
+        record = make_record(request, index, infotext, loras=loras, conditions=told_conditions(self.policy))
+        return replace(image, infotext=infotext, record=record)
 
 
 def _size(request: GenerateRequest) -> tuple[int, int]:
