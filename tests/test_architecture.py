@@ -51,7 +51,12 @@ ROOMS = {
         ("errors", "sampling.names", "sampling.catalogue", "sampling.schedule_catalogue"),
     ),
     "request": Room(("request", "infotext"), ("errors", "config", "sampling.names", "request", "version")),
-    "images": Room(("images",), ("errors", "request")),
+    "exif": Room(("exif",)),
+    "images": Room(("images",), ("errors", "request", "exif")),
+    "metadata": Room(
+        ("metadata", "metadata.*"),
+        ("errors", "request", "images", "infotext", "sampling.names", "version", "metadata.*"),
+    ),
     "result": Room(("result",), ("errors", "request", "images")),
     "procedural": Room(
         ("procedural", "procedural.*"), ("errors", "request", "images", "result", "infotext", "procedural.*")
@@ -304,6 +309,7 @@ TORCHLESS = {
     "generate --help": "main(['generate', '--help'])",
     "inspect": "main(['inspect', 'small.safetensors'])\nassert 'avila_diffusion.checkpoint.detect' in sys.modules",
     "models": "assert main(['models']) == 0",
+    "info": "main(['info', 'none.png'])\nassert 'avila_diffusion.images' in sys.modules",
     "samplers": "assert main(['samplers']) == 0",
     "schedules": "assert main(['schedules']) == 0",
     "a procedural picture": "assert main(['generate', 'a sunset', '-W', '64', '-H', '64', '-o', 'a.png', '--procedural']) == 0",

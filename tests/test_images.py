@@ -102,7 +102,7 @@ def test_the_text_is_in_the_chunk_that_automatic1111_uses(
         assert picture.info["parameters"] == text
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".webp", ".JPG", ".WebP"])
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".webp", ".avif", ".JPG", ".WebP"])
 @pytest.mark.parametrize("text", [text for text in TEXTS if "\0" not in text])
 def test_jpeg_and_webp_come_back_with_their_text(tmp_path: Path, suffix: str, text: str) -> None:
     smooth = numpy.add.outer(numpy.arange(64), numpy.arange(48))[..., None].repeat(3, 2).astype(numpy.uint8)
@@ -124,7 +124,7 @@ def test_the_exif_block_is_typed_as_the_standard_says(tmp_path: Path, black: Pix
 
 
 def test_a_picture_without_text_has_none_anywhere(tmp_path: Path, black: Pixels) -> None:
-    for name in ("a.png", "a.jpg", "a.webp"):
+    for name in ("a.png", "a.jpg", "a.webp", "a.avif"):
         path = Image(black).save(tmp_path / name)
         assert read_image(path).infotext is None
         assert b"Exif" not in path.read_bytes()
@@ -132,7 +132,7 @@ def test_a_picture_without_text_has_none_anywhere(tmp_path: Path, black: Pixels)
 
 
 def test_lone_surrogates_in_the_text_do_not_stop_the_picture(tmp_path: Path, black: Pixels) -> None:
-    for name in ("a.png", "a.jpg", "a.webp"):
+    for name in ("a.png", "a.jpg", "a.webp", "a.avif"):
         assert read_image(Image(black, "a\ud800b").save(tmp_path / name)).infotext == "a\ufffdb"
 
 
@@ -143,6 +143,41 @@ def test_text_too_long_for_a_jpeg_is_said(tmp_path: Path, black: Pixels) -> None
         Image(black, fits + "x").save(tmp_path / "b.jpg")
     assert read_image(Image(black, fits + "x").save(tmp_path / "b.webp")).infotext == fits + "x"
     assert not (tmp_path / "b.jpg").exists()
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.avif"])
+@pytest.mark.parametrize("text", [None, "a cat\nSteps: 1", "日本"])
+def test_the_record_goes_beside_the_infotext(tmp_path: Path, black: Pixels, name: str, text: str | None) -> None:
+    path = Image(black, text, record='{"a": "é🌅"}').save(tmp_path / name)
+    again = read_image(path)
+    assert (again.infotext, again.record) == (text, '{"a": "é🌅"}')
+    assert again.texts["avila"] == '{"a": "é🌅"}'
+    assert ("parameters" in again.texts) == (text is not None)
+    assert Image(black, text, record="r").to_pil().info["avila"] == "r"
+
+
+def test_other_makers_notes_are_left_alone(black: Pixels) -> None:
+    exif = PIL.Image.Exif()
+    exif.get_ifd(0x8769)[0x927C] = b"Nikon\0\1\2"
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(black).save(buffer, "JPEG", exif=exif)
+    assert read_image(buffer.getvalue()).record is None
+
+
+def test_the_comment_of_a_gif_is_its_infotext(black: Pixels) -> None:
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(black).save(buffer, "GIF", comment="a cat é\nSteps: 1".encode())
+    again = read_image(buffer.getvalue())
+    assert again.infotext == "a cat é\nSteps: 1"
+    assert again.pixels.shape == black.shape
+    with pytest.raises(FileProblem):
+        read_image(buffer.getvalue()[:12])
+
+
+def test_text_behind_the_pixels_is_read() -> None:
+    image = read_image(Path(__file__).parent / "metadata" / "bad_text_after_idat.png")
+    assert image.infotext is not None
+    assert image.infotext.startswith("photo of a duck\nNegative prompt: monochrome\nSteps: 15")
 
 
 def test_quality_is_passed_on(tmp_path: Path, pixels: Pixels) -> None:
@@ -215,7 +250,7 @@ def test_unfit_names_are_said_in_one_line(tmp_path: Path, black: Pixels) -> None
     with pytest.raises(OutputProblem, match="is a folder; give a file name"):
         image.save(tmp_path)
     assert not tmp_path.with_name(f"{tmp_path.name}.png").exists()
-    with pytest.raises(OutputProblem, match=r"ends in '\.bmp'; a picture can be \.png, \.jpg, \.jpeg or \.webp"):
+    with pytest.raises(OutputProblem, match=r"ends in '\.bmp'; a picture can be \.png, \.jpg, \.jpeg, \.webp or \.avif"):
         image.save(tmp_path / "a.bmp")
     assert left_over(tmp_path) == []
 
@@ -374,15 +409,15 @@ def test_sizes_of_real_webp_files_are_read_from_their_heads(kind: str, monkeypat
 def test_a_huge_file_is_not_loaded(tmp_path: Path) -> None:
     with (tmp_path / "model.safetensors").open("wb") as stream:
         stream.truncate(300 << 20)  # no room on disk is taken
-    with pytest.raises(FileProblem, match="has more than 256 MiB; give a PNG, JPEG or WebP file"):
+    with pytest.raises(FileProblem, match="has more than 256 MiB; give a PNG, JPEG, WebP, AVIF or GIF file"):
         read_image(tmp_path / "model.safetensors")
 
 
 def test_other_files_are_refused(tmp_path: Path, black: Pixels) -> None:
-    for format_name in ("GIF", "BMP", "TIFF", "PPM", "ICO"):
+    for format_name in ("BMP", "TIFF", "PPM", "ICO"):
         buffer = io.BytesIO()
         PIL.Image.fromarray(black).save(buffer, format_name)
-        with pytest.raises(FileProblem, match="the picture is not a PNG, JPEG or WebP picture; give one of these"):
+        with pytest.raises(FileProblem, match="the picture is not a PNG, JPEG, WebP, AVIF or GIF picture; give one of these"):
             read_image(buffer.getvalue())
     for data in (b"", b"hello", b"RIFF\0\0\0\0WEBP", b"%!PS-Adobe", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"):
         with pytest.raises(FileProblem):
@@ -392,7 +427,7 @@ def test_other_files_are_refused(tmp_path: Path, black: Pixels) -> None:
             read_image(path)
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.avif"])
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_damaged_pictures_end_in_one_kind_of_error(tmp_path: Path, pixels: Pixels, name: str) -> None:
     whole = Image(pixels, "Steps: 1, 日本").save(tmp_path / name).read_bytes()

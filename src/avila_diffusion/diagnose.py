@@ -26,7 +26,7 @@ PACKAGES = {
     "numpy": (1, 26),
     "scipy": (1, 12),
     "safetensors": (0, 4, 5),
-    "pillow": (11,),
+    "pillow": (11, 3),
     "tqdm": (4, 66),
 }
 """What must be installed, and since which version; as in pyproject.toml."""

@@ -15,6 +15,7 @@ import secrets
 import stat
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +93,12 @@ class FileHash:
             problem = FileProblem(f"{self.path} could not be hashed ({error!r})")
             problem.__cause__ = error
             self._settle(problem)
+
+
+def own_hash(metadata: Mapping[str, str]) -> str | None:
+    """The short hash that a LoRA file says it has, which AUTOMATIC1111 prefers to one it would compute; None without."""
+    told = metadata.get("sshs_model_hash", "").lower()
+    return told[:SHORT_LORA] if _SHA256.fullmatch(told) else None
 
 
 def hash_in_background(path: str | Path, *, tensors_only: bool = False) -> FileHash:

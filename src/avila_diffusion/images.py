@@ -1,4 +1,4 @@
-"""Pictures in and out: the `Image` of a result, PNG, JPEG and WebP with their metadata, and the sizes models can make.
+"""Pictures in and out: the `Image` of a result, PNG, JPEG, WebP and AVIF with their metadata, and the sizes models can make.
 
 numpy and Pillow, no torch.
 """
@@ -11,16 +11,21 @@ import math
 import os
 import secrets
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy
 import PIL.Image
+import PIL.ImageFile
 import PIL.ImageOps
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
+from . import exif
 from .errors import FileProblem, OutputProblem, RequestError
 
 if TYPE_CHECKING:
@@ -37,13 +42,13 @@ SMALLEST = 64
 LONGEST = 4
 """Length to width of the longest picture that is drawn by a model of one size."""
 
-_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-_KEY = "parameters"
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".avif": "AVIF"}
+"""What pictures are written as, by the suffix of their names."""
+KEY = "parameters"
 """Name of the PNG text chunk that AUTOMATIC1111 writes its infotext to."""
-_EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
-_UTF16, _ASCII = b"UNICODE\0", b"ASCII\0\0\0"
-_MAX_JPEG_EXIF = 65533
-"""Bytes in one JPEG segment."""
+RECORD_KEY = "avila"
+"""Name of the PNG text chunk with our own record."""
+_READ = "PNG, JPEG, WebP, AVIF or GIF"
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +56,16 @@ class Image:
     """A finished picture.
 
     pixels: (height, width, 3), uint8, sRGB, read-only. infotext: how it was made, in AUTOMATIC1111's grammar, None for
-    a picture without. seed: of its noise, None where it has none.
+    a picture without. seed: of its noise, None where it has none. record: what the infotext cannot say, as
+    `metadata.record` writes it; saved beside the infotext. texts: all text that a picture which was read carries, by the
+    names of its chunks; those of other programs are for reading only and are not saved again.
     """
 
     pixels: NDArray[numpy.uint8] = field(repr=False)
     infotext: str | None = field(default=None, repr=False)
     seed: int | None = None
+    record: str | None = field(default=None, repr=False)
+    texts: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         pixels: Any = self.pixels
@@ -87,7 +96,9 @@ class Image:
         """As a Pillow image of mode RGB; the infotext is in its `info`, where Pillow keeps that of a PNG."""
         picture = PIL.Image.fromarray(self.pixels)
         if self.infotext is not None:
-            picture.info[_KEY] = self.infotext
+            picture.info[KEY] = self.infotext
+        if self.record is not None:
+            picture.info[RECORD_KEY] = self.record
         return picture
 
     def save_png(self, path: str | os.PathLike[str]) -> Path:
@@ -99,26 +110,24 @@ class Image:
         target = _file_name(path)
         suffix = target.suffix.lower()
         if suffix != ".png":
-            if suffix in _FORMATS:
-                raise OutputProblem(
-                    f"{target} is named as a {_FORMATS[suffix]}; use save() or a name that ends in .png"
-                )
+            if suffix in FORMATS:
+                raise OutputProblem(f"{target} is named as a {FORMATS[suffix]}; use save() or a name that ends in .png")
             target = _file_name(target.with_name(f"{target.name}.png"))
         return _write(target, self._encoded("PNG", 0))
 
     def save(self, path: str | os.PathLike[str], *, quality: int = 90, overwrite: bool = True) -> Path:
-        """Write PNG, JPEG or WebP, as the suffix says; PNG without one. Returns the path.
+        """Write PNG, JPEG, WebP or AVIF, as the suffix says; PNG without one. Returns the path.
 
-        quality: 1 to 100, of JPEG and WebP. overwrite False: the next free name of `name.png`, `name-1.png` … is
-        taken. The infotext is in the Exif user comment of JPEG and WebP. Raises OutputProblem as `save_png`.
+        quality: 1 to 100, of all but PNG. overwrite False: the next free name of `name.png`, `name-1.png` … is
+        taken. The infotext is in the Exif user comment of all but PNG. Raises OutputProblem as `save_png`.
         """
         target = _file_name(path)
         if not target.suffix:
             target = _file_name(target.with_name(f"{target.name}.png"))
         suffix = target.suffix.lower()
-        if suffix not in _FORMATS:
-            raise OutputProblem(f"{target} ends in {suffix!r}; a picture can be .png, .jpg, .jpeg or .webp")
-        encoded = self._encoded(_FORMATS[suffix], quality)
+        if suffix not in FORMATS:
+            raise OutputProblem(f"{target} ends in {suffix!r}; a picture can be .png, .jpg, .jpeg, .webp or .avif")
+        encoded = self._encoded(FORMATS[suffix], quality)
         if overwrite:
             return _write(target, encoded)
         target = next_free_path(target.parent, target.stem, target.suffix)
@@ -129,25 +138,26 @@ class Image:
             raise
 
     def _encoded(self, format_name: str, quality: int) -> bytes:
-        # Lone surrogates cannot be written to any file.
-        text = (self.infotext or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        text, record = _writable(self.infotext), _writable(self.record)
         options: dict[str, Any] = {}
         if format_name != "PNG":
-            options = {"quality": quality, "exif": _exif(text) if text else b""}
-            if format_name == "JPEG" and len(options["exif"]) > _MAX_JPEG_EXIF:
+            options = {"quality": quality, "exif": exif.make_exif(text, record)}
+            if format_name == "JPEG" and len(options["exif"]) > exif.MAX_JPEG:
                 raise OutputProblem(
-                    f"the metadata of {len(text):,} characters does not fit a JPEG; save it as PNG or WebP"
+                    f"the metadata of {len(text) + len(record):,} characters does not fit a JPEG; save it as PNG or WebP"
                 )
-        elif text:
+        elif text or record:
             options["pnginfo"] = PngInfo()
-            options["pnginfo"].add_text(_KEY, text)
+            for name, value in ((KEY, text), (RECORD_KEY, record)):
+                if value:
+                    options["pnginfo"].add_text(name, value)
         buffer = io.BytesIO()
         PIL.Image.fromarray(self.pixels).save(buffer, format_name, **options)
         return buffer.getvalue()
 
 
 def read_image(source: str | os.PathLike[str] | bytes) -> Image:
-    """A PNG, JPEG or WebP file, or the bytes of one, with the infotext it carries.
+    """A PNG, JPEG, WebP, AVIF or GIF file, or the bytes of one, with the infotext it carries.
 
     Turned upright as its Exif says; transparency is laid on white; of an animation the first picture. Raises
     FileProblem for anything else, for damaged files and for more than `MAX_READ_PIXELS`, refused before decoding.
@@ -159,12 +169,12 @@ def read_image(source: str | os.PathLike[str] | bytes) -> Image:
     try:
         picture = _opened(data, name)
         pixels = numpy.asarray(_as_rgb(PIL.ImageOps.exif_transpose(picture)))
-        infotext = _infotext(picture)  # now, because a PNG may carry it behind the pixels
+        texts = _texts(picture)  # now, because a PNG may carry them behind the pixels
     except FileProblem:
         raise
     except Exception as error:  # a decoder meeting damaged bytes may raise nearly anything
         raise FileProblem(f"{name} is damaged and cannot be decoded ({error}); give another picture") from error
-    return Image(pixels, infotext)
+    return Image(pixels, texts.get(KEY), record=texts.get(RECORD_KEY), texts=texts)
 
 
 def check_model_size(width: int, height: int) -> None:
@@ -268,6 +278,11 @@ def _write(target: Path, data: bytes) -> Path:
     return target
 
 
+def _writable(text: str | None) -> str:
+    """Text without lone surrogates, which cannot be written to any file."""
+    return (text or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _not_written(target: Path, error: OSError | ValueError) -> OutputProblem:
     number = error.errno if isinstance(error, OSError) else None
     said = getattr(error, "strerror", None) or error
@@ -278,26 +293,15 @@ def _not_written(target: Path, error: OSError | ValueError) -> OutputProblem:
     return OutputProblem(f"{target} was not written ({said}); choose another folder or name")
 
 
-def _exif(text: str) -> bytes:
-    """An Exif block that holds nothing but the user comment, in UTF-16.
-
-    By hand because Pillow gives the comment the type BYTE, which piexif, and so AUTOMATIC1111, cannot read.
-    """
-    comment = _UTF16 + text.encode("utf-16-be")
-    header = b"Exif\0\0MM\0*" + struct.pack(">I", 8)
-    directory = struct.pack(">HHHIII", 1, _EXIF_IFD, 4, 1, 26, 0)
-    return header + directory + struct.pack(">HHHIII", 1, _USER_COMMENT, 7, len(comment), 44, 0) + comment
-
-
 def _file_content(path: Path) -> bytes:
     try:
         with path.open("rb") as stream:
             data = stream.read(_MAX_READ_BYTES + 1)
     except (OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or error
-        raise FileProblem(f"{path} cannot be read ({said}); give a PNG, JPEG or WebP file") from None
+        raise FileProblem(f"{path} cannot be read ({said}); give a {_READ} file") from None
     if len(data) > _MAX_READ_BYTES:
-        raise FileProblem(f"{path} has more than {_MAX_READ_BYTES >> 20} MiB; give a PNG, JPEG or WebP file")
+        raise FileProblem(f"{path} has more than {_MAX_READ_BYTES >> 20} MiB; give a {_READ} file")
     return data
 
 
@@ -308,15 +312,22 @@ def _opened(data: bytes, name: str) -> PIL.Image.Image:
     if size is None:
         try:
             # The classes themselves, not PIL.Image.open: that warns about sizes by its own, larger measure.
-            kind = PngImageFile if data[:1] == b"\x89" else JpegImageFile
-            picture = kind(io.BytesIO(data))
+            picture = _kind(data)(io.BytesIO(data))
         except SyntaxError:
-            raise FileProblem(f"{name} is not a PNG, JPEG or WebP picture; give one of these") from None
+            raise FileProblem(f"{name} is not a {_READ} picture; give one of these") from None
         size = picture.size
     if size[0] * size[1] > MAX_READ_PIXELS:
         most = f"{MAX_READ_PIXELS / 1e6:.1f} million pixels"
         raise FileProblem(f"{name} is {size[0]}x{size[1]}; pictures of up to {most} are read")
     return picture or PIL.Image.open(io.BytesIO(data), formats=("WEBP",))
+
+
+def _kind(data: bytes) -> type[PIL.ImageFile.ImageFile]:
+    if data[:1] == b"\x89":
+        return PngImageFile
+    if data[:4] == b"GIF8":
+        return GifImageFile
+    return AvifImageFile if data[4:8] == b"ftyp" else JpegImageFile
 
 
 def _webp_canvas(data: bytes) -> tuple[int, int] | None:
@@ -342,23 +353,21 @@ def _as_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
     return picture.convert("RGB")
 
 
-def _infotext(picture: PIL.Image.Image) -> str | None:
-    if isinstance(text := picture.info.get(_KEY), str):
-        return text
-    comment = picture.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
-    if isinstance(comment, str):
-        return comment or None
-    if not isinstance(comment, bytes):
-        return None
-    head, body = comment[:8], comment[8:]
-    if head == _UTF16:
-        # The standard leaves the byte order open. The right one is that with more ASCII: an infotext has some.
-        big, little = (body.decode(f"utf-16-{order}", "replace") for order in ("be", "le"))
-        text = little if _count_ascii(little) > _count_ascii(big) else big
-    else:
-        text = (body if head in (_ASCII, b"\0" * 8) else comment).decode("utf-8", "replace")
-    return text.strip("\0") or None
-
-
-def _count_ascii(text: str) -> int:
-    return sum(" " <= character <= "~" for character in text)
+def _texts(picture: PIL.Image.Image) -> dict[str, str]:
+    """All text beside the pixels, by name; the infotext as "parameters", our own record as "avila"."""
+    # Chunks, and what decoders add: a GIF's comment is bytes, and "comment" of a JPEG is none of Exif's.
+    texts = {str(name): str(text) for name, text in picture.info.items() if isinstance(text, str)}
+    comment = picture.info.get("comment")
+    if isinstance(comment, bytes):
+        texts["comment"] = comment.decode("utf-8", "replace").strip("\0")
+    block = picture.getexif()
+    inner = block.get_ifd(exif.IFD)
+    found = {
+        KEY: exif.read_comment(inner.get(exif.USER_COMMENT)),
+        RECORD_KEY: exif.read_note(inner.get(exif.MAKER_NOTE)),
+    }
+    found |= dict(exif.read_named(block))
+    texts = {name: text for name, text in found.items() if text} | texts
+    if isinstance(picture, GifImageFile) and texts.get("comment"):
+        texts.setdefault(KEY, texts["comment"])  # where AUTOMATIC1111 reads and writes it
+    return texts

@@ -35,18 +35,20 @@ _SCALED_ETA = ("DDIM", "DDIM CFG++", "PLMS", "UniPC")
 @dataclass(frozen=True, kw_only=True)
 class LoraUsed:
     """A LoRA in the record: its file's name without suffix, its strengths, and the first 12 digits of its hash, which is
-    the sha256 of the file without its header.
+    the file's own `sshs_model_hash`, else the sha256 of the file without its header. in_prompt: the request's prompt has
+    the tag already.
     """
 
     name: str
     text_weight: float
     unet_weight: float
     hash: str | None = None
+    in_prompt: bool = False
 
     @property
     def word(self) -> str:
         """The name as tag and hash list can hold it."""
-        return re.sub(r'[:,<>"\s]+', " ", self.name).strip()
+        return _word(self.name)
 
     @property
     def tag(self) -> str:
@@ -65,6 +67,7 @@ def write(
     vae: str | None = None,
     vae_hash: str | None = None,
     loras: Sequence[LoraUsed] = (),
+    embeddings: Mapping[str, str] | None = None,
     extra: Mapping[str, object] | None = None,
 ) -> str:
     """The infotext of one picture of a resolved request.
@@ -73,7 +76,8 @@ def write(
     are the first 10 hex digits of the file's sha256; vae only where it is a file of its own. extra: further fields,
     before the version.
     loras: AUTOMATIC1111 and others look for them in two places, as tags behind the prompt and in the field of hashes.
-    What is None is left out.
+    embeddings: those that the prompts use, by name, with the first 12 digits of the sha256 of each file; "" for one
+    without a file of its own. What is None is left out.
     """
     values: dict[str, object] = {
         "Steps": request.steps,
@@ -94,10 +98,12 @@ def write(
         **_options(request),
         **_ours(request, index),
         "Lora hashes": ", ".join(dict.fromkeys(f"{lora.word}: {lora.hash}" for lora in loras if lora.hash)) or None,
+        "TI hashes": ", ".join(f"{_word(name)}: {digest}" for name, digest in (embeddings or {}).items() if digest)
+        or None,
         **(extra or {}),
         "Version": VERSION,
     }
-    prompt = " ".join(filter(None, [request.prompt, *(lora.tag for lora in loras)]))
+    prompt = " ".join(filter(None, [request.prompt, *(lora.tag for lora in loras if not lora.in_prompt)]))
     return write_fields(prompt, request.negative_prompt, values)
 
 
@@ -293,6 +299,10 @@ def _unquote(text: str) -> str:
         return str(json.loads(text))
     except ValueError:
         return text
+
+
+def _word(name: str) -> str:
+    return re.sub(r'[:,<>"\s]+', " ", name).strip()
 
 
 def _list(values: Sequence[float]) -> str:

@@ -250,7 +250,7 @@ def test_quiet_is_silent(engine: FlatEngine, capsys: pytest.CaptureFixture[str])
         (["generate", "a", "--vae", "x"], "--vae only means something with a checkpoint"),
         (["generate", "a", "--lora", "x", "--procedural"], "--lora only means something with a checkpoint"),
         (["generate", "a", "-t", "0"], "threads is 0"),
-        (["generate", "a", "-o", "a.jpg"], "a.png"),
+        (["generate", "a", "-o", "a.gif"], "a.png"),
         (["generate", "a", "-o", ""], "empty name"),
         ([], "COMMAND"),
         (["nonsense"], "nonsense"),

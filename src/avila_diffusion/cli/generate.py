@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from .request_options import add_request_options, given
 
 if TYPE_CHECKING:
     from ..api import AvilaDiffusion
+    from ..metadata import Found
     from ..request import GenerateRequest
     from ..result import GenerateResult
     from .progress import ProgressDisplay
@@ -32,11 +34,22 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     )
     generate.add_argument("words", metavar="PROMPT", nargs="?", help="what to draw")
     generate.add_argument("-p", "--prompt", metavar="TEXT", help="the same, as an option")
+    generate.add_argument(
+        "--from",
+        dest="from_image",
+        metavar="IMAGE",
+        help="begin with the settings that this picture carries (see `avila info`); other options win",
+    )
     generate.set_defaults(run=run_generate)
     add_request_options(generate)
     _add_model_options(generate.add_argument_group("the model"))
     output = generate.add_argument_group("the output")
-    output.add_argument("-o", "--output", metavar="PATH", help="a PNG file, or a folder; default: numbered in outputs/")
+    output.add_argument(
+        "-o",
+        "--output",
+        metavar="PATH",
+        help="a .png, .jpg, .webp or .avif file, or a folder; default: numbered in outputs/",
+    )
     output.add_argument(
         "--journal", metavar="FILE", help="record every model call, so that `avila resume FILE` can go on"
     )
@@ -70,14 +83,18 @@ def run_generate(options: argparse.Namespace) -> int:
     from .outputs import Destination
     from .progress import ProgressDisplay
 
-    request = _request(options)
+    found = None if options.from_image is None else _found(options)
+    carried = {} if found is None else found.request_values
+    request = _request(options, carried)
     destination = Destination.planned(options.output, request.batch * request.count)
     destination.check()
     display = ProgressDisplay(request.batch * request.count, quiet=options.quiet)
     started = time.monotonic()
     try:
+        if found is not None:
+            _take_files(options, found, display)
         engine, model = _engine(options, display)
-        request = engine.request(request.prompt, **given(options))  # the model may bring defaults of its own
+        request = engine.request(request.prompt, **_values(options, carried))  # the model may bring defaults of its own
         job = Job(engine, request, destination, display, quiet=options.json, trail=options.trail)
         if options.journal is not None:
             job.begin_journal(options.journal)
@@ -92,13 +109,45 @@ def run_generate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _request(options: argparse.Namespace) -> GenerateRequest:
+def _found(options: argparse.Namespace) -> Found:
+    from .recorded import read_found
+
+    return read_found(options.from_image)
+
+
+def _take_files(options: argparse.Namespace, found: Found, display: ProgressDisplay) -> None:
+    """Let the files that a picture names stand where the command line names none."""
+    from .recorded import find_checkpoint, find_loras, find_vae
+
+    for said in (*(f"not carried over: {one}" for one in found.lost), *found.notes):
+        display.say(said)
+    if options.procedural:
+        return
+    if options.lora is None:
+        options.lora = [f"{path}:{weight:g}" for path, weight in find_loras(options, found)] or None
+    if options.model is None:
+        options.model = str(find_checkpoint(options, found, options.from_image, display))
+        if options.vae is None and (vae := find_vae(options, found)) is not None:
+            options.vae = str(vae)
+
+
+def _values(options: argparse.Namespace, carried: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the request but the prompt: those of a picture, and over them those of the command line."""
+    values = given(options)
+    kept = {name: value for name, value in carried.items() if name != "prompt"}
+    if values.keys() & {"schedule", "steps", "rho", "sigma_min", "sigma_max"}:
+        kept.pop("sigmas", None)  # which take the place of these
+    return {**kept, **values}
+
+
+def _request(options: argparse.Namespace, carried: Mapping[str, Any]) -> GenerateRequest:
     """The request of a command line, checked. Raises RequestError."""
     from ..request import GenerateRequest
 
     if options.words is not None and options.prompt is not None:
         raise RequestError("the prompt is given twice, as an argument and with --prompt; give it once")
     prompt = options.words if options.prompt is None else options.prompt
+    prompt = carried.get("prompt") if prompt is None else prompt
     if prompt is None:
         raise RequestError('a prompt is needed: avila generate "a sunset over mountains"')
     if options.model is not None and options.procedural:
@@ -107,7 +156,7 @@ def _request(options: argparse.Namespace) -> GenerateRequest:
         raise RequestError(
             "--procedural makes no model calls, so there is nothing to record; leave out --journal and --trail"
         )
-    if options.model is None:
+    if options.model is None and options.from_image is None:
         named = MODEL_OPTIONS if options.procedural else [name for name in MODEL_OPTIONS if name != "lora"]
         useless = [f"--{name.replace('_', '-')}" for name in named if getattr(options, name) is not None]
         if useless:
@@ -117,7 +166,7 @@ def _request(options: argparse.Namespace) -> GenerateRequest:
             )
     if options.threads is not None and options.threads < 1:
         raise RequestError(f"threads is {options.threads}; it must be 1 or more")
-    return GenerateRequest(prompt=prompt, **given(options))
+    return GenerateRequest(prompt=prompt, **_values(options, carried))
 
 
 def _engine(options: argparse.Namespace, display: ProgressDisplay) -> tuple[AvilaDiffusion, str | None]:

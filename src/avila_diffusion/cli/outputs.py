@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 NUMBERED = re.compile(r"(\d{5,})-.*\.png$", re.IGNORECASE)
 DEFAULT_FOLDER = "outputs"
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif")
 Note = Callable[[Path, bool], None]
 """note(path, written): where a picture will be, or is."""
 
@@ -33,7 +34,7 @@ class Destination:
 
     @classmethod
     def planned(cls, output: str | None, pictures: int) -> Destination:
-        """What `-o OUTPUT` means. Raises RequestError where the name is not one of a PNG file."""
+        """What `-o OUTPUT` means. Raises RequestError where the name is one of a picture that is not written."""
         if output is None:
             return cls(folder=Path(DEFAULT_FOLDER), stem=None, pictures=pictures)
         if not output:
@@ -42,9 +43,11 @@ class Destination:
         if output.endswith(("/", os.sep)) or os.path.isdir(output):  # noqa: PTH112 (False for impossible names)
             return cls(folder=path, stem=None, pictures=pictures)
         suffix = path.suffix.lower()
-        if suffix in (".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"):
-            raise RequestError(f"pictures are written as PNG, not {suffix}; name the output {path.with_suffix('.png')}")
-        if suffix == ".png":
+        if suffix in (".bmp", ".tif", ".tiff", ".gif"):
+            raise RequestError(
+                f"pictures are written as PNG, JPEG, WebP or AVIF, not {suffix}; name the output {path.with_suffix('.png')}"
+            )
+        if suffix in PICTURES:
             return cls(folder=path.parent, stem=path.stem, pictures=pictures, suffix=path.suffix)
         return cls(folder=path.parent, stem=path.name, pictures=pictures)
 
@@ -93,7 +96,7 @@ class Destination:
         try:
             if note is not None:
                 note(path, False)
-            path = Path(image.save_png(path))
+            path = Path(image.save_png(path) if path.suffix.lower() == ".png" else image.save(path))
         except BaseException:
             if self.stem is None:
                 path.unlink(missing_ok=True)

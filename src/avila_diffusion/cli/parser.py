@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """The whole command line as it is read by `avila`."""
-    from . import doctor, generate, listings, models, prompt, replay, resume, train
+    from . import doctor, generate, info, listings, models, prompt, replay, resume, train
 
     parser = Parser(prog="avila", description="Pictures from Stable Diffusion checkpoints.", epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"avila {__version__}")
@@ -33,6 +33,7 @@ def build_parser() -> Parser:
     resume.add_commands(commands)
     replay.add_commands(commands)
     prompt.add_commands(commands)
+    info.add_commands(commands)
     models.add_commands(commands)
     listings.add_commands(commands)
     train.add_commands(commands)

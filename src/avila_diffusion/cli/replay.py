@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FileProblem, ModelNotFound, RequestError, Unsupported
+from ..errors import FileProblem, Unsupported
+from .recorded import find_checkpoint, find_loras, find_vae
 
 if TYPE_CHECKING:
     from ..api import AvilaDiffusion
     from ..images import Image
-    from ..infotext import Parsed
+    from ..metadata import Found
     from ..pipeline.trail import Footprint, Trail, Verdict
     from ..request import GenerateRequest
     from .progress import ProgressDisplay
-
-LORA_TAG = re.compile(r"\s*<lora:([^:<>]+):([^:<>]+)(?::([^:<>]+))?>")
-NOT_REPLAYED = re.compile(
-    r"(Branched|Hires|ADetailer|ControlNet|Refiner|Variation|Mask|TI hashes|Denoising|Inpaint|Script|Dynamic|Tiling|Hyper)"
-)
-"""Fields of pictures that were made by more than a prompt and a model."""
 
 
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
@@ -30,10 +24,10 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     replay = commands.add_parser(
         "replay",
         help="make a picture again from its metadata",
-        description="Make a picture again from the metadata that it carries, ours or AUTOMATIC1111's. With --verify, say "
+        description="Make a picture again from the metadata that it carries, ours, AUTOMATIC1111's or ComfyUI's. With --verify, say "
         "whether it is the same: by its trail (see `generate --trail`) call by call, else by its pixels.",
     )
-    replay.add_argument("image", metavar="IMAGE", help="a PNG, JPEG or WebP file with metadata")
+    replay.add_argument("image", metavar="IMAGE", help="a picture with metadata; see `avila info`")
     replay.add_argument("-m", "--model", metavar="MODEL", help="make it with this model, whatever the metadata say")
     replay.add_argument(
         "--verify", action="store_true", help="compare with what is recorded; exit code 1 if it differs"
@@ -50,8 +44,8 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run_replay(options: argparse.Namespace) -> int:
     """`avila replay`."""
-    from .. import infotext
     from ..images import read_image
+    from ..metadata import read_request
     from ..pipeline.ledger import Ledger
     from ..pipeline.provenance import take_over
     from ..pipeline.trail import Trail
@@ -61,8 +55,10 @@ def run_replay(options: argparse.Namespace) -> int:
     from .progress import ProgressDisplay
 
     picture = read_image(options.image)
-    if picture.infotext is None:
-        raise FileProblem(f"{options.image} carries no metadata to make it again from; give the file as it was written")
+    try:
+        found = read_request(picture)
+    except FileProblem as error:
+        raise FileProblem(f"{options.image}: {error}") from None
     header, footprints = _trail(options)
     writes = not options.verify or options.output is not None
     destination = Destination.planned(options.output, 1)
@@ -72,7 +68,9 @@ def run_replay(options: argparse.Namespace) -> int:
     try:
         if footprints is not None:
             take_over(header.get("conditions"))
-        engine, request = _prepared(options, infotext.read(picture.infotext), display)
+        elif found.conditions:
+            take_over(found.conditions)
+        engine, request = _prepared(options, found, display)
         trail = Trail()
         made: GenerateResult | None = None
         for event in engine.generate(request, journal=Ledger(trail=trail)):
@@ -114,96 +112,34 @@ def _verdict(picture: Image, made: Image, footprints: list[Footprint] | None, tr
 
 
 def _prepared(
-    options: argparse.Namespace, parsed: Parsed, display: ProgressDisplay
+    options: argparse.Namespace, found: Found, display: ProgressDisplay
 ) -> tuple[AvilaDiffusion, GenerateRequest]:
     """The model that the metadata name, with their LoRAs, and what they ask of it."""
     from ..api import AvilaDiffusion
-    from ..checkpoint.folders import find_model
-    from ..request import GenerateRequest
 
-    values = parsed.request_values()
-    values["prompt"], loras = _take_loras(values["prompt"])
-    if values.get("seed") is None:
+    request = found.request()
+    if request.seed is None:
         raise FileProblem(f"the metadata of {options.image} name no seed; the picture cannot be made again")
-    request = GenerateRequest.from_dict(values)
-    lost = sorted(name for name in parsed.fields if NOT_REPLAYED.match(name))
-    if lost:
+    if found.lost:
         raise Unsupported(
-            f"{options.image} was made with more than text to image, which is not replayed: {', '.join(lost[:6])}"
+            f"{options.image} was made with what is not replayed: {'; '.join(found.lost[:6])} "
+            "(`avila generate --from` takes over the rest)"
         )
-    folders, fields = options.models_dir, parsed.fields
-    path = _find_checkpoint(options, fields, display)
-    vae = None
-    if fields.get("VAE", "None") not in ("None", "Automatic"):
-        vae = _checked(find_model(fields["VAE"], "vae", folders), fields.get("VAE hash"))
-    hashes = dict(re.findall(r"([^,:]+):\s*([0-9a-fA-F]+)", fields.get("Lora hashes", "")))
-    hashes = {name.strip(): digest for name, digest in hashes.items()}
-    found = [
-        (_checked(find_model(name, "lora", folders), hashes.get(name), tensors_only=True), weight)
-        for name, weight in loras
-    ]
+    for note in found.notes:
+        display.say(note)
+    path = find_checkpoint(options, found, options.image, display)
+    vae, loras = find_vae(options, found), find_loras(options, found)
     display.say(f"making {options.image} again with {path}")
-    engine = AvilaDiffusion.with_model(path, vae=vae, lora=found or None, device=options.device, dtype=options.dtype)
+    engine = AvilaDiffusion.with_model(
+        path, vae=vae, lora=loras or None, device=options.device, dtype=_dtype(options, found)
+    )
     return engine, request
 
 
-def _find_checkpoint(options: argparse.Namespace, fields: dict[str, str], display: ProgressDisplay) -> Path:
-    """By -m, else by the name in the metadata, if its hash is right, else by a hash that is known of a listed file."""
-    from ..checkpoint.folders import find_model, list_models
-
-    name, wanted = fields.get("Model"), fields.get("Model hash")
-    if options.model is not None:
-        path = find_model(options.model, "checkpoint", options.models_dir)
-        if wanted is not None and not _has_hash(path, wanted):
-            display.say(f"{path} is not the model that the metadata name ({name or wanted})")
-        return path
-    problem = f"the metadata of {options.image} name no model"
-    if name is not None:
-        try:
-            path = find_model(name, "checkpoint", options.models_dir)
-            if wanted is None or _has_hash(path, wanted):
-                return path
-            problem = f"{path} has another hash than {wanted}, which the picture was made with"
-        except ModelNotFound as error:
-            problem = str(error)
-    for listed in list_models("checkpoint", options.models_dir) if wanted is not None else []:
-        if wanted is not None and not listed.needs_conversion and _has_hash(listed.path, wanted, at_once=True):
-            return listed.path
-    raise ModelNotFound(f"{problem}; say with -m which model to take")
-
-
-def _has_hash(path: Path, wanted: str, *, tensors_only: bool = False, at_once: bool = False) -> bool:
-    """Whether a file's sha256 begins like that. at_once: only where it is known without reading the file."""
-    from ..errors import AvilaError
-    from ..hashes import hash_in_background
-
-    found = hash_in_background(path, tensors_only=tensors_only)
-    if at_once and not found.done():
-        found.cancel()
-        return False
-    try:
-        return found.result().startswith(wanted.lower())
-    except AvilaError:  # a folder has none
-        return path.is_dir()
-
-
-def _checked(path: Path, wanted: str | None, *, tensors_only: bool = False) -> Path:
-    if wanted is not None and not _has_hash(path, wanted, tensors_only=tensors_only):
-        raise FileProblem(
-            f"{path} has another hash than {wanted}, which the picture was made with; take the right file"
-        )
-    return path
-
-
-def _take_loras(prompt: str) -> tuple[str, list[tuple[str, float]]]:
-    """The prompt without its LoRA tags, and name and weight of each. Raises RequestError for a tag that says no weight."""
-    found = []
-    for name, weight, other in LORA_TAG.findall(prompt):
-        try:
-            weights = {float(number) for number in (weight, other) if number}
-        except ValueError:
-            raise RequestError(f"<lora:{name}:{weight}> has no weight that is a number") from None
-        if len(weights) != 1:
-            raise Unsupported(f"<lora:{name}:{weight}:{other}> has two weights, which is not supported yet")
-        found.append((name.strip(), weights.pop()))
-    return LORA_TAG.sub("", prompt), found
+def _dtype(options: argparse.Namespace, found: Found) -> str:
+    """The dtype asked for, else the recorded one."""
+    recorded = found.conditions.get("dtypes")
+    known = ("float32", "float16", "bfloat16", "float64")
+    if options.dtype == "auto" and isinstance(recorded, list) and recorded and recorded[0] in known:
+        return str(recorded[0])
+    return str(options.dtype)

@@ -19,9 +19,10 @@ from ..checkpoint.load import Model
 from ..checkpoint.lora.apply import LoraReport
 from ..device import Policy
 from ..errors import AvilaError, Unsupported
-from ..hashes import FileHash, hash_in_background
+from ..hashes import FileHash, hash_in_background, own_hash
 from ..images import Image, check_model_size, drawing_size, resize
 from ..infotext import LoraUsed, write
+from ..metadata.record import make_record
 from ..request import GenerateRequest
 from ..result import GenerateResult, Progress
 from ..sampling.denoiser import Denoiser
@@ -35,6 +36,7 @@ from .latents import Pixels, decode, preview, to_pixels
 from .ledger import Ledger, deferred
 from .plan import make_plan
 from .prompts import Prompts, condition, read_prompts
+from .provenance import told_conditions
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,10 +113,7 @@ class ModelEngine:
         short = {key: known for key, found in hashes.items() if (known := _wait(found, cancel)) is not None}
         check(cancel)
         yield GenerateResult(
-            tuple(
-                replace(image, infotext=self._infotext(request, drawn, index, short, ledger, used))
-                for index, image in enumerate(made)
-            ),
+            tuple(self._told(image, request, drawn, index, short, ledger, used) for index, image in enumerate(made)),
             request,
             seconds=time.perf_counter() - began,
             report=self.model.report,
@@ -248,20 +247,31 @@ class ModelEngine:
         loras = {lora.path for lora in self.loras if lora.unchanged}
         return found | {path: hash_in_background(path, tensors_only=True) for path in sorted(loras)}
 
-    def _infotext(
+    def _told(
         self,
+        image: Image,
         request: GenerateRequest,
         drawn: GenerateRequest,
         index: int,
         hashes: Mapping[str | Path, str],
         ledger: Ledger,
         used: Mapping[str, Embedding],
-    ) -> str:
+    ) -> Image:
+        """The picture with what it says about how it was made."""
         resized = {} if drawn == request else {"Drawn at": "{}x{}".format(*_size(drawn)), "Resized with": "Lanczos"}
         branched = {} if ledger.branch is None else ledger.branch.told(request)
         vae = self.model.vae_path
-        words = {"TI hashes": ", ".join(f"{name}: {found.hash[:SHORT]}" for name, found in used.items())} if used else {}
-        return write(
+        embeddings = {name: found.hash[:SHORT] for name, found in used.items()}
+        loras = [
+            LoraUsed(
+                name=lora.name,
+                text_weight=lora.text_weight,
+                unet_weight=lora.unet_weight,
+                hash=own_hash(lora.metadata) or hashes.get(lora.path),
+            )
+            for lora in self.loras
+        ]
+        infotext = write(
             request,
             request.seeds[index],
             index=index,
@@ -269,17 +279,14 @@ class ModelEngine:
             model_hash=hashes.get("model"),
             vae=vae.name if vae is not None else None,
             vae_hash=hashes.get("vae"),
-            loras=[
-                LoraUsed(
-                    name=lora.name,
-                    text_weight=lora.text_weight,
-                    unet_weight=lora.unet_weight,
-                    hash=hashes.get(lora.path),
-                )
-                for lora in self.loras
-            ],
-            extra={**words, **resized, **branched},
+            loras=loras,
+            embeddings=embeddings,
+            extra={**resized, **branched},
         )
+        record = make_record(
+            request, index, infotext, loras=loras, embeddings=embeddings, conditions=told_conditions(self.policy)
+        )
+        return replace(image, infotext=infotext, record=record)
 
 
 def _size(request: GenerateRequest) -> tuple[int, int]:

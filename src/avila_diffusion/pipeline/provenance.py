@@ -55,6 +55,16 @@ def conditions(policy: Policy) -> dict[str, Any]:
     }
 
 
+TOLD = ("avila_diffusion", "torch", "device", "dtypes", "threads", "kernels", "capability")
+"""Conditions that stand in a picture's record. Not the machine's name, which is nobody's business."""
+
+
+def told_conditions(policy: Policy) -> dict[str, Any]:
+    """The conditions that a picture tells."""
+    found = conditions(policy)
+    return {name: found[name] for name in TOLD}
+
+
 def take_over(recorded: object) -> None:
     """Compute with as many threads and with the kernels that were recorded, in this whole process."""
     found = recorded if isinstance(recorded, dict) else {}

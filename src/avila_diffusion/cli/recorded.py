@@ -1,0 +1,107 @@
+"""The files that a picture's metadata name, found on this machine: by name, by hash, or refused in words."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import FileProblem, ModelNotFound, Unsupported
+
+if TYPE_CHECKING:
+    from ..metadata import Found
+    from .progress import ProgressDisplay
+
+
+def read_found(path: str) -> Found:
+    """How the picture in a file was made. Raises FileProblem where it does not say."""
+    from ..images import read_image
+    from ..metadata import read_request
+
+    try:
+        return read_request(read_image(path))
+    except FileProblem as error:
+        said = str(error)
+        raise FileProblem(said if path in said else f"{path}: {said}") from None
+
+
+def find_checkpoint(options: argparse.Namespace, found: Found, source: str, display: ProgressDisplay) -> Path:
+    """By -m, else by the name in the metadata, if its hash is right, else by a hash that is known of a listed file."""
+    from ..checkpoint.folders import find_model, list_models
+
+    name, wanted = found.model, found.model_hash
+    if options.model is not None:
+        path = find_model(options.model, "checkpoint", options.models_dir)
+        if wanted is not None and not has_hash(path, wanted):
+            display.say(f"{path} is not the model that the metadata name ({name or wanted})")
+        return path
+    problem = f"the metadata of {source} name no model"
+    if name is not None:
+        try:
+            path = find_model(name, "checkpoint", options.models_dir)
+            if wanted is None or has_hash(path, wanted):
+                return path
+            problem = f"{path} has another hash than {wanted}, which the picture was made with"
+        except ModelNotFound as error:
+            problem = str(error)
+    for listed in list_models("checkpoint", options.models_dir) if wanted is not None else []:
+        if wanted is not None and not listed.needs_conversion and has_hash(listed.path, wanted, at_once=True):
+            return listed.path
+    raise ModelNotFound(f"{problem}; say with -m which model to take")
+
+
+def find_vae(options: argparse.Namespace, found: Found) -> Path | None:
+    """The VAE that the metadata name, None where they name none."""
+    from ..checkpoint.folders import find_model
+
+    if found.vae is None:
+        return None
+    return _checked(find_model(found.vae, "vae", options.models_dir), found.vae_hash)
+
+
+def find_loras(options: argparse.Namespace, found: Found) -> list[tuple[Path, float]]:
+    """The LoRAs that the metadata name, each with its weight."""
+    from ..checkpoint.folders import find_model
+
+    loras = []
+    for lora in found.loras:
+        if lora.text_weight != lora.unet_weight:
+            raise Unsupported(f"{lora.tag} has two weights, which is not supported yet")
+        path = find_model(lora.name, "lora", options.models_dir)
+        loras.append((_checked(path, lora.hash, lora=True), lora.unet_weight))
+    return loras
+
+
+def has_hash(path: Path, wanted: str, *, lora: bool = False, at_once: bool = False) -> bool:
+    """Whether a file's sha256 begins like that. at_once: only where it is known without reading the file."""
+    from ..errors import AvilaError
+    from ..hashes import hash_in_background, own_hash
+
+    if lora and own_hash(_metadata(path)) == wanted.lower():
+        return True
+    found = hash_in_background(path, tensors_only=lora)
+    if at_once and not found.done():
+        found.cancel()
+        return False
+    try:
+        return found.result().startswith(wanted.lower())
+    except AvilaError:  # a folder has none
+        return path.is_dir()
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    from ..checkpoint.header import read_header
+    from ..errors import AvilaError
+
+    try:
+        return dict(read_header(path).metadata)
+    except AvilaError:
+        return {}
+
+
+def _checked(path: Path, wanted: str | None, *, lora: bool = False) -> Path:
+    if wanted is not None and not has_hash(path, wanted, lora=lora):
+        raise FileProblem(
+            f"{path} has another hash than {wanted}, which the picture was made with; take the right file"
+        )
+    return path

@@ -1,0 +1,41 @@
+"""How a picture was made, read from the picture, whichever program wrote it. No torch.
+
+AUTOMATIC1111 and its kin, stable-diffusion.cpp and ourselves write an infotext; ComfyUI, InvokeAI, NovelAI and Fooocus
+write JSON. Each has a reader here; `read_request` asks them in turn.
+"""
+
+from __future__ import annotations
+
+from ..errors import FileProblem
+from ..images import KEY, Image
+from .comfyui import read_comfyui
+from .fooocus import read_fooocus
+from .found import Found
+from .invokeai import read_invokeai
+from .novelai import read_novelai
+from .record import apply_record
+from .webui import read_webui
+
+__all__ = ["Found", "read_request"]
+
+_READERS = (read_fooocus, read_novelai, read_invokeai, read_webui, read_comfyui)
+"""In this order, because savers for ComfyUI write an infotext too, of what they think AUTOMATIC1111 would say."""
+
+
+def read_request(image: Image) -> Found:
+    """How a picture was made, as a request, with a list of what could not be carried over.
+
+    Raises FileProblem for a picture that says nothing of it; whatever else its texts hold is reported, not raised.
+    """
+    texts = dict(image.texts)
+    if image.infotext is not None:
+        texts[KEY] = image.infotext
+    for reader in _READERS:
+        draft = reader(texts)
+        if draft is not None:
+            apply_record(draft, image.record, image.infotext)
+            return draft.finish()
+    raise FileProblem(
+        "the picture carries no metadata about how it was made; give the file as it was written, not a copy that was "
+        "edited or sent through a network"
+    )

@@ -1,0 +1,272 @@
+"""ComfyUI's graph: the sampler that began the picture, and from it back along the links to everything it was given.
+
+The graph that ran is the text `prompt`: by number, each node's class and inputs, an input being a value or [node, output].
+The text `workflow` is the drawing of the editor; it is read where the other is missing. Nodes that are passed on the way and are
+not known here change something, and are named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..infotext import LoraUsed
+from .found import Draft, load_json, number, plain_fields, rows, stem, table, text_of, whole
+
+SOURCE = "ComfyUI"
+
+_SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced")
+_EMPTY = ("EmptyLatentImage", "EmptySD3LatentImage", "SDXLEmptyLatentSizePicker+")
+_TEXTS = ("CLIPTextEncode", "CLIPTextEncodeSDXL", "CLIPTextEncodeSDXLRefiner")
+_LOADERS = ("CheckpointLoaderSimple", "CheckpointLoader", "unCLIPCheckpointLoader", "ImageOnlyCheckpointLoader")
+_LORAS = ("LoraLoader", "LoraLoaderModelOnly")
+_PASS_ON = ("Reroute", "ReroutePrimitive", "PrimitiveNode")
+_WIDGETS: dict[str, tuple[str, ...]] = {
+    "KSampler": ("seed", "", "steps", "cfg", "sampler_name", "scheduler", "denoise"),
+    "KSamplerAdvanced": (
+        "add_noise", "noise_seed", "", "steps", "cfg", "sampler_name", "scheduler", "start_at_step", "end_at_step",
+        "return_with_leftover_noise",
+    ),
+    "CheckpointLoaderSimple": ("ckpt_name",),
+    "CLIPTextEncode": ("text",),
+    "CLIPSetLastLayer": ("stop_at_clip_layer",),
+    "EmptyLatentImage": ("width", "height", "batch_size"),
+    "LoraLoader": ("lora_name", "strength_model", "strength_clip"),
+    "LoraLoaderModelOnly": ("lora_name", "strength_model"),
+    "VAELoader": ("vae_name",),
+}  # fmt: skip
+"""What the values of a node in the editor's drawing are called, in their order; "" is a button of the editor alone."""
+_MOST_NODES = 20_000
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the graph: its number, class and inputs."""
+
+    id: str
+    kind: str
+    inputs: dict[str, Any]
+
+
+Graph = dict[str, Node]
+
+
+def read_comfyui(texts: Mapping[str, str]) -> Draft | None:
+    """A picture with a graph of ComfyUI; None for others."""
+    graph = _graph(load_json(texts.get("prompt"))) or _drawn(load_json(texts.get("workflow")))
+    if not graph:
+        return None
+    draft = Draft(source=SOURCE, values={"compat": "comfyui"})
+    sampler = _first_sampler(graph, draft)
+    if sampler is None:
+        draft.lost.append("the graph has no sampler that is known here (KSampler, KSamplerAdvanced, SamplerCustom)")
+        return draft
+    draft.fields = plain_fields({f"{node.id} {node.kind}": node.inputs for node in _behind(graph, sampler)})
+    _read_sampler(graph, sampler, draft)
+    _read_latent(graph, sampler, draft)
+    return draft
+
+
+def _graph(prompt: object) -> Graph:
+    found = {}
+    for key, value in table(prompt).items():
+        kind = table(value).get("class_type")
+        if isinstance(kind, str):
+            found[key] = Node(key, kind, table(value.get("inputs")))
+    return found if len(found) <= _MOST_NODES else {}
+
+
+def _drawn(workflow: object) -> Graph:
+    """The same from the editor's drawing, where the names of values are known."""
+    told = table(workflow)
+    origins = {row[0]: [str(row[1]), row[2]] for row in rows(told.get("links")) if _is_link_row(row)}
+    found = {}
+    for value in rows(told.get("nodes"))[:_MOST_NODES]:
+        node = table(value)
+        kind, key = node.get("type"), node.get("id")
+        if not isinstance(kind, str) or not isinstance(key, int | str) or node.get("mode") in (2, 4):
+            continue
+        widgets = rows(node.get("widgets_values"))
+        inputs: dict[str, Any] = {name: one for name, one in zip(_WIDGETS.get(kind, ()), widgets, strict=False) if name}
+        for place in map(table, rows(node.get("inputs"))):
+            link, name = place.get("link"), place.get("name")
+            if isinstance(name, str) and isinstance(link, int | str) and link in origins:
+                inputs[name] = origins[link]
+        found[str(key)] = Node(str(key), kind, inputs)
+    return found
+
+
+def _is_link_row(row: object) -> bool:
+    return isinstance(row, list) and len(row) > 2 and all(isinstance(one, int | str) for one in row[:3])
+
+
+def _linked(graph: Graph, node: Node, name: str) -> Node | None:
+    """The node that feeds an input, past those that only hand on."""
+    value = node.inputs.get(name)
+    for _ in range(100):
+        following = graph.get(str(value[0])) if isinstance(value, list) and value else None
+        if following is None or following.kind not in _PASS_ON:
+            return following
+        value = next((one for one in following.inputs.values() if isinstance(one, list)), None)
+    return None
+
+
+def _value(graph: Graph, node: Node, name: str) -> Any:
+    """The value of an input; where a node of a single value feeds it, that."""
+    value = node.inputs.get(name)
+    if not isinstance(value, list):
+        return value
+    source = _linked(graph, node, name)
+    if source is None:
+        return None
+    for key in (name, "value", "text", "string", "seed", "noise_seed", "int", "float", "Text", "Value"):
+        if key in source.inputs and not isinstance(source.inputs[key], list):
+            return source.inputs[key]
+    return None
+
+
+def _behind(graph: Graph, node: Node) -> Iterator[Node]:
+    """The node, and every one before it that it was made from."""
+    seen, waiting = set(), [node.id]
+    while waiting:
+        key = waiting.pop()
+        if key in seen or key not in graph:
+            continue
+        seen.add(key)
+        yield graph[key]
+        waiting += [str(value[0]) for value in graph[key].inputs.values() if isinstance(value, list) and value]
+
+
+def _first_sampler(graph: Graph, draft: Draft) -> Node | None:
+    """The sampler that no other one feeds, of those that lead to a saved picture; the others are said to be lost."""
+    outputs = [node for node in graph.values() if node.kind.startswith(("SaveImage", "PreviewImage", "Image Save"))]
+    reached = {node.id: node for output in outputs for node in _behind(graph, output)} or graph
+    samplers = [node for node in reached.values() if node.kind in _SAMPLERS]
+    if not samplers:
+        samplers = [node for node in graph.values() if node.kind in _SAMPLERS]
+    first = min(samplers, key=lambda node: sum(other.kind in _SAMPLERS for other in _behind(graph, node)), default=None)
+    for node in samplers:
+        if first is not None and node.id != first.id:
+            draft.lost.append(f"node {node.id[:20]}: another pass of {node.kind}")
+    for node in reached.values():
+        if "Upscale" in node.kind or "FaceDetailer" in node.kind:
+            draft.lost.append(f"node {node.id[:20]}: {node.kind[:60]}")
+        if node.kind == "VAEDecode" and (loader := _linked(graph, node, "vae")) is not None:
+            draft.vae = text_of(loader.inputs.get("vae_name"))
+    return first
+
+
+def _read_sampler(graph: Graph, sampler: Node, draft: Draft) -> None:
+    seed_of, guider, levels = sampler, sampler, sampler
+    if sampler.kind == "SamplerCustomAdvanced":
+        seed_of, guider = _linked(graph, sampler, "noise") or sampler, _linked(graph, sampler, "guider") or sampler
+    if sampler.kind.startswith("SamplerCustom"):
+        levels = _linked(graph, sampler, "sigmas") or sampler
+        chosen = _linked(graph, sampler, "sampler") or sampler
+        draft.take("sampler", _value(graph, chosen, "sampler_name"))
+        _read_levels(graph, levels, draft)
+    else:
+        draft.take("sampler", _value(graph, sampler, "sampler_name"))
+        draft.take("schedule", _value(graph, sampler, "scheduler"))
+    seed = _value(graph, seed_of, "noise_seed")
+    draft.take("seed", whole(_value(graph, seed_of, "seed") if seed is None else seed))
+    draft.take("steps", whole(_value(graph, levels, "steps")))
+    draft.take("guidance_scale", 1.0 if guider.kind == "BasicGuider" else number(_value(graph, guider, "cfg")))
+    steps = number(_value(graph, levels, "steps"), 0.0) or 0.0
+    if number(_value(graph, levels, "denoise"), 1.0) != 1.0:
+        draft.lose("denoise", _value(graph, levels, "denoise"))
+    if number(_value(graph, sampler, "start_at_step"), 0.0):
+        draft.lose("start_at_step", _value(graph, sampler, "start_at_step"))
+    if (number(_value(graph, sampler, "end_at_step"), steps) or 0.0) < steps:
+        draft.lose("end_at_step", _value(graph, sampler, "end_at_step"))
+    if _value(graph, sampler, "add_noise") in ("disable", False):
+        draft.lose("add_noise", "disable")
+    positive = "conditioning" if guider.kind == "BasicGuider" else "positive"
+    prompt, clip = _read_text(graph, guider, positive, draft)
+    draft.take("prompt", prompt)
+    if guider.kind != "BasicGuider":
+        negative, _ = _read_text(graph, guider, "negative", draft)
+        draft.take("negative_prompt", negative)
+    _read_model(graph, guider, clip, draft)
+
+
+def _read_levels(graph: Graph, node: Node, draft: Draft) -> None:
+    """The nodes that make sigmas for the custom samplers."""
+    names = {
+        "KarrasScheduler": "Karras",
+        "ExponentialScheduler": "Exponential",
+        "PolyexponentialScheduler": "Polyexponential",
+    }
+    if node.kind == "BasicScheduler":
+        draft.take("schedule", _value(graph, node, "scheduler"))
+    elif node.kind in names:
+        draft.values["schedule"] = names[node.kind]
+        for name in ("sigma_max", "sigma_min", "rho"):
+            draft.take(name, number(_value(graph, node, name)))
+    else:
+        draft.lose("sigmas", node.kind)
+
+
+def _read_text(graph: Graph, node: Node, name: str, draft: Draft) -> tuple[str | None, Node | None]:
+    """The text that an input was encoded from, and the node that encoded it."""
+    found = _linked(graph, node, name)
+    for _ in range(200):
+        if found is None:
+            return None, None
+        if found.kind in _TEXTS:
+            break
+        draft.lost.append(f"node {found.id[:20]}: {found.kind[:60]} on the way of the {name} prompt")
+        ways = (name, "conditioning", "conditioning_1", "conditioning_to", "positive")
+        found = next((one for way in ways if (one := _linked(graph, found, way)) is not None), None)
+    assert found is not None
+    texts = [text for key in ("text", "text_g", "text_l") if (text := text_of(_value(graph, found, key))) is not None]
+    if len(set(texts)) > 1:
+        draft.lost.append(f"node {found.id[:20]}: another text for each of the two text encoders")
+    if found.kind != "CLIPTextEncode":
+        draft.lost.append(f"node {found.id[:20]}: {found.kind} with sizes of its own")
+    return (texts[0] if texts else ""), found
+
+
+def _read_model(graph: Graph, guider: Node, clip: Node | None, draft: Draft) -> None:
+    """The checkpoint, and the LoRAs on the ways of model and text encoder; in the order in which they are laid on."""
+    weights: dict[str, tuple[str, dict[str, float]]] = {}
+    for start, name in ((guider, "model"), (clip, "clip")):
+        node = None if start is None else _linked(graph, start, name)
+        for _ in range(200):
+            if node is None:
+                break
+            if node.kind in _LOADERS:
+                draft.model = stem(node.inputs.get("ckpt_name"))
+                break
+            if node.kind in _LORAS:
+                strength = number(_value(graph, node, f"strength_{name}"))
+                told = weights.setdefault(node.id, (stem(node.inputs.get("lora_name")) or "", {}))
+                told[1][name] = strength if strength is not None else 0.0
+            elif node.kind == "CLIPSetLastLayer":
+                layer = whole(_value(graph, node, "stop_at_clip_layer"))
+                draft.take("clip_skip", -layer if isinstance(layer, int) else layer)
+            else:
+                draft.lost.append(f"node {node.id[:20]}: {node.kind[:60]} on the way of the {name}")
+                if node.kind in ("UNETLoader", "CLIPLoader", "DualCLIPLoader"):
+                    break
+            node = _linked(graph, node, name)
+    for lora, strengths in reversed(weights.values()):
+        text, unet = strengths.get("clip", 0.0), strengths.get("model", 0.0)
+        if lora and (text or unet):
+            draft.loras.append(LoraUsed(name=lora, text_weight=text, unet_weight=unet))
+
+
+def _read_latent(graph: Graph, sampler: Node, draft: Draft) -> None:
+    latent = _linked(graph, sampler, "latent_image")
+    if latent is None or latent.kind not in _EMPTY:
+        draft.lost.append(
+            f"the picture began with {latent.kind[:60] if latent else 'nothing that is known'}, not an empty latent"
+        )
+        return
+    for name in ("width", "height"):
+        draft.take(name, whole(_value(graph, latent, name)))
+    batch = whole(_value(graph, latent, "batch_size"))
+    if isinstance(batch, int) and batch > 1:
+        draft.values |= {"noise_batch": batch, "noise_index": 0}
+        draft.lost.append(f"which picture of the batch of {batch} it is; taken is the first (--noise-index 0)")
