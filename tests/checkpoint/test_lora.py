@@ -30,7 +30,7 @@ from avila_diffusion.errors import (
     Unsupported,
     WeightMismatch,
 )
-from avila_diffusion.models.layers import Conv2d, Delta, Linear, Upsample, keep_derived
+from avila_diffusion.models.layers import Conv2d, Linear, LowRank, OfRows, Upsample, keep_derived
 
 State = dict[str, Tensor]
 Save = Callable[..., Path]
@@ -138,7 +138,7 @@ def test_matrices_and_convolutions(compute: torch.dtype, tolerance: float, sourc
         before = layer(x)
         up, down = state["m.lora_up.weight"], state["m.lora_down.weight"].to(torch.bfloat16)
         state["m.lora_down.weight"] = down
-        layer.change("weight", [Delta(up, down, 0.7 * 0.5)])
+        layer.change("weight", [LowRank(up, down, 0.7 * 0.5)])
         wanted = weight.double() + change_of(state, "m", shape, 0.7)
         found = layer.effective("weight", x)
         assert found is not None and found.dtype == compute
@@ -152,7 +152,7 @@ def test_matrices_and_convolutions(compute: torch.dtype, tolerance: float, sourc
 def test_half_precision_is_rounded_once() -> None:
     layer = Linear(8, 8, bias=False)
     layer.weight = torch.nn.Parameter(draw(8, 8).half(), requires_grad=False)
-    deltas = [Delta(draw(8, 2, seed=seed), draw(2, 8, seed=seed + 9), 0.01) for seed in range(1, 6)]
+    deltas = [LowRank(draw(8, 2, seed=seed), draw(2, 8, seed=seed + 9), 0.01) for seed in range(1, 6)]
     layer.change("weight", deltas)
     exact = layer.weight.double() + sum(0.01 * delta.up.double() @ delta.down.double() for delta in deltas)
     found = layer.effective("weight", torch.ones(1, dtype=torch.float16))
@@ -163,7 +163,7 @@ def test_rows_and_a_kernel_between() -> None:
     fused = Linear(6, 9, bias=False)
     fused.weight = torch.nn.Parameter(draw(9, 6), requires_grad=False)
     up, down = draw(3, 2, seed=1), draw(2, 6, seed=2)
-    fused.change("weight", [Delta(up, down, 1.0, rows=slice(3, 6))])
+    fused.change("weight", [OfRows(slice(3, 6), LowRank(up, down, 1.0))])
     found = fused.effective("weight", torch.ones(1))
     assert found is not None
     assert torch.equal(found[:3], fused.weight[:3]) and torch.equal(found[6:], fused.weight[6:])
@@ -174,7 +174,7 @@ def test_rows_and_a_kernel_between() -> None:
     x = draw(1, 4, 7, 7)
     plain = conv(x)
     down, mid, up = draw(2, 4, 1, 1), draw(3, 2, 3, 3), draw(5, 3, 1, 1)
-    conv.change("weight", [Delta(up, down, 0.5, mid)])
+    conv.change("weight", [LowRank(up, down, 0.5, mid)])
     convolve = torch.nn.functional.conv2d
     through = convolve(convolve(convolve(x, down), mid, padding=1), up)
     torch.testing.assert_close(conv(x), plain + 0.5 * through)
@@ -186,7 +186,7 @@ def test_transformed_weights_see_the_change() -> None:
     conv.weight, conv.bias = (torch.nn.Parameter(t, requires_grad=False) for t in (draw(4, 4, 3, 3), torch.zeros(4)))
     x = draw(1, 4, 5, 5)
     before = block(x)
-    conv.change("weight", [Delta(draw(4, 2, 1, 1), draw(2, 4, 3, 3), 1.0)])
+    conv.change("weight", [LowRank(draw(4, 2, 1, 1), draw(2, 4, 3, 3), 1.0)])
     after = block(x)
     torch.testing.assert_close(after, conv(torch.nn.functional.interpolate(x, scale_factor=2.0)))
     assert float((after - before).abs().max()) > 1e-2
@@ -197,7 +197,7 @@ def test_transformed_weights_see_the_change() -> None:
 def test_gradients_pass_beside_the_change() -> None:
     layer = Linear(3, 2, bias=False)
     layer.weight = torch.nn.Parameter(draw(2, 3))
-    layer.change("weight", [Delta(draw(2, 1), draw(1, 3), 2.0)])
+    layer.change("weight", [LowRank(draw(2, 1), draw(1, 3), 2.0)])
     x = draw(1, 3)
     layer(x).sum().backward()
     assert layer.weight.grad is not None
@@ -228,17 +228,22 @@ def test_a_model_as_if_the_change_were_in_its_file(
     assert report.to_dict() == {
         "path": str(lora.path),
         "name": "lora",
+        "kinds": ["LoRA", "LoCon"],
         "convention": "kohya, single-file names",
         "ranks": [4],
         "scales": [0.5, 1.0],
+        "family": "sd1",
         "text_weight": 0.5,
         "unet_weight": -2.0,
+        "dyn": None,
         "matched": {"text encoder 1": 1, "unet": 2},
         "unmatched": [],
         "mis_shaped": [],
+        "share": 1.0,
+        "embeddings": [],
     }
     assert report.describe() == (
-        "kohya, single-file names, rank 4, alpha / rank 0.5, 1, changes 1 of the text encoder 1 and 2 of the unet, "
+        "LoRA, LoCon, kohya, single-file names, rank 4, alpha / rank 0.5, 1, changes 1 of the text encoder 1 and 2 of the unet, "
         "trained on 'sd_v1'"
     )
 
@@ -336,40 +341,21 @@ def refused(call: Callable[[], object], kind: type[AvilaError], *words: str) -> 
         assert word in message
 
 
-OTHERS = {
-    "LoHa": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "alpha"),
-    "LoKr": ("lokr_w1", "lokr_w2_a", "lokr_w2_b", "alpha"),
-    "DoRA": ("lora_down.weight", "lora_up.weight", "alpha", "dora_scale"),
-    "OFT": ("oft_blocks", "alpha"),
-    "IA3": ("weight", "on_input"),
-    "whole differences": ("diff", "diff_b"),
-    "GLoRA": ("a1.weight", "a2.weight", "b1.weight", "b2.weight", "alpha"),
-    "changes of normalisations": ("w_norm", "b_norm"),
-}
-
-
-@pytest.mark.parametrize("kind", OTHERS)
-def test_other_kinds_are_named(kind: str, save_state: Save) -> None:
-    path = save_state({f"{TO_K}.{leaf}": torch.ones(4, 4) for leaf in OTHERS[kind]})
-    refused(lambda: read_lora(path), Unsupported, f"model.safetensors holds {kind}", TO_K[:30], "only plain LoRA")
-
-
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_k.lora_A.weight", "PEFT's names"),
-        ("base_model.model.down_blocks.0.attn1.to_q.lora_B.weight", "PEFT's names"),
-        ("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_k.lora.down.weight", "diffusers' names"),
-        ("down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_k_lora.up.weight", "diffusers' names"),
-        ("lycoris_unet_down_blocks_0_attentions_0_proj_in.lora_up.weight", "LyCORIS's names"),
         ("lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight", "another kind of model"),
         ("transformer.single_blocks.0.linear1.lora_A.weight", "another kind of model"),
-        ("bundle_emb.me.string_to_param.*", "embeddings beside the LoRA"),
-        ("0:up", "numbered names"),
+        (f"{TO_K}.set_weight", "weights that replace"),
+        ("text_encoder.text_model.embeddings.token_embedding.lora_embedding_A", "changes of the table of tokens"),
+        ("base_model.model.down_blocks.0.attn1.to_q.ia3_l", "a kind of PEFT's that is not read"),
+        ("0:up", "numbered layers without"),
     ],
 )
-def test_other_conventions_are_named(name: str, words: str, save_state: Save) -> None:
-    refused(lambda: read_lora(save_state({name: torch.ones(4, 4)})), Unsupported, words, "only plain LoRA")
+def test_others_are_named(name: str, words: str, save_state: Save) -> None:
+    refused(
+        lambda: read_lora(save_state({name: torch.ones(4, 4)})), Unsupported, words, name[:30], "take a LoRA for SD 1"
+    )
 
 
 def test_what_is_no_lora(save_state: Save, tmp_path: Path, tiny_checkpoint: Any) -> None:
@@ -384,13 +370,13 @@ def test_what_is_no_lora(save_state: Save, tmp_path: Path, tiny_checkpoint: Any)
 BROKEN: dict[str, tuple[Callable[[State], object], str]] = {
     "no down": (lambda s: s.pop(f"{TO_K}.lora_down.weight"), "has no"),
     "no up": (lambda s: s.pop(f"{TO_K}.lora_up.weight"), "has no"),
-    "alpha alone": (lambda s: s.update({"lora_unet_x.alpha": torch.tensor(1.0)}), "has no"),
+    "alpha alone": (lambda s: s.update({"lora_unet_x.alpha": torch.tensor(1.0)}), "has no weights beside alpha"),
     "a vector for alpha": (lambda s: s.update({f"{TO_K}.alpha": torch.ones(2)}), "expected one number"),
     "nan for alpha": (lambda s: s.update({f"{TO_K}.alpha": torch.tensor(torch.nan)}), "is nan"),
     "a complex alpha": (lambda s: s.update({f"{TO_K}.alpha": torch.tensor(1j)}), "expected one number"),
     "whole numbers": (lambda s: s.update({f"{TO_K}.lora_up.weight": torch.ones(64, 4, dtype=torch.int64)}), "I64"),
-    "a vector": (lambda s: s.update({f"{TO_K}.lora_up.weight": torch.ones(64)}), "expected a matrix"),
-    "rank 0": (lambda s: s.update(module(TO_K, 64, 64, rank=0)), "expected a matrix"),
+    "a vector": (lambda s: s.update({f"{TO_K}.lora_up.weight": torch.ones(1, 1, 1, 1, 64)}), "expected a tensor"),
+    "rank 0": (lambda s: s.update(module(TO_K, 64, 64, rank=0)), "expected a tensor"),
     "a great rank": (lambda s: s.update(module(TO_K, 1, 1, rank=20000)), "has rank 20,000"),
     "something else": (lambda s: s.update({f"{TO_K}.banana": torch.ones(1)}), "1 tensors that no LoRA has"),
 }
@@ -410,12 +396,12 @@ MISFITS: dict[str, tuple[State, tuple[str, ...]]] = {
     "a stranger": (module(TO_K, 64, 99), ("is a LoRA for another model (text width 99)",)),
     "a name": (module("lora_unet_input_blocks_99_banana", 4, 4), ("1 of 2 layers", "_99_banana is not in it")),
     "a second tower": (module(FC1.replace("te_", "te2_"), 128, 64), ("lora_te2_text_model_encoder_layers_0_mlp_fc1 is not",)),
-    "rows": (module(FC1, 64, 64), ("up [64, 4] after down [4, 64], expected one for [128, 64]",)),
-    "columns": (module(FC1, 128, 63), ("[4, 63], expected one for [128, 64]",)),
+    "rows": (module(FC1, 64, 64), ("LoRA of lora_down.weight [4, 64], lora_up.weight [64, 4], expected one for [128, 64]",)),
+    "columns": (module(FC1, 128, 63), ("[4, 63], lora_up.weight [128, 4], expected one for [128, 64]",)),
     "a kernel": (module(FC1, 128, 64, 3, 3), ("expected one for [128, 64]",)),
     "turned round": (module(FC1, 64, 128), ("expected one for [128, 64]",)),
-    "ranks": ({**module(FC1, 128, 64), f"{FC1}.lora_down.weight": draw(5, 64)}, ("up [128, 4] after down [5, 64]",)),
-    "no kernel between": ({**module(FC1, 128, 64), f"{FC1}.lora_mid.weight": draw(4, 4, 3, 3)}, ("after mid [4, 4, 3, 3]",)),
+    "ranks": ({**module(FC1, 128, 64), f"{FC1}.lora_down.weight": draw(5, 64)}, ("[5, 64], lora_up.weight [128, 4]",)),
+    "no kernel between": ({**module(FC1, 128, 64), f"{FC1}.lora_mid.weight": draw(4, 4, 3, 3)}, ("lora_mid.weight [4, 4, 3, 3]",)),
 }  # fmt: skip
 
 

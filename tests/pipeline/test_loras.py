@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from avila_diffusion.api import AvilaDiffusion
 from avila_diffusion.checkpoint import keys
 from avila_diffusion.checkpoint.load import Model, load_model
 from avila_diffusion.checkpoint.lora import apply as lora_apply
+from avila_diffusion.checkpoint.lora import build
 from avila_diffusion.checkpoint.lora.apply import apply_loras
-from avila_diffusion.checkpoint.lora.files import LoraModule, read_lora
+from avila_diffusion.checkpoint.lora.files import Lora, read_lora
 from avila_diffusion.checkpoint.lora.targets import name_targets
 from avila_diffusion.checkpoint.safetensors import write_safetensors
 from avila_diffusion.infotext import read
-from avila_diffusion.models.layers import Delta
+from avila_diffusion.models.layers import LowRank, OfRows
 from avila_diffusion.text.conditioner import Conditioner
 
 State = dict[str, Tensor]
@@ -97,7 +99,14 @@ def test_as_diffusers_networks_with_the_change_written_in(
 
 
 def without_alpha(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LoraModule, "scale", 1.0)
+    read = read_lora
+
+    def plain(path: Path) -> Lora:
+        lora = read(path)
+        modules = {name: replace(module, scale=1.0) for name, module in lora.modules.items()}
+        return replace(lora, modules=modules)
+
+    monkeypatch.setattr(f"{__name__}.read_lora", plain)
 
 
 def swapped_thirds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,26 +114,20 @@ def swapped_thirds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ignored_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    def first(**values: Any) -> Delta:
-        rows = values.pop("rows")
-        return Delta(**values, rows=None if rows is None else slice(0, rows.stop - rows.start))
-
-    monkeypatch.setattr(lora_apply, "Delta", first)
+    monkeypatch.setattr(lora_apply, "OfRows", lambda rows, delta: OfRows(slice(0, rows.stop - rows.start), delta))
 
 
 def transposed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def turn(**values: Any) -> Delta:
-        up, down = values["up"].flatten(1), values["down"].flatten(1)
-        if len(up) == down.shape[1]:
-            values |= {"up": down.T.contiguous(), "down": up.T.contiguous()}
-        return Delta(**values)
+    def turn(up: Tensor, down: Tensor, scale: float) -> LowRank:
+        up, down = up.flatten(1), down.flatten(1)
+        return LowRank(down.T, up.T, scale) if len(up) == down.shape[1] else LowRank(up, down, scale)
 
-    monkeypatch.setattr(lora_apply, "Delta", turn)
+    monkeypatch.setattr(build, "LowRank", turn)
 
 
 def one_block_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def shifted(model: Model) -> Any:
-        targets = name_targets(model)
+    def shifted(model: Model, **options: bool) -> Any:
+        targets = name_targets(model, **options)
         first, second = (f"lora_unet_up_blocks_1_attentions_{i}_proj_in" for i in (0, 1))
         return targets | {first: targets[second], second: targets[first]}
 

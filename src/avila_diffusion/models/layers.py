@@ -4,7 +4,7 @@ A parameter here is a *source*: usually a tensor mapped from the checkpoint, in 
 a layer computes with is derived from it by a pure function, `derive`: moved to the input's device and dtype, rounded
 once, laid out as the kernels like it. Layers keep what they derived (`keep = True`) or make it anew at every call
 (`keep = False`, for little memory); dropping it loses nothing. Where a gradient is wanted the source itself is used.
-What LoRA files add are `Delta`s beside the source, summed in while deriving: without them the weight is the file's again.
+What LoRA files change are `Delta`s beside the source, applied while deriving: without them the weight is the file's again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +24,25 @@ from ..kernels.upsample import convolve_upsampled, fold_phases
 Transform = Callable[[Tensor], Tensor]
 
 
+class Delta(Protocol):
+    """A change of a parameter: a pure function of its weight, such as what a LoRA file says of it."""
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether it is being trained."""
+        ...
+
+    def apply(self, weight: Tensor) -> Tensor:
+        """The changed weight, of the same shape and dtype (float32 or float64), on the same device.
+
+        `weight` is contiguous and the caller's own copy: it may be written into and given back.
+        """
+        ...
+
+
 @dataclass(frozen=True, eq=False)
-class Delta:
-    """A low-rank change of a parameter (Hu et al. 2021): its `rows`, or all of it, plus scale · up · down.
+class LowRank:
+    """A low-rank change (Hu et al. 2021): weight + scale · up · down.
 
     up (rows, rank); down (rank, …), the dots being the parameter's dimensions after the first. Both in their file's dtype, and
     both perhaps with 1x1 kernels behind. mid (rank, rank, h, w): a kernel between a 1x1 down and up, W = up · mid · down.
@@ -36,15 +53,36 @@ class Delta:
     down: Tensor
     scale: float
     mid: Tensor | None = None
-    rows: slice | None = None
 
-    def add_to(self, weight: Tensor) -> None:
-        """Add the change to a contiguous `weight` in place, in its dtype."""
+    @property
+    def requires_grad(self) -> bool:
+        return self.up.requires_grad
+
+    def apply(self, weight: Tensor) -> Tensor:
         up, down = (part.to(weight).flatten(1) for part in (self.up, self.down))
         if self.mid is not None:
             down = torch.einsum("rshw,si->rihw", self.mid.to(weight), down).flatten(1)
-        flat = weight.flatten(1)  # (rows, columns), a view
-        (flat if self.rows is None else flat[self.rows]).addmm_(up, down, alpha=self.scale)
+        weight.flatten(1).addmm_(up, down, alpha=self.scale)  # flatten is a view of what is contiguous
+        return weight
+
+
+@dataclass(frozen=True, eq=False)
+class OfRows:
+    """A change of some rows only, as of q where q, k and v lie in one matrix."""
+
+    rows: slice
+    delta: Delta
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.delta.requires_grad
+
+    def apply(self, weight: Tensor) -> Tensor:
+        part = weight[self.rows]
+        changed = self.delta.apply(part)
+        if changed is not part:
+            part.copy_(changed)
+        return weight
 
 
 def derive(
@@ -59,7 +97,7 @@ def derive(
     """The effective weight: `source` on `device` in `dtype`; the source itself where that changes nothing.
 
     channels_last lays a 4-D weight out by pixel, which the convolution kernels of processors and CUDA read fastest.
-    deltas, transform: changes added in this order, then another form of the sum; both in float32, or in float64 where
+    deltas, transform: changes made in this order, then another form of the outcome; both in float32, or in float64 where
     `dtype` is that, and rounded once at the end.
     """
     if source.device != device:
@@ -68,7 +106,7 @@ def derive(
     if deltas:
         source = source.to(dtype=exact, copy=True, memory_format=torch.contiguous_format)
         for delta in deltas:
-            delta.add_to(source)
+            source = delta.apply(source)
     if transform is not None:
         return transform(source.to(exact)).to(dtype)
     if channels_last:
@@ -112,7 +150,7 @@ class Layer(nn.Module):
         if source is None:
             return None
         deltas = self._deltas.get(name, ())
-        if torch.is_grad_enabled() and (source.requires_grad or any(delta.up.requires_grad for delta in deltas)):
+        if torch.is_grad_enabled() and (source.requires_grad or any(delta.requires_grad for delta in deltas)):
             return derive(source, device=source.device, dtype=x.dtype, deltas=deltas)
         form = name if transform is None else f"{name}, {transform.__name__}"
         kept = self._derived.get(form)

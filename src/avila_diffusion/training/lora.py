@@ -17,7 +17,7 @@ from ..checkpoint.lora.targets import Target, name_targets
 from ..checkpoint.safetensors import write_safetensors
 from ..device import DTYPES
 from ..errors import Unsupported
-from ..models.layers import Delta
+from ..models.layers import Delta, LowRank, OfRows
 from .data import generator
 from .personal import Personal
 from .settings import check_range
@@ -93,12 +93,12 @@ class LoraTask:
         self._factors[f"{name}.lora_down.weight"] = nn.Parameter(down)
         self._factors[f"{name}.lora_up.weight"] = nn.Parameter(up)
         factors = self._factors
-        return Delta(
+        change = LowRank(
             up=factors[f"{name}.lora_up.weight"],
             down=factors[f"{name}.lora_down.weight"],
             scale=self.lora.scale,
-            rows=target.rows,
         )
+        return change if target.rows is None else OfRows(target.rows, change)
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:

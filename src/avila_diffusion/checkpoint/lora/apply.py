@@ -1,112 +1,57 @@
 """LoRA files on a model: every name matched, every shape checked, then the changes laid beside the weights.
 
-Nothing is written into a weight: the layers add the changes up when they derive what they compute with
+Nothing is written into a weight: the layers apply the changes when they derive what they compute with
 (`models.layers.Delta`), and `remove_loras` leaves them as they were loaded.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
 
 from ...config import FAMILIES
 from ...errors import WeightMismatch
-from ...models.layers import Delta, Layer, restore
-from ..header import is_unchanged, shown
+from ...models.layers import Delta, Layer, OfRows, restore
+from ..header import shown
 from ..load import Model
 from ..report import shorten
 from ..safetensors import TensorFile
-from .files import Lora, LoraModule
-from .targets import Target, name_targets
+from .build import Read, build_bias_delta, build_weight_delta, fits
+from .files import FAMILY_OF_TEXT_WIDTH, Lora, LoraModule
+from .names import spell
+from .report import LoraReport, begin_report
+from .targets import Target, name_targets, number_targets
 
-FAMILY_OF_TEXT_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl_refiner"}
-"""The width of the text that a family's cross-attention looks at."""
+__all__ = ["LoraReport", "apply_loras", "match", "remove_loras"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class LoraReport:
-    """How a LoRA file fits a model. Every module of the file is in exactly one of matched, unmatched and mis_shaped.
-
-    text_weight, unet_weight: the strengths asked for. ranks, scales: the different ranks, and values of alpha / rank.
-    matched: how many modules change each network. unmatched: names that the model has not. mis_shaped: name, what was
-    found, what was expected. metadata: what the trainer wrote into the file. size, mtime_ns: of the file when it was read.
-    """
-
-    path: Path
-    convention: str
-    ranks: tuple[int, ...]
-    scales: tuple[float, ...]
-    text_weight: float
-    unet_weight: float
-    matched: dict[str, int] = field(default_factory=dict)
-    unmatched: list[str] = field(default_factory=list)
-    mis_shaped: list[str] = field(default_factory=list)
-    metadata: dict[str, str] = field(default_factory=dict, repr=False)
-    size: int
-    mtime_ns: int
-
-    @property
-    def name(self) -> str:
-        """What people call it: the file's name without the suffix."""
-        return self.path.stem
-
-    @property
-    def unchanged(self) -> bool:
-        """Whether the file is still the one that was applied, by its size and time."""
-        return is_unchanged(self.path, self.size, self.mtime_ns)
-
-    def describe(self) -> str:
-        """One line for people."""
-        parts = " and ".join(f"{count:,} of the {part}" for part, count in self.matched.items())
-        scales = sorted({f"{scale:g}" for scale in self.scales})
-        listed = ", ".join(shorten(scales, 3))
-        base = self.metadata.get("ss_base_model_version")
-        return (
-            f"{self.convention}, rank {', '.join(map(str, self.ranks))}, alpha / rank {listed}, changes {parts}"
-            f"{f', trained on {shown(base)}' if base else ''}"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "path": str(self.path),
-            "name": self.name,
-            "convention": self.convention,
-            "ranks": list(self.ranks),
-            "scales": list(self.scales),
-            "text_weight": self.text_weight,
-            "unet_weight": self.unet_weight,
-            "matched": self.matched,
-            "unmatched": self.unmatched,
-            "mis_shaped": self.mis_shaped,
-        }
+Changes = dict[tuple[Layer, str], list[Delta]]
+Targets = Mapping[str, Target]
 
 
 def apply_loras(
-    model: Model, loras: Sequence[tuple[Lora, float, float]], *, mapped: bool = True
+    model: Model, loras: Sequence[tuple[Lora, float, float]], *, mapped: bool = True, lenient: bool = False
 ) -> tuple[LoraReport, ...]:
     """Change the model by these, in this order, and by no others: (file, weight for the text towers, for the UNet).
 
-    mapped: map the files into memory; False reads them, for network drives and files that change.
+    mapped: map the files into memory; False reads them, for network drives and files that change. lenient: leave out
+    what does not fit, as long as something does and the family is the model's; the reports tell what.
     Raises WeightMismatch where a file does not fit in all its names and shapes; the model is then as it was before.
     """
-    targets = name_targets(model)
-    changes: dict[tuple[Layer, str], list[Delta]] = {}
+    targets = _all_targets(model, loras) if loras else {}
+    changes: Changes = {}
     reports = []
     for lora, text_weight, unet_weight in loras:
-        report = match(model, lora, targets, text_weight, unet_weight)
-        _refuse_misfits(model, lora, report)
+        report, found = _match(model, lora, targets, text_weight, unet_weight)
+        _refuse_family(model, lora)
+        _refuse_misfits(model, lora, report, lenient)
         reports.append(report)
         with TensorFile(lora.header, mapped=mapped) as file:
-            for module in lora.modules.values():
-                target = targets[module.name]
+            for module, target in found:
                 weight = text_weight if target.is_text else unet_weight
                 if weight:
-                    place = changes.setdefault((target.layer, target.parameter), [])
-                    place.append(_delta(module, target, weight, file))
+                    _add(changes, module, target, weight, file, lora.dyn)
     remove_loras(model)
     for (layer, parameter), deltas in changes.items():
         layer.change(parameter, deltas)
@@ -119,81 +64,93 @@ def remove_loras(model: Model) -> None:
         restore(network)
 
 
-def match(
-    model: Model, lora: Lora, targets: dict[str, Target], text_weight: float = 1.0, unet_weight: float = 1.0
-) -> LoraReport:
-    """How the file fits, without changing the model. targets: of `name_targets`."""
-    report = LoraReport(
-        path=lora.path,
-        convention=lora.convention,
-        ranks=lora.ranks,
-        scales=tuple(sorted({module.scale for module in lora.modules.values()})),
-        text_weight=text_weight,
-        unet_weight=unet_weight,
-        metadata=lora.header.metadata,
-        size=lora.header.size,
-        mtime_ns=lora.header.mtime_ns,
-    )
+def match(model: Model, lora: Lora, text_weight: float = 1.0, unet_weight: float = 1.0) -> LoraReport:
+    """How the file fits, without changing the model and without an error where it does not."""
+    return _match(model, lora, _all_targets(model, [(lora, 1.0, 1.0)]), text_weight, unet_weight)[0]
+
+
+def _all_targets(model: Model, loras: Sequence[tuple[Lora, float, float]]) -> Targets:
+    targets = name_targets(model, norms=True)
+    for lora, *_ in loras:
+        if lora.convention == "numbered":
+            targets |= number_targets(targets, lora.header.metadata)
+    return targets
+
+
+def _match(
+    model: Model, lora: Lora, targets: Targets, text_weight: float, unet_weight: float
+) -> tuple[LoraReport, list[tuple[LoraModule, Target]]]:
+    report = begin_report(lora, text_weight, unet_weight)
     matched: Counter[str] = Counter()
-    for name, module in lora.modules.items():
-        target = targets.get(name)
+    found = []
+    taken: dict[tuple[int, int | None], str] = {}
+    for module in lora.modules.values():
+        target = next((targets[name] for name in spell(module.name) if name in targets), None)
         if target is None:
-            report.unmatched.append(name)
-        elif not _fits(module, target.shape):
-            report.mis_shaped.append(f"{name} is {_shapes(module)}, expected one for {list(target.shape)}")
+            report.unmatched.append(module.module)
+        elif not fits(module, target.shape, target.has_bias):
+            report.mis_shaped.append(
+                f"{module.module} is {module.describe()}, expected one for {list(target.shape)}"
+                f"{'' if target.has_bias else ' without a bias'}"
+            )
+        elif (id(target.layer), target.third) in taken:
+            report.mis_shaped.append(f"{module.module} is the layer of {taken[id(target.layer), target.third]} again")
         else:
+            taken[id(target.layer), target.third] = module.module
             matched[target.part] += 1
+            found.append((module, target))
     report.matched.update(sorted(matched.items()))
-    return report
+    return report, found
 
 
-def _fits(module: LoraModule, shape: tuple[int, ...]) -> bool:
-    """Whether up · down, or up · mid · down, has the shape; a 1x1 convolution and a matrix are the same to it."""
-    down, up, mid = module.down.shape, module.up.shape, module.mid
-    inner = mid.shape[0] if mid is not None else module.rank
-    if _plain(up) != (shape[0], inner):
-        return False
-    if mid is None:
-        return _plain(down)[1:] == _plain(shape)[1:]
-    return _plain(down) == (module.rank, shape[1]) and _plain(mid.shape) == _plain((inner, module.rank, *shape[2:]))
+def _add(
+    changes: Changes, module: LoraModule, target: Target, weight: float, file: TensorFile, dyn: int | None
+) -> None:
+    read = _reader(module, file)
+    for parameter, delta in (
+        (target.parameter, build_weight_delta(module, read, weight, target.shape, dyn)),
+        (target.bias, build_bias_delta(module, read, weight)),
+    ):
+        if delta is not None:
+            part = delta if target.rows is None else OfRows(target.rows, delta)
+            changes.setdefault((target.layer, parameter), []).append(part)
 
 
-def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Without a kernel of 1x1."""
-    return shape[:2] if shape[2:] == (1, 1) else shape
+def _reader(module: LoraModule, file: TensorFile) -> Read:
+    def read(leaf: str) -> Tensor:
+        return file.tensor(module.parts[leaf].name)
+
+    return read
 
 
-def _shapes(module: LoraModule) -> str:
-    mid = f" after mid {list(module.mid.shape)}" if module.mid is not None else ""
-    return f"up {list(module.up.shape)}{mid} after down {list(module.down.shape)}"
-
-
-def _delta(module: LoraModule, target: Target, weight: float, file: TensorFile) -> Delta:
-    return Delta(
-        up=file.tensor(module.up.name),
-        down=file.tensor(module.down.name),
-        mid=None if module.mid is None else file.tensor(module.mid.name),
-        scale=weight * module.scale,
-        rows=target.rows,
-    )
-
-
-def _refuse_misfits(model: Model, lora: Lora, report: LoraReport) -> None:
+def _refuse_family(model: Model, lora: Lora) -> None:
+    """Raises WeightMismatch for a file of another family, known by the width of the text its attention looks at."""
     family = FAMILIES[model.spec.family].title
     wanted, width = model.spec.unet.context_channels, lora.text_width
-    trained_on = family if FAMILY_OF_TEXT_WIDTH.get(wanted) == model.spec.family else model.path.name
     if width is not None and width != wanted:
         known = FAMILY_OF_TEXT_WIDTH.get(width)
         meant = FAMILIES[known].title if known else "another model"
         raise WeightMismatch(
             f"{lora.path.name} is a LoRA for {meant} (text width {width:,}), {model.path.name} is {family} "
-            f"(text width {wanted:,}); take a LoRA that was trained on {trained_on}"
+            f"(text width {wanted:,}); take a LoRA that was trained on {_trained_on(model)}"
         )
-    if report.mis_shaped or report.unmatched:
-        wrong = [f"{name} is not in it" for name in report.unmatched] + report.mis_shaped
-        base = report.metadata.get("ss_base_model_version")
-        raise WeightMismatch(
-            f"{lora.path.name} does not fit {model.path.name} ({family}) in {len(wrong):,} of {len(lora.modules):,} layers: "
-            f"{'; '.join(shorten(wrong, 3))}; take a LoRA that was trained on {trained_on}"
-            f"{f', not on {shown(base)}' if base else ''}"
-        )
+
+
+def _refuse_misfits(model: Model, lora: Lora, report: LoraReport, lenient: bool) -> None:
+    wrong = [f"{name} is not in it" for name in report.unmatched] + report.mis_shaped
+    if not wrong or (lenient and report.matched):
+        return
+    family = FAMILIES[model.spec.family].title
+    base = report.metadata.get("ss_base_model_version") or (
+        FAMILIES[lora.family].title if lora.family not in (None, model.spec.family) else None
+    )
+    raise WeightMismatch(
+        f"{lora.path.name} does not fit {model.path.name} ({family}) in {len(wrong):,} of {len(lora.modules):,} layers: "
+        f"{'; '.join(shorten(wrong, 3))}; take a LoRA that was trained on {_trained_on(model)}"
+        f"{f', not on {shown(base)}' if base else ''}{', or leave those out with --lenient' if report.matched else ''}"
+    )
+
+
+def _trained_on(model: Model) -> str:
+    usual = FAMILY_OF_TEXT_WIDTH.get(model.spec.unet.context_channels) == model.spec.family
+    return FAMILIES[model.spec.family].title if usual else model.path.name

@@ -1,9 +1,7 @@
-"""LoRA files in kohya's layout (sd-scripts, Hu et al. 2021): checked and taken apart by their header. No tensor is read
-but the alphas.
+"""LoRA files and their kin: checked and taken apart by their header. No torch, no tensor is read but single numbers.
 
-A module of such a file is `NAME.lora_down.weight`, `NAME.lora_up.weight`, often `NAME.alpha` (else it equals the rank) and
-seldom `NAME.lora_mid.weight`. NAME begins with `lora_unet_`, `lora_te_`, or `lora_te1_` and `lora_te2_` for two text
-towers, and goes on with the layer's name, its dots turned to underscores. Other kinds of files are named and refused.
+`names` brings the names of the many programs to one, `kinds` tells what each module does. What a module lacks, or has too
+much, is named and refused here; whether it fits a model is told in `apply`.
 """
 
 from __future__ import annotations
@@ -11,67 +9,91 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ...errors import NotADiffusionModel, Unsupported, WeightMismatch
+from ...errors import NotADiffusionModel, RequestError, Unsupported, WeightMismatch
 from ..header import FLOATS, Header, TensorEntry, read_header, shown
 from ..kinds import recognise
 from ..safetensors import read_small
+from .kinds import Kind, Size, recognise_kind
+from .names import Place, count_conventions, read_name
+from .settings import AdapterSettings, read_settings
 
 MAX_RANK = 16384
 """Ranks in use are 1 to 512; a claim of more than this is not multiplied out."""
-LEAVES = ("lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha")
-NAME = re.compile(rf"(lora_(?:unet|te|te1|te2)_\w+)\.({'|'.join(map(re.escape, LEAVES))})", re.ASCII)
-SINGLE_FILE = re.compile(r"lora_unet_(input_blocks|middle_block|output_blocks|time_embed|label_emb|out)_")
+NUMBERS = ("alpha", "scale", "on_input")
+EMBEDDING = re.compile(r"<[^<>]+>|bundle_emb\.[^.]+\..+")
+"""Vectors of textual inversion beside the LoRA."""
+FAMILY_OF_TEXT_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl_refiner"}
+"""The width of the text that a family's cross-attention looks at."""
+FAMILY_OF_BASE = (("xl", "sdxl"), ("sd_v2", "sd2"), ("diffusion-v2", "sd2"), ("sd_v1", "sd1"), ("diffusion-v1", "sd1"))
+"""What trainers write into the metadata of the model they trained on."""
 # Patterns over tensor names, tried in order, and what a file with a match holds.
 OTHERS: tuple[tuple[str, str], ...] = (
-    (r"^lora_unet_(double|single|joint)_blocks_|^lora_transformer_|^lora_te3_|^lora_prior_|(double|single|joint)_blocks\.",
+    (r"^lora_unet_(double|single|joint)_blocks_|^lora_transformer_|^lora_te3_|^lora_prior_|(double|single|joint)_blocks\."
+     r"|^transformer\.|^lora_unet_(joint_)?transformer_blocks_",
      "a LoRA for another kind of model (Flux, Stable Diffusion 3 or the like)"),
-    (r"\.dora_scale$|\.lora_magnitude_vector", "DoRA weights"),
-    (r"\.hada_[wt]\d", "LoHa weights"),
-    (r"\.lokr_[wt]\d", "LoKr weights"),
-    (r"\.oft_|\.boft_", "OFT weights"),
-    (r"\.on_input$", "IA3 weights"),
-    (r"\.(diff|diff_b|set_weight)$", "whole differences of weights"),
-    (r"\.[ab][12]\.weight$", "GLoRA weights"),
-    (r"\.[wb]_norm$", "changes of normalisations"),
-    (r"^bundle_emb\.", "embeddings beside the LoRA"),
-    (r"^lycoris_", "LyCORIS's names"),
-    (r"\.lora_[AB]\.|\.lora_embedding_[AB]", "PEFT's names"),
-    (r"\.(lora|lora_linear_layer)\.(up|down)\.|_lora\.(up|down)\.", "diffusers' names"),
-    (r"(^|:)\d+:(up|down)$", "the numbered names of the first LoRA program"),
+    (r"\.set_weight$", "weights that replace a layer's"),
+    (r"\.lora_embedding_[AB]", "changes of the table of tokens"),
+    (r"\.bias_(indices|values|size)$", "sparse changes of biases"),
+    (r"\.(oft_[rRs]|oft_diag|boft_[RSP]|ia3_l|vera_lambda_[bd]|hra_u|fourierft_spectrum)(\.|$)",
+     "an adapter of a kind of PEFT's that is not read (only LoRA, LoHa and LoKr of PEFT's are)"),
+    (r"^(unet:|text_encoder:)?\d+:up:(conv|bias)|^\d+:(up|down)$", "numbered layers without the name of their network"),
 )  # fmt: skip
 _COMPILED = tuple((re.compile(pattern, re.MULTILINE), title) for pattern, title in OTHERS)
-_WHOLE = frozenset({"I64", "I32", "I16", "I8", "U8"})
+_WHOLE = frozenset({"I64", "I32", "I16", "I8", "U8", "BOOL"})
 
 
 @dataclass(frozen=True)
 class LoraModule:
-    """What a file says about one layer. alpha: the rank where the file has none."""
+    """What a file says about one layer.
 
+    module: the layer as the file names it; name: kohya's name of it. parts: by leaf. size: of the weight that it is for,
+    None where its parts do not go together. scale: alpha / rank, or what the kind has instead; alpha is the rank where the
+    file has none. numbers: the leaves that are single numbers.
+    """
+
+    module: str
     name: str
-    down: TensorEntry
-    up: TensorEntry
-    mid: TensorEntry | None
-    alpha: float
+    kind: Kind
+    parts: Mapping[str, TensorEntry]
+    size: Size | None
+    scale: float
+    numbers: Mapping[str, float]
 
     @property
-    def rank(self) -> int:
-        return self.down.shape[0]
+    def rank(self) -> int | None:
+        return None if self.size is None else self.size.rank
 
     @property
-    def scale(self) -> float:
-        """What up · down is multiplied with at strength 1."""
-        return self.alpha / self.rank
+    def title(self) -> str:
+        """The kind for people: LoCon is LoRA on kernels, DoRA one with its magnitudes apart."""
+        title = self.kind.title
+        if title == "LoRA" and (
+            "lora_mid.weight" in self.parts or (self.size and self.size.shape[2:] not in ((), (1, 1)))
+        ):
+            title = "LoCon"
+        return f"DoRA of {title}" if "dora_scale" in self.parts else title
+
+    def describe(self) -> str:
+        """Its parts with their shapes."""
+        shapes = (f"{leaf} {list(entry.shape)}" for leaf, entry in self.parts.items() if leaf not in NUMBERS)
+        return f"{self.title} of {', '.join(shapes)}"
 
 
 @dataclass(frozen=True, eq=False)
 class Lora:
-    """A LoRA file whose header was read. modules: by the names in the file."""
+    """A LoRA file whose header was read. modules: by the names in the file. embeddings: names of tensors beside them.
+
+    dyn: how much of the rank is used, None for all of it.
+    """
 
     header: Header
     modules: Mapping[str, LoraModule]
+    convention: str
+    embeddings: tuple[str, ...] = ()
+    dyn: int | None = field(default=None, kw_only=True)
 
     @property
     def path(self) -> Path:
@@ -79,65 +101,122 @@ class Lora:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        return tuple(sorted({module.rank for module in self.modules.values()}))
+        return tuple(sorted({module.rank for module in self.modules.values() if module.rank is not None}))
 
     @property
-    def convention(self) -> str:
-        """The dialect of its names, for the report."""
-        unet = [name for name in self.modules if name.startswith("lora_unet_")]
-        if not unet:
-            return "kohya, text encoder only"
-        return "kohya, single-file names" if any(map(SINGLE_FILE.match, unet)) else "kohya, diffusers names"
+    def scales(self) -> tuple[float, ...]:
+        return tuple(sorted({module.scale for module in self.modules.values()}))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Titles, the most frequent first."""
+        titles = [module.title for module in self.modules.values()]
+        return tuple(sorted(set(titles), key=lambda title: (-titles.count(title), title)))
 
     @property
     def text_width(self) -> int | None:
         """How wide a text its cross-attention looks at, which tells the family; None where it does not change that."""
         ends = ("_attn2_to_k", "_attn2_to_v")
-        widths = (module.down.shape[1] for name, module in self.modules.items() if name.endswith(ends))
-        return next(widths, None)
+        for module in self.modules.values():
+            if module.name.endswith(ends) and module.size is not None:
+                if module.size.columns:
+                    return module.size.shape[0]
+                if len(module.size.shape) > 1:
+                    return module.size.shape[1]
+        return None
+
+    @property
+    def family(self) -> str | None:
+        """The family it was trained on, by the width of the text, a second text tower or the metadata; None: unknown."""
+        if self.text_width in FAMILY_OF_TEXT_WIDTH:
+            return FAMILY_OF_TEXT_WIDTH[self.text_width]
+        if any(module.name.startswith("lora_te2_") for module in self.modules.values()):
+            return "sdxl"
+        told = " ".join(
+            self.header.metadata.get(key, "") for key in ("ss_base_model_version", "modelspec.architecture")
+        )
+        return next((family for mark, family in FAMILY_OF_BASE if mark in told.lower()), None)
+
+    def cut(self, rank: int | None) -> Lora:
+        """The same with the first `rank` of its ranks alone, as A1111's `dyn` has it: for LoRA without a kernel between.
+
+        Raises RequestError for less than 1.
+        """
+        if rank is not None and rank < 1:
+            raise RequestError(f"the rank of {self.path.name} cannot be cut to {rank}; give 1 or more")
+        return replace(self, dyn=rank)
+
+    def describe(self) -> str:
+        """One line for people."""
+        ranks = ", ".join(map(str, self.ranks[:4])) + (", …" if len(self.ranks) > 4 else "")
+        return f"{', '.join(self.kinds)}; {self.convention}{f'; rank {ranks}' if ranks else ''}"
 
 
 def read_lora(path: str | Path) -> Lora:
-    """Read the header of a LoRA file and its alphas.
+    """Read the header of a LoRA file and its numbers.
 
     Raises HeaderError or PickleRefused for what is no safetensors file, NotADiffusionModel for one that holds no LoRA,
-    Unsupported for kinds and names that are not read yet, WeightMismatch for a LoRA that is incomplete or damaged.
+    Unsupported for kinds that are not read, WeightMismatch for a LoRA that is incomplete or damaged.
     """
-    header = read_header(path)
-    parts = _take_apart(header)
-    alphas = _read_alphas(header, [entries["alpha"] for entries in parts.values() if "alpha" in entries])
-    return Lora(header, {name: _module(header, name, entries, alphas) for name, entries in parts.items()})
+    return parse_lora(read_header(path))
 
 
-def _take_apart(header: Header) -> dict[str, dict[str, TensorEntry]]:
-    """Module name → leaf → tensor. Raises where the file is, or holds, something else."""
+def parse_lora(header: Header) -> Lora:
+    """As `read_lora`, of a header that was read."""
+    places, embeddings = _take_apart(header)
+    settings = read_settings(header)
+    parts: dict[str, dict[str, TensorEntry]] = {}
+    for tensor, place in places.items():
+        leaves = parts.setdefault(place.module, {})
+        if place.leaf in leaves:
+            raise WeightMismatch(
+                f"{header.path.name} has {place.leaf} of {shown(place.module)} twice, as {shown(leaves[place.leaf].name)} "
+                f"and {shown(tensor)}; it was put together wrongly"
+            )
+        leaves[place.leaf] = header.entries[tensor]
+    numbers = _read_numbers(
+        header, [entry for leaves in parts.values() for leaf, entry in leaves.items() if leaf in NUMBERS]
+    )
+    names = {place.module: place.name for place in places.values()}
+    modules = {
+        module: _module(header, module, names[module], leaves, numbers, settings) for module, leaves in parts.items()
+    }
+    convention = count_conventions([place.convention for place in places.values()])
+    return Lora(header, modules, convention, embeddings)
+
+
+def _take_apart(header: Header) -> tuple[dict[str, Place], tuple[str, ...]]:
+    """Tensor name → what it says; the names of embeddings. Raises where the file is, or holds, something else."""
     names = "\n".join(header.entries)
     for pattern, title in _COMPILED:
         if pattern.search(names):
             line = next(name for name in header.entries if pattern.search(name))
             raise Unsupported(
-                f"{header.path.name} holds {title}, such as {shown(line)}; only plain LoRA under kohya's "
-                "names (lora_unet_….lora_down.weight) for SD 1, SD 2 and SDXL is read"
+                f"{header.path.name} holds {title}, such as {shown(line)}; take a LoRA for SD 1, SD 2 or SDXL as "
+                "kohya's, diffusers' or LyCORIS's programs write them"
             )
-    parts: dict[str, dict[str, TensorEntry]] = {}
+    embeddings = tuple(name for name in header.entries if EMBEDDING.fullmatch(name))
+    found = {name: read_name(name) for name in header.entries if name not in embeddings}
+    factors = {place.module for place in found.values() if place and place.leaf == "on_input"}
+    places: dict[str, Place] = {}
     others = []
-    for name, entry in header.entries.items():
-        if plain := NAME.fullmatch(name):
-            parts.setdefault(plain[1], {})[plain[2]] = entry
-        else:
+    for name, place in found.items():
+        if place is None or (place.leaf == "weight" and place.module not in factors):  # else every layer would be IA3
             others.append(name)
-    if not parts:
+        else:
+            places[name] = place
+    if not places:
         kind = recognise(header)
         raise NotADiffusionModel(f"{header.path.name} is not a LoRA that is known here; it looks like {kind.title}")
     if others:
         raise WeightMismatch(
-            f"{header.path.name} has {len(others):,} tensors that no LoRA has, such as {shown(others[0])}; expected only "
-            f"{', '.join(LEAVES)}; take another file"
+            f"{header.path.name} has {len(others):,} tensors that no LoRA has, such as {shown(others[0])}; expected names "
+            "such as lora_unet_….lora_down.weight; take another file"
         )
-    return parts
+    return places, embeddings
 
 
-def _read_alphas(header: Header, entries: list[TensorEntry]) -> dict[str, float]:
+def _read_numbers(header: Header, entries: list[TensorEntry]) -> dict[str, float]:
     """Tensor name → value. Raises WeightMismatch for what is no single finite number."""
     for entry in entries:
         if math.prod(entry.shape) != 1 or entry.dtype not in FLOATS | _WHOLE:
@@ -146,30 +225,63 @@ def _read_alphas(header: Header, entries: list[TensorEntry]) -> dict[str, float]
                 "download it again"
             )
     arrays = read_small(header, [entry.name for entry in entries], limit=8 * len(entries))
-    alphas = {name: float(array.reshape(-1)[0]) for name, array in arrays.items()}
-    for name, alpha in alphas.items():
-        if not math.isfinite(alpha):
-            raise WeightMismatch(f"{header.path.name}: {shown(name)} is {alpha}, expected a number; download it again")
-    return alphas
+    numbers = {name: float(array.reshape(-1)[0]) for name, array in arrays.items()}
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            raise WeightMismatch(f"{header.path.name}: {shown(name)} is {number}, expected a number; download it again")
+    return numbers
 
 
-def _module(header: Header, name: str, entries: Mapping[str, TensorEntry], alphas: Mapping[str, float]) -> LoraModule:
-    missing = [leaf for leaf in LEAVES[:2] if leaf not in entries]
-    if missing:
+def _module(
+    header: Header,
+    module: str,
+    name: str,
+    parts: Mapping[str, TensorEntry],
+    values: Mapping[str, float],
+    settings: AdapterSettings | None,
+) -> LoraModule:
+    file = header.path.name
+    shapes = {leaf: entry.shape for leaf, entry in parts.items()}
+    kind = recognise_kind(shapes)
+    if kind is None:
         raise WeightMismatch(
-            f"{header.path.name} has no {shown(f'{name}.{missing[0]}')} beside {' and '.join(entries)}; download it again"
+            f"{file} has no weights beside {' and '.join(parts)} of {shown(module)}; download it again"
         )
-    down, up, mid = (entries.get(leaf) for leaf in LEAVES[:3])
-    assert down is not None and up is not None
-    for entry in filter(None, (down, up, mid)):
-        if entry.dtype not in FLOATS or len(entry.shape) not in (2, 4) or 0 in entry.shape:
+    if missing := kind.missing(parts):
+        raise WeightMismatch(
+            f"{file} has no {shown(f'{module}.{missing[0]}')} beside {' and '.join(parts)}; download it again"
+        )
+    if strangers := kind.strangers(parts):
+        raise Unsupported(f"{file}: {shown(module)} is {kind.title} with {strangers[0]}, which is not read")
+    for leaf, entry in parts.items():
+        if leaf not in NUMBERS and (entry.dtype not in FLOATS or not 0 < len(entry.shape) < 5 or 0 in entry.shape):
             raise WeightMismatch(
-                f"{header.path.name}: {shown(entry.name)} is {entry.dtype} of shape {list(entry.shape)}, expected a matrix "
-                "or a convolution of plain floats; download it again"
+                f"{file}: {shown(entry.name)} is {entry.dtype} of shape {list(entry.shape)}, expected a tensor of plain "
+                "floats; download it again"
             )
-    if down.shape[0] > MAX_RANK:
-        raise WeightMismatch(
-            f"{header.path.name}: {shown(down.name)} has rank {down.shape[0]:,}; at most {MAX_RANK:,} is expected"
-        )
-    alpha = alphas[entries["alpha"].name] if "alpha" in entries else float(down.shape[0])
-    return LoraModule(name, down, up, mid, alpha)
+    size = kind.measure(shapes)
+    numbers = {leaf: values[entry.name] for leaf, entry in parts.items() if leaf in NUMBERS}
+    if size is not None and numbers.get("on_input"):
+        size = replace(size, columns=True)
+    if size is not None and (size.rank or 0) > MAX_RANK:
+        raise WeightMismatch(f"{file}: {shown(module)} has rank {size.rank:,}; at most {MAX_RANK:,} is expected")
+    return LoraModule(module, name, kind, parts, size, _scale(module, name, kind, size, numbers, settings), numbers)
+
+
+def _scale(
+    module: str,
+    name: str,
+    kind: Kind,
+    size: Size | None,
+    numbers: Mapping[str, float],
+    settings: AdapterSettings | None,
+) -> float:
+    """What the change is multiplied with at strength 1: alpha / rank, where there is a rank and alpha is no constraint."""
+    if "scale" in numbers:
+        return numbers["scale"]
+    if size is None or size.rank is None or kind.title in ("OFT", "BOFT"):
+        return 1.0
+    if "alpha" in numbers:
+        return numbers["alpha"] / size.rank
+    told = settings.scale(module, name, size.rank) if settings is not None else None
+    return 1.0 if told is None else told
