@@ -125,6 +125,7 @@ class AvilaDiffusion:
         dtype: str = "auto",
         threads: int | None = None,
         mmap: bool = True,
+        lenient: bool = False,
         **defaults: Unpack[GenerateOptions],
     ) -> AvilaDiffusion:
         """Load a checkpoint: a `.safetensors` file, a diffusers folder, or the name of a model in a models folder.
@@ -134,15 +135,16 @@ class AvilaDiffusion:
         is detected. device: "auto", "cpu", "cuda", "cuda:1", "mps". dtype: "auto", "float32", "float16", "bfloat16",
         "float64".
         threads: how many torch computes with, for the whole process. mmap: map the file instead of reading it.
+        lenient: leave out what of a LoRA does not fit the model, instead of refusing it.
         Raises an AvilaError with one clear line where the file cannot be used.
         """
         diffusion = cls(**defaults)
         from .checkpoint.folders import find_model
         from .checkpoint.load import load_model
-        from .checkpoint.lora.apply import apply_loras
         from .checkpoint.lora.files import read_lora
         from .device import check_threads, choose_policy, use_threads
         from .pipeline.engine import ModelEngine
+        from .pipeline.loras import LoraRack
 
         policy = choose_policy(device, dtype)
         check_threads(threads)
@@ -158,11 +160,11 @@ class AvilaDiffusion:
             prediction=prediction,
             mapped=mmap,
         )
-        applied = apply_loras(model, [(read, weight, weight) for read, weight in loras], mapped=mmap)
-        for told in applied:
+        rack = LoraRack(model, tuple((read, weight, weight) for read, weight in loras), mapped=mmap, lenient=lenient)
+        for told in rack.use():
             model.report.decide("LoRA", f"{told.path.name}, weight {told.unet_weight:g}", told.describe())
         use_threads(threads)
-        diffusion._engine = ModelEngine(model, policy, applied)
+        diffusion._engine = ModelEngine(model, policy, rack)
         diffusion._loaded = _loading(model, towers, loras, policy, prediction, mmap)
         diffusion._defaults = {**_recommended(model.spec.defaults), **defaults}
         diffusion._report = model.report
@@ -279,7 +281,7 @@ class AvilaDiffusion:
         header |= {
             "request": asdict(self.resolved(request)),
             "loaded": self._loaded,
-            "files": files_of(engine.model, engine.loras),
+            "files": files_of(engine.model, engine.rack.use(engine.rack.named(request.prompt))),
             "conditions": self.conditions(),
         }
         return Journal.create(path, header, copied=copied)

@@ -222,14 +222,14 @@ def make_engine(tmp_path: Path, tiny_state: Callable[[str], State], tiny_model: 
     ) -> ModelEngine:
         policy = choose_policy("cpu", dtype)
         if change is None and not metadata:
-            return ModelEngine(tiny_model(family), policy)
+            return ModelEngine.of(tiny_model(family), policy)
         state = tiny_state(family)
         if change is not None:
             change(state)
         path = tmp_path / "changed.safetensors"
         told = {"size": "64", "family": family, **metadata}
         write_safetensors(path, state, {f"avila.{name}": value for name, value in told.items()})
-        return ModelEngine(load_model(path), policy)
+        return ModelEngine.of(load_model(path), policy)
 
     return make
 

@@ -46,7 +46,7 @@ def _request(**options: Any) -> GenerateRequest:
 
 
 def _engine(path: Path, dtype: str = "float64") -> ModelEngine:
-    return ModelEngine(load_model(path), choose_policy("cpu", dtype))
+    return ModelEngine.of(load_model(path), choose_policy("cpu", dtype))
 
 
 def _latent(engine: ModelEngine, request: GenerateRequest, monkeypatch: pytest.MonkeyPatch) -> Tensor:

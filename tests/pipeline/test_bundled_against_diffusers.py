@@ -110,7 +110,7 @@ def _reference(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_same_weights_and_noise_give_the_same_latent(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = ModelEngine(load_model(FILE), choose_policy("cpu", dtype))
+    engine = ModelEngine.of(load_model(FILE), choose_policy("cpu", dtype))
     kept: list[Tensor] = []
 
     def keep(vae: Any, x: Tensor, *rest: Any) -> Tensor:

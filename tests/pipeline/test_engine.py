@@ -365,7 +365,7 @@ def swell(state: State) -> None:
 
 def test_a_vae_that_overflows_in_half_precision(make_engine: Any, finish: Any) -> None:
     single = make_engine(change=swell)
-    half = ModelEngine(single.model, replace(single.policy, vae=torch.float16))
+    half = ModelEngine.of(single.model, replace(single.policy, vae=torch.float16))
     expected = finish(single.generate(ask()))
     with counted(half) as made:
         mended = finish(half.generate(ask()))

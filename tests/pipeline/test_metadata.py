@@ -84,7 +84,7 @@ def test_a_vae_of_its_own(make_engine: Any, finish: Any, tiny_state: Callable[[s
     path = tmp_path / "other.vae.safetensors"
     write_safetensors(path, weights, {})
     plain = make_engine()
-    engine = ModelEngine(load_model(plain.model.path, vae=path), plain.policy)
+    engine = ModelEngine.of(load_model(plain.model.path, vae=path), plain.policy)
     result = finish(engine.generate(ask()))
     fields = told(result)[0].fields
     assert (fields["VAE"], fields["VAE hash"]) == ("other.vae.safetensors", sha(path))
@@ -96,7 +96,7 @@ def test_a_vae_of_its_own(make_engine: Any, finish: Any, tiny_state: Callable[[s
 def copy(make_engine: Any, tmp_path: Path) -> ModelEngine:
     """An engine of a file that may be deleted."""
     path = Path(shutil.copy(make_engine().model.path, tmp_path / "my.model v1.safetensors"))
-    return ModelEngine(load_model(path, mapped=False), choose_policy("cpu"))
+    return ModelEngine.of(load_model(path, mapped=False), choose_policy("cpu"))
 
 
 def test_the_file_goes_away_before_the_run(copy: ModelEngine, finish: Any) -> None:
@@ -124,7 +124,7 @@ def test_a_folder_has_no_hash(make_engine: Any, finish: Any, tmp_path: Path, mon
     monkeypatch.chdir(folder)
     plain = make_engine()
     for path in (folder, Path()):
-        engine = ModelEngine(replace(plain.model, path=path), plain.policy)
+        engine = ModelEngine.of(replace(plain.model, path=path), plain.policy)
         fields = told(finish(engine.generate(ask())))[0].fields
         assert fields["Model"] == "stable-diffusion-v1.5"
         assert "Model hash" not in fields

@@ -34,6 +34,7 @@ from .branch import switch
 from .driver import Step, check, drive
 from .latents import Pixels, decode, preview, to_pixels
 from .ledger import Ledger, deferred
+from .loras import LoraRack, Weighted, lora_hashes
 from .plan import make_plan
 from .prompts import Prompts, condition, read_prompts
 from .provenance import told_conditions
@@ -41,12 +42,19 @@ from .provenance import told_conditions
 
 @dataclass(frozen=True, eq=False)
 class ModelEngine:
-    """Runs requests on one loaded model. embeddings: name → file of the textual inversions that prompts may name."""
+    """Runs requests on one loaded model. rack: its LoRAs, and how those are found that prompts name. embeddings: name →
+    file of the textual inversions that prompts may name.
+    """
 
     model: Model
     policy: Policy
-    loras: tuple[LoraReport, ...] = ()  # those that were applied to the model
+    rack: LoraRack
     embeddings: Mapping[str, Path | Embedding] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: Model, policy: Policy) -> ModelEngine:
+        """An engine without LoRAs of its own."""
+        return cls(model, policy, LoraRack(model))
 
     @property
     def size(self) -> int:
@@ -77,6 +85,7 @@ class ModelEngine:
             )
         self._as_drawn(request)
         make_plan(request, spec, self.table)
+        self.rack.use(self.rack.named(request.prompt))
         self._read(request)
         if request.rng == "gpu":
             noise_source("gpu", 0, self.policy.device)
@@ -98,12 +107,13 @@ class ModelEngine:
         images = len(request.seeds)
         drawn = self._as_drawn(request)
         check(cancel)
-        hashes = self._hashes  # made while the sampler works
+        named = self.rack.named(request.prompt)
+        loras = self.rack.use(named)
+        hashes = self._hashes | lora_hashes(loras)  # made while the sampler works
         used, notes = self._read(request)
         yield Progress(stage="text", image=0, images=images, step=0, of=0)
-        denoise = (
-            deferred(partial(self._conditioned, drawn, cancel)) if ledger.journal else self._conditioned(drawn, cancel)
-        )
+        conditioned = partial(self._conditioned, drawn, named, cancel)
+        denoise = deferred(conditioned) if ledger.journal else conditioned()
         made = []
         for index, seed in enumerate(request.seeds):
             latent = yield from self._sample(drawn, index, denoise, cancel, ledger)
@@ -113,7 +123,9 @@ class ModelEngine:
         short = {key: known for key, found in hashes.items() if (known := _wait(found, cancel)) is not None}
         check(cancel)
         yield GenerateResult(
-            tuple(self._told(image, request, drawn, index, short, ledger, used) for index, image in enumerate(made)),
+            tuple(
+                self._told(image, request, drawn, index, short, ledger, used, loras) for index, image in enumerate(made)
+            ),
             request,
             seconds=time.perf_counter() - began,
             report=self.model.report,
@@ -122,9 +134,12 @@ class ModelEngine:
         )
 
     @torch.no_grad()
-    def _conditioned(self, request: GenerateRequest, cancel: threading.Event | None) -> Denoise:
-        """Encode both prompts and bind them to the UNet."""
+    def _conditioned(
+        self, request: GenerateRequest, loras: tuple[Weighted, ...], cancel: threading.Event | None
+    ) -> Denoise:
+        """Encode both prompts and bind them to the UNet, with these LoRAs that the prompt names."""
         spec, policy = self.model.spec, self.policy
+        self.rack.use(loras)
         assert request.width is not None and request.height is not None
         encode_all = partial(
             self._conditioner(request).encode_all,
@@ -141,6 +156,7 @@ class ModelEngine:
 
         def network(*inputs: Any, **named: Any) -> Tensor:
             check(cancel)  # prompts of unequal length are two calls for one step
+            self.rack.use(loras)  # another run may have changed the model meanwhile
             predicted: Tensor = self.model.unet(*inputs, **named)
             return predicted
 
@@ -238,14 +254,10 @@ class ModelEngine:
     def _hashes(self) -> dict[str | Path, FileHash]:
         """The hashes that the metadata wants, begun at the first run and kept: a large file is not read at each.
 
-        A file that was replaced since it was loaded has none: its hash would be another model's. LoRAs by their paths.
+        A file that was replaced since it was loaded has none: its hash would be another model's.
         """
         files = {"model": self.model.path, "vae": self.model.vae_path}
-        found: dict[str | Path, FileHash] = {
-            key: hash_in_background(path) for key, path in files.items() if path and self.model.unchanged(path)
-        }
-        loras = {lora.path for lora in self.loras if lora.unchanged}
-        return found | {path: hash_in_background(path, tensors_only=True) for path in sorted(loras)}
+        return {key: hash_in_background(path) for key, path in files.items() if path and self.model.unchanged(path)}
 
     def _told(
         self,
@@ -256,6 +268,7 @@ class ModelEngine:
         hashes: Mapping[str | Path, str],
         ledger: Ledger,
         used: Mapping[str, Embedding],
+        reports: Sequence[LoraReport],
     ) -> Image:
         """The picture with what it says about how it was made."""
         resized = {} if drawn == request else {"Drawn at": "{}x{}".format(*_size(drawn)), "Resized with": "Lanczos"}
@@ -268,8 +281,9 @@ class ModelEngine:
                 text_weight=lora.text_weight,
                 unet_weight=lora.unet_weight,
                 hash=own_hash(lora.metadata) or hashes.get(lora.path),
+                in_prompt=number >= len(self.rack.given),
             )
-            for lora in self.loras
+            for number, lora in enumerate(reports)
         ]
         infotext = write(
             request,

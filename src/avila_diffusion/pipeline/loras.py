@@ -1,0 +1,77 @@
+"""The LoRAs on a loaded model: those it was loaded with, and those that the prompt at hand names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..checkpoint.folders import find_model
+from ..checkpoint.load import Model
+from ..checkpoint.lora.apply import LoraReport, apply_loras
+from ..checkpoint.lora.files import Lora, read_lora
+from ..errors import Unsupported
+from ..hashes import FileHash, hash_in_background
+from ..text.prompt import NetworkTag, lora_weights, take_networks
+
+Weighted = tuple[Lora, float, float]
+"""A LoRA with its weight for the text towers and for the UNet."""
+
+
+def find_lora(name: str) -> Path:
+    """The file of a LoRA by name or path, in the models folders."""
+    return find_model(name, "lora")
+
+
+@dataclass(eq=False)
+class LoraRack:
+    """Changes the model from one set of LoRAs to another. given: those that hold for every request.
+
+    find: a name → its file. mapped, lenient: see `apply_loras`.
+    """
+
+    model: Model
+    given: tuple[Weighted, ...] = ()
+    find: Callable[[str], Path] = find_lora
+    mapped: bool = True
+    lenient: bool = False
+    _read: dict[tuple[Path, int, int], Lora] = field(default_factory=dict)
+    _on: tuple[Weighted, ...] = ()
+    _reports: tuple[LoraReport, ...] = ()
+
+    def named(self, prompt: str) -> tuple[Weighted, ...]:
+        """The LoRAs that a prompt's tags name, in their order.
+
+        Raises Unsupported for tags of other kinds, and errors of one line for files that are not found or damaged.
+        """
+        return tuple(self._named(tag) for tag in take_networks(prompt)[1])
+
+    def use(self, named: Sequence[Weighted] = ()) -> tuple[LoraReport, ...]:
+        """Change the model by those it was given and by these, and by no others; a report for each, in that order.
+
+        Nothing is done where they are on it already. Raises WeightMismatch where one does not fit; the model is then as
+        it was.
+        """
+        wanted = (*self.given, *named)
+        if len(wanted) != len(self._on) or any(one != other for one, other in zip(wanted, self._on, strict=True)):
+            self._reports = apply_loras(self.model, wanted, mapped=self.mapped, lenient=self.lenient)
+            self._on = wanted
+        return self._reports
+
+    def _named(self, tag: NetworkTag) -> Weighted:
+        if not tag.is_lora:
+            what = "hypernetworks are" if tag.kind.startswith("hyper") else f"networks of the kind {tag.kind!r} are"
+            raise Unsupported(f"{tag} cannot be applied, because {what} not supported; take it out of the prompt")
+        weights = lora_weights(tag)
+        path = self.find(tag.name.strip())
+        stat = path.stat()
+        key = (path, stat.st_size, stat.st_mtime_ns)
+        if key not in self._read:
+            self._read[key] = read_lora(path)
+        lora = self._read[key]
+        return (lora if weights.dyn is None else replace(lora, dyn=weights.dyn)), weights.text, weights.unet
+
+
+def lora_hashes(loras: Sequence[LoraReport]) -> dict[str | Path, FileHash]:
+    """By path, begun in the background; a file that was replaced since it was read has none."""
+    return {path: hash_in_background(path, tensors_only=True) for path in {one.path for one in loras if one.unchanged}}
