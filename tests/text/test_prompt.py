@@ -96,8 +96,10 @@ def test_weights(text: str, weights: LoraWeights) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["<lora:x:strong>", "<lora:x:nan>", "<lora:x:inf>", "<lora:x:1:1:1.5>", "<lora:x:1:1:0>", "<lora:x:1:2:3:4>"]
-    + ["<lora:te=1>", "<lora:x:lbw=1>", "<lora:x:te=1:te=2>", "<lora::1>", "<lora:x:te=>"],
+    [
+        *("<lora:x:strong>", "<lora:x:nan>", "<lora:x:inf>", "<lora:x:1:1:1.5>", "<lora:x:1:1:0>", "<lora:x:1:2:3:4>"),
+        *("<lora:te=1>", "<lora:x:lbw=1>", "<lora:x:te=1:te=2>", "<lora::1>", "<lora:x:te=>"),
+    ],
 )
 def test_weights_that_mean_nothing(text: str) -> None:
     with pytest.raises(RequestError, match="<lora:") as caught:

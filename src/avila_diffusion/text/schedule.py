@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from ..errors import RequestError
 
@@ -169,7 +170,7 @@ def _read_change(items: list[_Item], bracket: _Bracket) -> _Item | None:
         return None
     if bars:
         borders = [start, *bars, len(items)]
-        options = [items[one + 1 : other] for one, other in zip(borders, borders[1:], strict=False)]
+        options = [items[one + 1 : other] for one, other in pairwise(borders)]
         return None if colons else _Turns(options)
     if len(colons) not in (1, 2):
         return None
