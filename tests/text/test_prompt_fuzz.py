@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from avila_diffusion.text.explain import explain_prompt
 from avila_diffusion.text.prompt import (
     parse_attention,
     print_attention,
@@ -89,6 +90,20 @@ def test_twenty_thousand_texts() -> None:
 @pytest.mark.parametrize("seed", range(2, 12))
 def test_a_million_texts(seed: int) -> None:
     read_random(100_000, seed)
+
+
+def test_explaining_any_text() -> None:
+    draw = random.Random(0)
+    for _ in range(300):
+        text = "".join(draw.choices(ATOMS, k=draw.randrange(20)))
+        for negative in (False, True):
+            assert explain_prompt(text, steps=3, calls=6, negative=negative).lines()
+
+
+def test_turns_of_a_long_prompt_are_put_together_once() -> None:
+    segments = schedule_prompt("[a|b]" * 10_000, 1_000)
+    assert len(segments) == 1_000
+    assert len({id(segment.text) for segment in segments}) == 2
 
 
 def nested(opening: str, closing: str = "", middle: str = "a") -> Callable[[int], str]:
