@@ -43,6 +43,7 @@ def test_published(case: dict[str, Any]) -> None:
         # The last bits tell in which order brackets multiply: as they are closed.
         ("(((a:1.3):1.3):0.7)", [("a", 1.3 * 1.3 * 0.7)]),
         ("([(a:1.3)]:1.3)", [("a", 1.3 * (1 / 1.1) * 1.3)]),
+        ("[((a:1.3):1.3)", [("a", 1.3 * 1.3 * (1 / 1.1))]),
         ("(a", [("a", 1.1)]),
         ("((a]", [("a]", 1.1 * 1.1)]),
         ("(a:1.2.3)", [("a:1.2.3", 1.1)]),
