@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ def test_published(case: dict[str, Any]) -> None:
         ("a:1.5)", [("a:1.5)", 1.0)]),
         ("a)b]", [("a)b]", 1.0)]),
         ("(a[b)c]", [("a", 1.1), ("b", 1.1 * (1 / 1.1)), ("c", 1 / 1.1)]),
+        # The last bits tell in which order brackets multiply: as they are closed.
+        ("(((a:1.3):1.3):0.7)", [("a", 1.3 * 1.3 * 0.7)]),
+        ("([(a:1.3)]:1.3)", [("a", 1.3 * (1 / 1.1) * 1.3)]),
+        ("[((a:1.3):1.3)", [("a", 1.3 * 1.3 * (1 / 1.1))]),
         ("(a", [("a", 1.1)]),
         ("((a]", [("a]", 1.1 * 1.1)]),
         ("(a:1.2.3)", [("a:1.2.3", 1.1)]),
@@ -154,7 +159,7 @@ def test_pieces_of_a_parse(text: str) -> None:
     pieces = parse_attention(text)
     assert pieces
     assert all(abs(piece.weight) < float("inf") for piece in pieces)
-    assert all(one.weight != other.weight for one, other in zip(pieces, pieces[1:], strict=False))
+    assert all(one.weight != other.weight for one, other in pairwise(pieces))
     comfy = parse_attention(text, numbers="comfyui")
     assert not any(piece.is_break for piece in comfy)
 
