@@ -165,6 +165,4 @@ def test_comfyui_loses_no_text_without_brackets(text: str) -> None:
 
 
 def test_print_is_for_people_too() -> None:
-    assert print_attention(parse_attention("a (red:1.25) car BREAK [x]")) == (
-        f"a (red:1.25) car BREAK (x:{1 / 1.1!r})"
-    )
+    assert print_attention(parse_attention("a (red:1.25) car BREAK [x]")) == (f"a (red:1.25) car BREAK (x:{1 / 1.1!r})")

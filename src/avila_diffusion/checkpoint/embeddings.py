@@ -156,9 +156,7 @@ def embedding_folders(models: str | os.PathLike[str] | None = None) -> list[Path
     return list({folder.resolve(): folder for folder in found}.values())
 
 
-def find_embeddings(
-    folders: Iterable[str | os.PathLike[str]], *, notes: list[str] | None = None
-) -> dict[str, Path]:
+def find_embeddings(folders: Iterable[str | os.PathLike[str]], *, notes: list[str] | None = None) -> dict[str, Path]:
     """Name → file of every embedding in these folders and those below, the first where two have one name.
 
     Only pictures are opened, to see whether they carry one. `notes` receives a line for each that was skipped.
@@ -178,7 +176,9 @@ def find_embeddings(
 def _files(root: Path, notes: list[str]) -> list[Path]:
     """The files of a folder that may be embeddings, each real folder entered once, by name."""
     found, seen = [], set()
-    for base, folders, names in os.walk(root, followlinks=True, onerror=lambda error: notes.append(f"skipped: {error}")):
+    for base, folders, names in os.walk(
+        root, followlinks=True, onerror=lambda error: notes.append(f"skipped: {error}")
+    ):
         real = os.path.realpath(base)
         if real in seen:
             folders.clear()

@@ -260,7 +260,9 @@ class ModelEngine:
         resized = {} if drawn == request else {"Drawn at": "{}x{}".format(*_size(drawn)), "Resized with": "Lanczos"}
         branched = {} if ledger.branch is None else ledger.branch.told(request)
         vae = self.model.vae_path
-        words = {"TI hashes": ", ".join(f"{name}: {found.hash[:SHORT]}" for name, found in used.items())} if used else {}
+        words = (
+            {"TI hashes": ", ".join(f"{name}: {found.hash[:SHORT]}" for name, found in used.items())} if used else {}
+        )
         return write(
             request,
             request.seeds[index],

@@ -48,7 +48,9 @@ def read_prompts(request: GenerateRequest, spec: ModelSpec, calls: int, *, negat
     notes = []
     if request.compat == "a1111":
         parts = split_and(strip_comments(text))
-        positive = tuple(Scheduled(schedule_prompt(part.text, request.steps, calls=calls), part.weight) for part in parts)
+        positive = tuple(
+            Scheduled(schedule_prompt(part.text, request.steps, calls=calls), part.weight) for part in parts
+        )
         other = Scheduled(schedule_prompt(strip_comments(request.negative_prompt), request.steps, calls=calls))
     else:
         positive, other = (

@@ -165,9 +165,7 @@ def chunk_comfyui(parts: Iterable[Part], *, length: int = CHUNK) -> list[Chunk]:
             if part.embedding and take:
                 # The rest of a torn embedding begins at a negative place: its first vectors lie in the chunk before.
                 chunk.placed.append(Placed(part.embedding.name, len(chunk.tokens) - done, count))
-            chunk.add(
-                [PLACEHOLDER] * take if part.embedding else list(part.tokens[done : done + take]), part.weight
-            )
+            chunk.add([PLACEHOLDER] * take if part.embedding else list(part.tokens[done : done + take]), part.weight)
             done += take
             if done < count:
                 chunks.append(chunk.closed())

@@ -163,7 +163,9 @@ def _explain_chunks(pieces: Sequence[Piece]) -> Iterator[ChunkReport]:
         rest = iter(stretch)
         chunks = split_chunks([number for number, _ in stretch])
         for index, chunk in enumerate(chunks):
-            tokens = tuple((number, tokenizer.token(number), weight) for number, weight in zip(chunk, rest, strict=False))
+            tokens = tuple(
+                (number, tokenizer.token(number), weight) for number, weight in zip(chunk, rest, strict=False)
+            )
             last = index == len(chunks) - 1
             moved = 0 if last else CHUNK - len(chunk)
             yield ChunkReport(tokens, end if last else "comma" if moved else "full", moved)

@@ -88,7 +88,9 @@ def lora_weights(tag: NetworkTag) -> LoraWeights:
     dyn = _number(tag, given["dyn"]) if "dyn" in given else None
     if dyn is not None and (dyn < 1 or dyn != int(dyn)):
         raise RequestError(f"{tag} is cut to rank {given['dyn']}; expected a whole number from 1 on")
-    return LoraWeights(text, _number(tag, given["unet"]) if "unet" in given else text, None if dyn is None else int(dyn))
+    return LoraWeights(
+        text, _number(tag, given["unet"]) if "unet" in given else text, None if dyn is None else int(dyn)
+    )
 
 
 def _read_tag(kind: str, text: str) -> NetworkTag:

@@ -1,11 +1,11 @@
 """The prompt language, in the order in which a prompt is read. No torch.
 
-    styles           apply_styles      names that stand for pieces of prompts
-    comments         strip_comments    from # to the end of the line
-    networks         take_networks     <lora:name:0.8>
-    parts            split_and         a AND b :0.5
-    schedule         schedule_prompt   [a:b:0.5] [a|b]
-    emphasis         parse_attention   (a:1.2) BREAK
+styles           apply_styles      names that stand for pieces of prompts
+comments         strip_comments    from # to the end of the line
+networks         take_networks     <lora:name:0.8>
+parts            split_and         a AND b :0.5
+schedule         schedule_prompt   [a:b:0.5] [a|b]
+emphasis         parse_attention   (a:1.2) BREAK
 """
 
 from __future__ import annotations
