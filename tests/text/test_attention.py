@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ def test_pieces_of_a_parse(text: str) -> None:
     pieces = parse_attention(text)
     assert pieces
     assert all(abs(piece.weight) < float("inf") for piece in pieces)
-    assert all(one.weight != other.weight for one, other in zip(pieces, pieces[1:], strict=False))
+    assert all(one.weight != other.weight for one, other in pairwise(pieces))
     comfy = parse_attention(text, numbers="comfyui")
     assert not any(piece.is_break for piece in comfy)
 

@@ -73,19 +73,24 @@ class PromptReport:
         for number, part in enumerate(self.parts, 1):
             if len(self.parts) > 1 or part.weight != 1.0:
                 lines.append(f"  part {number} of {len(self.parts)}, weight {part.weight:g}: {part.text!r}")
+            seen: set[str] = set()
             for segment in part.segments:
-                lines += [f"  {line}" for line in self._segment_lines(segment)]
+                lines += [f"  {line}" for line in self._segment_lines(segment, again=segment.text in seen)]
+                seen.add(segment.text)
         return lines
 
-    def _segment_lines(self, segment: SegmentReport) -> Iterator[str]:
+    def _segment_lines(self, segment: SegmentReport, *, again: bool) -> Iterator[str]:
         if segment.calls is None:
             yield f"never: {segment.text!r}"
             return
         first, last = segment.calls
-        when = f"calls {first + 1} to {last + 1} of {self.calls}"
+        when = f"{_range('call', first, last)} of {self.calls}"
         if self.calls != self.steps:
             a_step = self.calls // self.steps
-            when += f" (steps {first // a_step + 1} to {last // a_step + 1})"
+            when += f" ({_range('step', first // a_step, last // a_step)})"
+        if again:
+            yield f"{when}: {segment.text!r}, as above"
+            return
         yield f"{when}: {segment.text!r}"
         for piece in segment.pieces:
             yield "  BREAK" if piece.is_break else f"  weight {piece.weight:<6.4g} {piece.text!r}"
@@ -133,10 +138,13 @@ def _explain_network(tag: NetworkTag, notes: list[str]) -> str:
 def _explain_part(part: AndPart, steps: int, calls: int, names: dict[str, tuple[int, ...]]) -> PartReport:
     segments = []
     first = 0
+    read: dict[str, tuple[tuple[Piece, ...], tuple[ChunkReport, ...]]] = {}  # texts of [a|b] come again and again
     for segment in schedule_prompt(part.text, steps, calls=calls):
         last = min(segment.end, calls - 1)
-        pieces = parse_attention(segment.text)
-        chunks = tuple(_explain_chunks(pieces))
+        if segment.text not in read:
+            pieces = parse_attention(segment.text)
+            read[segment.text] = pieces, tuple(_explain_chunks(pieces))
+        pieces, chunks = read[segment.text]
         ids = [token[0] for chunk in chunks for token in chunk.tokens]
         found = tuple(name for name, wanted in names.items() if _holds(ids, wanted))
         holds = (first, last) if first <= last else None
@@ -160,15 +168,17 @@ def _explain_chunks(pieces: Sequence[Piece]) -> Iterator[ChunkReport]:
     else:
         ends = [*["BREAK"] * (len(stretches) - 1), "end"]
     for stretch, end in zip(stretches, ends, strict=True):
-        rest = iter(stretch)
+        weights = iter([weight for _, weight in stretch])
         chunks = split_chunks([number for number, _ in stretch])
         for index, chunk in enumerate(chunks):
-            tokens = tuple(
-                (number, tokenizer.token(number), weight) for number, weight in zip(chunk, rest, strict=False)
-            )
+            tokens = tuple((number, tokenizer.token(number), next(weights)) for number in chunk)
             last = index == len(chunks) - 1
             moved = 0 if last else CHUNK - len(chunk)
             yield ChunkReport(tokens, end if last else "comma" if moved else "full", moved)
+
+
+def _range(what: str, first: int, last: int) -> str:
+    return f"{what} {first + 1}" if first == last else f"{what}s {first + 1} to {last + 1}"
 
 
 def _closing(chunk: ChunkReport) -> str:

@@ -13,13 +13,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .attention import BREAK, Numbers, Piece, parse_attention, print_attention
+from .attention import Numbers, Piece, parse_attention, print_attention
 from .networks import LoraWeights, NetworkTag, lora_weights, take_networks
 from .schedule import Segment, schedule_prompt, segment_at
 from .styles import Style, apply_styles, find_styles, parse_styles, read_styles
 
 __all__ = [
-    "BREAK",
     "AndPart",
     "LoraWeights",
     "NetworkTag",
