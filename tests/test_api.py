@@ -117,7 +117,7 @@ OPTIONS: list[dict[str, Any]] = [
      "seed_width": 64, "seed_height": 64, "ngms": 1.0, "ngms_all": True},
     {"seed": 5, "steps": 3, "sampler": "Euler", "schedule": "Karras", "batch": 2, "rho": 5.0, "s_churn": 1.0, "s_tmin": 0.1,
      "s_tmax": 5.0, "variation_seed": 8, "variation_strength": 0.5, "guidance_list": (7.0, 20.0), "guidance_rescale": 0.7,
-     "guidance_stop": 0.5, "skip_early": 0.2},
+     "guidance_stop": 0.5, "skip_early": 0.2, "emphasis": "No norm"},
     {"seed": 5, "batch": 2, "compat": "comfyui", "sigmas": (9.0, 2.0, 0.0), "noise_batch": 4, "noise_index": 1,
      "guidance_start": 0.4},
 ]  # fmt: skip
@@ -140,7 +140,7 @@ def test_every_option_arrives(options: dict[str, Any], seeds: list[int], tiny_ch
     assert [image.seed for image in result] == seeds
     # and are not passed over: without it the picture is another
     plain = {"seed", "batch", "count", "sampler", "schedule", "compat", "steps", "s_tmin", "seed_width", "seed_height"}
-    for name in sorted(set(options) - plain - {"noise_batch", "ngms_all", "variation_seed", "clip_skip"}):
+    for name in sorted(set(options) - plain - {"noise_batch", "ngms_all", "variation_seed", "clip_skip", "emphasis"}):
         rest = {
             key: value
             for key, value in options.items()
@@ -332,3 +332,19 @@ def test_a_file_replaced_after_loading_lends_no_hash(tiny_checkpoint: Any, tmp_p
     assert infotext is not None
     assert "Model: model" in infotext
     assert "Model hash" not in infotext
+
+
+def test_embeddings_by_name(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tmp_path / "words"
+    folder.mkdir()
+    torch.save({"string_to_param": {"*": torch.ones(2, 64)}}, folder / "sks.pt")
+    path = tiny_checkpoint("sd1")
+    given: dict[str, Any] = {"seed": 1, "steps": 1}
+    plain = AvilaDiffusion.with_model(path, device="cpu").text_to_image("a sks", **given)
+    for embeddings in (folder, [str(folder)]):
+        diffusion = AvilaDiffusion.with_model(path, device="cpu", embeddings=embeddings)
+        result = diffusion.text_to_image("a sks", **given)
+        assert "TI hashes" in str(result[0].infotext) and "TI hashes" not in str(plain[0].infotext)
+        assert (result.to_numpy() != plain.to_numpy()).any()
+    with pytest.raises(AvilaError, match="is no folder"):
+        AvilaDiffusion.with_model(path, embeddings=tmp_path / "nowhere")

@@ -16,8 +16,9 @@ from avila_diffusion.sampling.names import SAMPLERS, SCHEDULES
 
 FIELDS = {
     "prompt", "negative_prompt", "width", "height", "steps", "sampler", "schedule", "guidance_scale", "seed", "batch",
-    "count", "clip_skip", "compat", "rng", "ensd", "variation_seed", "variation_strength", "seed_width", "seed_height",
-    "noise_batch", "noise_index", "eta", "s_churn", "s_tmin", "s_tmax", "s_noise", "sigmas", "rho", "sigma_min", "sigma_max",
+    "count", "clip_skip", "compat", "emphasis", "rng", "ensd", "variation_seed", "variation_strength", "seed_width",
+    "seed_height", "noise_batch", "noise_index", "eta", "s_churn", "s_tmin", "s_tmax", "s_noise", "sigmas", "rho",
+    "sigma_min", "sigma_max",
     "guidance_list", "guidance_rescale", "guidance_start", "guidance_stop", "skip_early", "ngms", "ngms_all",
 }  # fmt: skip
 
@@ -165,13 +166,21 @@ def test_from_dict_takes_every_field() -> None:
     values = {
         "prompt": "a", "negative_prompt": "b", "width": 64, "height": 72, "steps": 3, "sampler": "Euler a",
         "schedule": "Karras", "guidance_scale": 3, "seed": 5, "batch": 2, "count": 3, "clip_skip": 2, "rng": "cpu",
-        "eta": 0.5, "compat": "a1111", "ensd": 1, "variation_seed": 2, "variation_strength": 0.5, "seed_width": 64,
-        "seed_height": 8, "noise_batch": None, "noise_index": 0, "s_churn": 1, "s_tmin": 0.1, "s_tmax": 2.0, "s_noise": 1,
+        "eta": 0.5, "compat": "a1111", "emphasis": "Ignore", "ensd": 1, "variation_seed": 2, "variation_strength": 0.5,
+        "seed_width": 64, "seed_height": 8, "noise_batch": None, "noise_index": 0, "s_churn": 1,
+        "s_tmin": 0.1, "s_tmax": 2.0, "s_noise": 1,
         "sigmas": None, "rho": 7, "sigma_min": 0.1, "sigma_max": 9, "guidance_list": (1, 2.5), "guidance_rescale": 0.7,
         "guidance_start": 0.1, "guidance_stop": 0.9, "skip_early": 0.1, "ngms": 1, "ngms_all": True,
     }  # fmt: skip
     request = GenerateRequest.from_dict(values)
     assert {name: getattr(request, name) for name in FIELDS} == values
+
+
+def test_emphasis_goes_with_automatic1111() -> None:
+    assert "one of Original, No norm, Ignore, None" in refusal(600, emphasis="original")
+    assert "compat a1111 only" in refusal(600, emphasis="Ignore", compat="diffusers")
+    assert GenerateRequest(emphasis="No norm", compat="a1111").emphasis == "No norm"
+    assert GenerateRequest(compat="diffusers").resolved(64).rng == "nv"
 
 
 def test_it_is_frozen_and_a_value() -> None:

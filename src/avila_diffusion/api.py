@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
 
 from .errors import AvilaError, JournalProblem, RequestError
-from .request import Compat, GenerateRequest, Rng
+from .request import Compat, Emphasis, GenerateRequest, Rng
 from .result import GenerateResult, Progress
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class RunOptions(TypedDict, total=False):
     count: int
     clip_skip: int
     compat: Compat
+    emphasis: Emphasis
     rng: Rng | None
     ensd: int
     variation_seed: int | None
@@ -121,6 +122,7 @@ class AvilaDiffusion:
         text_encoder: str | Path | Sequence[str | Path] | None = None,
         lora: LoraGiven | Sequence[LoraGiven] | None = None,
         prediction: str | None = None,
+        embeddings: str | Path | Sequence[str | Path] | None = None,
         device: str = "auto",
         dtype: str = "auto",
         threads: int | None = None,
@@ -132,13 +134,14 @@ class AvilaDiffusion:
 
         vae, text_encoder: files that replace or supply those parts. lora: a LoRA file that changes the model, or the pair of it
         and its weight (1 by default), or a list of these. prediction: "epsilon", "v" or "edm" overrules what
-        is detected. device: "auto", "cpu", "cuda", "cuda:1", "mps". dtype: "auto", "float32", "float16", "bfloat16",
-        "float64".
+        is detected. embeddings: the folder of textual inversions, or a list of them, by default those in the models
+        folders. device: "auto", "cpu", "cuda", "cuda:1", "mps". dtype: "auto", "float32", "float16", "bfloat16", "float64".
         threads: how many torch computes with, for the whole process. mmap: map the file instead of reading it.
         lenient: leave out what of a LoRA does not fit the model, instead of refusing it.
         Raises an AvilaError with one clear line where the file cannot be used.
         """
         diffusion = cls(**defaults)
+        from .checkpoint.embeddings import embeddings_by_name
         from .checkpoint.folders import find_model
         from .checkpoint.load import load_model
         from .checkpoint.lora.files import read_lora
@@ -164,8 +167,11 @@ class AvilaDiffusion:
         for told in rack.use():
             model.report.decide("LoRA", f"{told.path.name}, weight {told.unet_weight:g}", told.describe())
         use_threads(threads)
-        diffusion._engine = ModelEngine(model, policy, rack)
+        folders = None if embeddings is None else _folders(embeddings)
+        words = embeddings_by_name(folders, [read.path for read, _ in loras])
+        diffusion._engine = ModelEngine(model, policy, rack, words)
         diffusion._loaded = _loading(model, towers, loras, policy, prediction, mmap)
+        diffusion._loaded["embeddings"] = _absolute(folders)
         diffusion._defaults = {**_recommended(model.spec.defaults), **defaults}
         diffusion._report = model.report
         return diffusion
@@ -296,7 +302,7 @@ class AvilaDiffusion:
         from .pipeline.provenance import check_files, differences, take_over
 
         loaded = journal.header.get("loaded")
-        names = ("path", "vae", "text_encoder", "lora", "prediction", "device", "dtype", "mmap")
+        names = ("path", "vae", "text_encoder", "lora", "prediction", "device", "dtype", "mmap", "embeddings")
         if not isinstance(loaded, dict) or set(loaded) != set(names) or not isinstance(loaded["path"], str):
             raise JournalProblem(f"{journal.path} does not say which model it was made with; it cannot be gone on with")
         given = {**loaded, "lora": [(path, weight) for path, weight in loaded["lora"]]}
@@ -366,6 +372,11 @@ def _absolute(place: Any) -> Any:
     if isinstance(place, list | tuple):
         return [_absolute(one) for one in place]
     return str(place.absolute()) if isinstance(place, Path) else place
+
+
+def _folders(given: str | Path | Sequence[str | Path]) -> list[Path]:
+    several = given if isinstance(given, list | tuple) else [given]
+    return [Path(_name_of("a folder of embeddings", one)) for one in several]
 
 
 def _name_of(what: str, value: object) -> str:

@@ -116,7 +116,7 @@ def test_other_tools_words_are_understood(engine: FlatEngine, alias: str, field:
 
 def test_the_model_and_its_options_reach_the_engine(engine: FlatEngine, capsys: pytest.CaptureFixture[str]) -> None:
     line = "generate cat -m dream --vae v --text-encoder a --text-encoder b --prediction v --models-dir m"
-    line += " --lora style --lora detail:-.5"
+    line += " --lora style --lora detail:-.5 --embeddings-dir words"
     line += " --device cpu --dtype bfloat16 -t 3 --no-mmap"
     assert main(line.split()) == 0
     assert engine.model == Path("m/checkpoint/dream")
@@ -125,6 +125,7 @@ def test_the_model_and_its_options_reach_the_engine(engine: FlatEngine, capsys: 
         "text_encoder": [Path("m/text_encoder/a"), Path("m/text_encoder/b")],
         "lora": [(Path("m/lora/style"), 1.0), (Path("m/lora/detail"), -0.5)],
         "prediction": "v",
+        "embeddings": [Path("words")],
         "device": "cpu",
         "dtype": "bfloat16",
         "threads": 3,
@@ -143,6 +144,7 @@ def test_plain_model_options_are_left_to_the_engine(engine: FlatEngine) -> None:
         "text_encoder": None,
         "lora": None,
         "prediction": None,
+        "embeddings": None,
         "device": "auto",
         "dtype": "auto",
         "threads": None,

@@ -34,6 +34,7 @@ def _request(**options: Any) -> GenerateRequest:
     values: dict[str, Any] = {
         "prompt": PROMPT,
         "negative_prompt": NEGATIVE,
+        "emphasis": "None",
         "width": SIDE,
         "height": SIDE,
         "steps": STEPS,

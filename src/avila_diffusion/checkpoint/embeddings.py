@@ -156,6 +156,20 @@ def embedding_folders(models: str | os.PathLike[str] | None = None) -> list[Path
     return list({folder.resolve(): folder for folder in found}.values())
 
 
+def embeddings_by_name(folders: Sequence[Path] | None, loras: Iterable[Path] = ()) -> dict[str, Path | Embedding]:
+    """All that a prompt may name: what LoRA files bring along, and in its place what lies in the folders.
+
+    folders: of embeddings; by default those of the models folders. Raises FileProblem where one is none, or where a LoRA's
+    vectors are damaged.
+    """
+    folders = embedding_folders() if folders is None else folders
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileProblem(f"{folder} is no folder; give the one in which the embeddings lie")
+    found: dict[str, Path | Embedding] = {item.name: item for lora in loras for item in read_bundled(lora)}
+    return {**found, **find_embeddings(folders)}
+
+
 def find_embeddings(folders: Iterable[str | os.PathLike[str]], *, notes: list[str] | None = None) -> dict[str, Path]:
     """Name → file of every embedding in these folders and those below, the first where two have one name.
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .progress import ProgressDisplay
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-MODEL_OPTIONS = ("vae", "text_encoder", "lora", "prediction")
+MODEL_OPTIONS = ("vae", "text_encoder", "lora", "prediction", "embeddings_dir")
 BUNDLED = "no model given: drawn by the small bundled one; -m FILE takes a checkpoint, --procedural needs none"
 
 
@@ -70,6 +70,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         "--lora", metavar="FILE[:WEIGHT]", action="append", help="change the model by this LoRA; weight 1; repeatable"
     )
     group.add_argument("--prediction", choices=("epsilon", "v", "edm"), help="what the UNet predicts, where files lie")
+    group.add_argument("--embeddings-dir", metavar="DIR", help="textual inversions; default: in the models folders")
     group.add_argument("--models-dir", metavar="DIR", help="where names of models are looked up")
     group.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps")
     group.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto")
@@ -169,6 +170,17 @@ def _request(options: argparse.Namespace, carried: Mapping[str, Any]) -> Generat
     return GenerateRequest(prompt=prompt, **_values(options, carried))
 
 
+def _embedding_folders(options: argparse.Namespace) -> list[Path] | None:
+    """The folder asked for, or those that belong to the models folder asked for; None for the engine's own."""
+    if options.embeddings_dir is not None:
+        return [Path(options.embeddings_dir)]
+    if options.models_dir is None:
+        return None
+    from ..checkpoint.embeddings import embedding_folders
+
+    return embedding_folders(options.models_dir)
+
+
 def _engine(options: argparse.Namespace, display: ProgressDisplay) -> tuple[AvilaDiffusion, str | None]:
     """What draws, and the path of its checkpoint."""
     from ..api import AvilaDiffusion
@@ -190,6 +202,7 @@ def _engine(options: argparse.Namespace, display: ProgressDisplay) -> tuple[Avil
         text_encoder=towers or None,
         lora=loras or None,
         prediction=options.prediction,
+        embeddings=_embedding_folders(options),
         device=options.device,
         dtype=options.dtype,
         threads=options.threads,

@@ -32,6 +32,9 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
     picture.add_argument("-b", "--batch", type=int, metavar="N", help="pictures made together, default 1")
     picture.add_argument("--count", "--batch-count", type=int, metavar="N", help="batches one after another, default 1")
     picture.add_argument("--clip-skip", type=int, metavar="N", help="1 is the text tower's last layer (default)")
+    picture.add_argument(
+        "--emphasis", choices=("Original", "No norm", "Ignore", "None"), help="how brackets weigh; default Original"
+    )
     _add_noise(parser.add_argument_group("the noise"))
     _add_sampling(parser.add_argument_group("sampler, schedule and guidance in detail"))
 
@@ -41,7 +44,9 @@ def _add_noise(group: argparse._ArgumentGroup) -> None:
         "--rng", choices=("nv", "cpu", "gpu"), help="whose random numbers; nv (default): an NVIDIA GPU's"
     )
     group.add_argument(
-        "--compat", choices=("a1111", "comfyui"), help="whose noise, schedules and starts; default a1111"
+        "--compat",
+        choices=("a1111", "comfyui", "diffusers"),
+        help="whose prompts, noise, schedules and starts; default a1111",
     )
     group.add_argument("--variation-seed", "--subseed", type=int, metavar="N", help="default: random")
     group.add_argument(
