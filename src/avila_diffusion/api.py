@@ -125,6 +125,7 @@ class AvilaDiffusion:
         dtype: str = "auto",
         threads: int | None = None,
         mmap: bool = True,
+        lenient: bool = False,
         **defaults: Unpack[GenerateOptions],
     ) -> AvilaDiffusion:
         """Load a checkpoint: a `.safetensors` file, a diffusers folder, or the name of a model in a models folder.
@@ -133,7 +134,8 @@ class AvilaDiffusion:
         and its weight (1 by default), or a list of these. prediction: "epsilon", "v" or "edm" overrules what
         is detected. device: "auto", "cpu", "cuda", "cuda:1", "mps". dtype: "auto", "float32", "float16", "bfloat16",
         "float64".
-        threads: how many torch computes with, for the whole process. mmap: map the file instead of reading it.
+        threads: how many torch computes with, for the whole process. mmap: map the file instead of reading it. lenient: leave out
+        what of a LoRA does not fit the model, instead of refusing it.
         Raises an AvilaError with one clear line where the file cannot be used.
         """
         diffusion = cls(**defaults)
@@ -158,12 +160,12 @@ class AvilaDiffusion:
             prediction=prediction,
             mapped=mmap,
         )
-        applied = apply_loras(model, [(read, weight, weight) for read, weight in loras], mapped=mmap)
+        applied = apply_loras(model, [(read, weight, weight) for read, weight in loras], mapped=mmap, lenient=lenient)
         for told in applied:
             model.report.decide("LoRA", f"{told.path.name}, weight {told.unet_weight:g}", told.describe())
         use_threads(threads)
         diffusion._engine = ModelEngine(model, policy, applied)
-        diffusion._loaded = _loading(model, towers, loras, policy, prediction, mmap)
+        diffusion._loaded = _loading(model, towers, loras, policy, prediction, mmap) | {"lenient": lenient}
         diffusion._defaults = {**_recommended(model.spec.defaults), **defaults}
         diffusion._report = model.report
         return diffusion
@@ -294,7 +296,7 @@ class AvilaDiffusion:
         from .pipeline.provenance import check_files, differences, take_over
 
         loaded = journal.header.get("loaded")
-        names = ("path", "vae", "text_encoder", "lora", "prediction", "device", "dtype", "mmap")
+        names = ("path", "vae", "text_encoder", "lora", "prediction", "device", "dtype", "mmap", "lenient")
         if not isinstance(loaded, dict) or set(loaded) != set(names) or not isinstance(loaded["path"], str):
             raise JournalProblem(f"{journal.path} does not say which model it was made with; it cannot be gone on with")
         given = {**loaded, "lora": [(path, weight) for path, weight in loaded["lora"]]}
