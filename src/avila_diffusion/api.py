@@ -171,7 +171,7 @@ class AvilaDiffusion:
         words = embeddings_by_name(folders, [read.path for read, _ in loras])
         diffusion._engine = ModelEngine(model, policy, rack, words)
         diffusion._loaded = _loading(model, towers, loras, policy, prediction, mmap)
-        diffusion._loaded["embeddings"] = _absolute(folders)
+        diffusion._loaded |= {"embeddings": _absolute(folders), "lenient": lenient}
         diffusion._defaults = {**_recommended(model.spec.defaults), **defaults}
         diffusion._report = model.report
         return diffusion
@@ -302,7 +302,18 @@ class AvilaDiffusion:
         from .pipeline.provenance import check_files, differences, take_over
 
         loaded = journal.header.get("loaded")
-        names = ("path", "vae", "text_encoder", "lora", "prediction", "device", "dtype", "mmap", "embeddings")
+        names = (
+            "path",
+            "vae",
+            "text_encoder",
+            "lora",
+            "prediction",
+            "device",
+            "dtype",
+            "mmap",
+            "embeddings",
+            "lenient",
+        )
         if not isinstance(loaded, dict) or set(loaded) != set(names) or not isinstance(loaded["path"], str):
             raise JournalProblem(f"{journal.path} does not say which model it was made with; it cannot be gone on with")
         given = {**loaded, "lora": [(path, weight) for path, weight in loaded["lora"]]}

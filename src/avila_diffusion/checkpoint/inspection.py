@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import FileProblem, NotADiffusionModel, Unsupported
 from .detect import build_spec, read_towers, read_unet, read_vae
 from .kinds import CHECKPOINT, Kind, recognise
+from .lora.files import parse_lora
+from .lora.report import describe_file
 from .parts import VAE, Parts, gather
 from .report import LoadReport
 from .safetensors import Header, read_header
@@ -21,7 +23,7 @@ class Inspection:
     """kind: what the file is. report: the decisions of a load, for checkpoints.
 
     problem: why a checkpoint cannot be loaded as it is, as far as names and shapes of each network's frame tell; a weight
-    missing deep inside is found by a load.
+    missing deep inside is found by a load. details, told: more of it, for programs and for people; of a LoRA what it changes.
     """
 
     path: Path
@@ -32,6 +34,8 @@ class Inspection:
     metadata: dict[str, str]
     report: LoadReport | None = None
     problem: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+    told: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -48,6 +52,7 @@ class Inspection:
             "metadata": self.metadata,
             "problem": self.problem,
             "report": self.report.to_dict() if self.report else None,
+            **({self.kind.key: self.details} if self.details else {}),
         }
 
     def lines(self) -> list[str]:
@@ -59,6 +64,7 @@ class Inspection:
         ]
         if self.report is not None:
             lines += [line for line in self.report.lines() if not line.startswith(("dtypes ", "used "))]
+        lines += self.told
         lines += [f"metadata {key}: {_shorten(value)}" for key, value in sorted(self.metadata.items())]
         if self.kind.advice:
             lines.append(self.kind.advice)
@@ -78,12 +84,23 @@ def inspect(path: str | Path) -> Inspection:
         return _inspect_model(path, CHECKPOINT, None, gather(path))
     header = read_header(path)
     kind = recognise(header)
+    if kind.key == "lora":
+        return _inspect_lora(path, kind, header)
     if kind.key != CHECKPOINT.key:
         return _describe(path, kind, [header], header.metadata)
     try:
         return _inspect_model(path, kind, header, gather(path, header=header))
     except NotADiffusionModel as error:
         return _describe(path, kind, [header], header.metadata, problem=str(error))
+
+
+def _inspect_lora(path: Path, kind: Kind, header: Header) -> Inspection:
+    found = _describe(path, kind, [header], header.metadata)
+    try:
+        details, told = describe_file(parse_lora(header))
+    except (FileProblem, Unsupported) as error:
+        return replace(found, problem=str(error))
+    return replace(found, details=details, told=tuple(told))
 
 
 def _inspect_model(path: Path, kind: Kind, header: Header | None, parts: Parts) -> Inspection:

@@ -69,6 +69,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--lora", metavar="FILE[:WEIGHT]", action="append", help="change the model by this LoRA; weight 1; repeatable"
     )
+    group.add_argument("--lenient", action="store_true", help="leave out what of a LoRA does not fit the model")
     group.add_argument("--prediction", choices=("epsilon", "v", "edm"), help="what the UNet predicts, where files lie")
     group.add_argument("--embeddings-dir", metavar="DIR", help="textual inversions; default: in the models folders")
     group.add_argument("--models-dir", metavar="DIR", help="where names of models are looked up")
@@ -207,6 +208,7 @@ def _engine(options: argparse.Namespace, display: ProgressDisplay) -> tuple[Avil
         dtype=options.dtype,
         threads=options.threads,
         mmap=not options.no_mmap,
+        lenient=options.lenient,
     )
     if engine.report is not None:
         brief = 0 if options.model is None else 1

@@ -22,10 +22,7 @@ _SDCPP = "stable-diffusion.cpp"
 _VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)(?:-(\d+)-g[0-9a-f]+)?$")
 _PAIR = re.compile(r'\s*"?([^,:"]+)"?:\s*([0-9a-fA-F]+)')
 _CARRIED = frozenset(
-    "Steps|Sampler|Schedule type|CFG scale|Seed|Size-1|Size-2|Variation seed|Variation seed strength|Seed resize from-1|"
-    "Seed resize from-2|Clip skip|ENSD|RNG|Schedule min sigma|Schedule max sigma|Schedule rho|Eta|Eta DDIM|Sigma churn|"
-    "Sigma tmin|Sigma tmax|Sigma noise|Skip Early CFG|NGMS|NGMS all steps|Sigmas|CFG list|CFG rescale|CFG start|CFG stop|"
-    "Compat|Model|Model hash|VAE|VAE hash|Lora hashes|TI hashes|Hashes|Version|App|Batch size|Batch pos".split("|")
+    ["Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size-1", "Size-2", "Variation seed", "Variation seed strength", "Seed resize from-1", "Seed resize from-2", "Clip skip", "ENSD", "RNG", "Schedule min sigma", "Schedule max sigma", "Schedule rho", "Eta", "Eta DDIM", "Sigma churn", "Sigma tmin", "Sigma tmax", "Sigma noise", "Skip Early CFG", "NGMS", "NGMS all steps", "Sigmas", "CFG list", "CFG rescale", "CFG start", "CFG stop", "Compat", "Model", "Model hash", "VAE", "VAE hash", "Lora hashes", "TI hashes", "Hashes", "Version", "App", "Batch size", "Batch pos"]
 )
 """Fields that are in the request or say which files to take. A batch changes nothing of AUTOMATIC1111's pictures."""
 _CHANGES = re.compile(

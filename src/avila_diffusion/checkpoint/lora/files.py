@@ -116,7 +116,8 @@ class Lora:
     @property
     def text_width(self) -> int | None:
         """How wide a text its cross-attention looks at, which tells the family; None where it does not change that."""
-        ends = ("_attn2_to_k", "_attn2_to_v")
+        counted = self.header.metadata.get("unet", "GEGLU")
+        ends = ("_attn2_to_k", "_attn2_to_v", "unet:6" if "GEGLU" in counted else "unet:5")
         for module in self.modules.values():
             if module.name.endswith(ends) and module.size is not None:
                 if module.size.columns:
