@@ -250,7 +250,9 @@ def test_unfit_names_are_said_in_one_line(tmp_path: Path, black: Pixels) -> None
     with pytest.raises(OutputProblem, match="is a folder; give a file name"):
         image.save(tmp_path)
     assert not tmp_path.with_name(f"{tmp_path.name}.png").exists()
-    with pytest.raises(OutputProblem, match=r"ends in '\.bmp'; a picture can be \.png, \.jpg, \.jpeg, \.webp or \.avif"):
+    with pytest.raises(
+        OutputProblem, match=r"ends in '\.bmp'; a picture can be \.png, \.jpg, \.jpeg, \.webp or \.avif"
+    ):
         image.save(tmp_path / "a.bmp")
     assert left_over(tmp_path) == []
 
@@ -417,7 +419,9 @@ def test_other_files_are_refused(tmp_path: Path, black: Pixels) -> None:
     for format_name in ("BMP", "TIFF", "PPM", "ICO"):
         buffer = io.BytesIO()
         PIL.Image.fromarray(black).save(buffer, format_name)
-        with pytest.raises(FileProblem, match="the picture is not a PNG, JPEG, WebP, AVIF or GIF picture; give one of these"):
+        with pytest.raises(
+            FileProblem, match="the picture is not a PNG, JPEG, WebP, AVIF or GIF picture; give one of these"
+        ):
             read_image(buffer.getvalue())
     for data in (b"", b"hello", b"RIFF\0\0\0\0WEBP", b"%!PS-Adobe", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"):
         with pytest.raises(FileProblem):

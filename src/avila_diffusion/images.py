@@ -111,9 +111,7 @@ class Image:
         suffix = target.suffix.lower()
         if suffix != ".png":
             if suffix in FORMATS:
-                raise OutputProblem(
-                    f"{target} is named as a {FORMATS[suffix]}; use save() or a name that ends in .png"
-                )
+                raise OutputProblem(f"{target} is named as a {FORMATS[suffix]}; use save() or a name that ends in .png")
             target = _file_name(target.with_name(f"{target.name}.png"))
         return _write(target, self._encoded("PNG", 0))
 
@@ -364,7 +362,10 @@ def _texts(picture: PIL.Image.Image) -> dict[str, str]:
         texts["comment"] = comment.decode("utf-8", "replace").strip("\0")
     block = picture.getexif()
     inner = block.get_ifd(exif.IFD)
-    found = {KEY: exif.read_comment(inner.get(exif.USER_COMMENT)), RECORD_KEY: exif.read_note(inner.get(exif.MAKER_NOTE))}
+    found = {
+        KEY: exif.read_comment(inner.get(exif.USER_COMMENT)),
+        RECORD_KEY: exif.read_note(inner.get(exif.MAKER_NOTE)),
+    }
     found |= dict(exif.read_named(block))
     texts = {name: text for name, text in found.items() if text} | texts
     if isinstance(picture, GifImageFile) and texts.get("comment"):

@@ -99,7 +99,8 @@ def write(
         **_options(request),
         **_ours(request, index),
         "Lora hashes": ", ".join(dict.fromkeys(f"{lora.word}: {lora.hash}" for lora in loras if lora.hash)) or None,
-        "TI hashes": ", ".join(f"{_word(name)}: {digest}" for name, digest in (embeddings or {}).items() if digest) or None,
+        "TI hashes": ", ".join(f"{_word(name)}: {digest}" for name, digest in (embeddings or {}).items() if digest)
+        or None,
         **(extra or {}),
         "Version": VERSION,
     }

@@ -25,7 +25,8 @@ COMFYUI: dict[str, Any] = json.loads((HERE / "comfyui.json").read_text(encoding=
 LORA = LoraUsed(name="epiNoiseoffset_v2", text_weight=1.0, unet_weight=1.0)
 WANTED = {
     "compat": "comfyui", "sampler": "euler", "schedule": "normal", "seed": 851616030078638, "steps": 20,
-    "guidance_scale": 8.0, "prompt": "masterpiece best quality girl", "negative_prompt": "bad hands", "width": 512, "height": 512,
+    "guidance_scale": 8.0, "prompt": "masterpiece best quality girl", "negative_prompt": "bad hands", "width": 512,
+    "height": 512,
 }  # fmt: skip
 
 
@@ -158,12 +159,13 @@ def test_older_pictures_of_invokeai() -> None:
         "prompt": "a cat", "negative_prompt": "dog, rain", "width": 512, "height": 640, "seed": 7, "steps": 30,
         "guidance_scale": 7.5, "sampler": "k_lms", "rng": "nv",
     }  # fmt: skip
-    second = found_in(**{"sd-metadata": {
+    told: dict[str, Any] = {"sd-metadata": {
         "model": "stable diffusion", "model_weights": "sd-1.5.ckpt", "model_hash": "cc6cb27103417325ff94f52b7a5d2dde",
         "app_version": "2.2.4", "image": {
             "prompt": [{"prompt": "a cat [dog, rain]", "weight": 1.0}], "steps": 30, "cfg_scale": 7.5, "seed": 7, "width": 512,
             "height": 640, "sampler": "k_lms", "type": "txt2img", "threshold": 0, "seamless": False,
-        }}})  # fmt: skip
+        }}}  # fmt: skip
+    second = found_in(**told)
     assert second.request_values == expected
     assert (second.model, second.lost, second.version) == ("sd-1.5", (), "2.2.4")
     for options in ("-s 30 -S 7 -W 512 -H 640 -C 7.5 -A k_lms", "-s30 -S7 -W512 -H640 -C7.5 -Ak_lms"):
@@ -186,7 +188,14 @@ def test_a_picture_of_novelai() -> None:
         "height": 768, "guidance_scale": 11.0, "rng": "nv", "clip_skip": 2, "ensd": 31337,
     }  # fmt: skip
     assert [one.split(":")[0] for one in found.lost] == ["strength", "noise"]
-    later = {"sampler": "ddim_v3", "noise_schedule": "karras", "uc": "{{x}}", "uncond_scale": 1.0, "sm": True, "cfg_rescale": 0.5}
+    later = {
+        "sampler": "ddim_v3",
+        "noise_schedule": "karras",
+        "uc": "{{x}}",
+        "uncond_scale": 1.0,
+        "sm": True,
+        "cfg_rescale": 0.5,
+    }
     found = found_in(**texts | {"Source": "NovelAI Diffusion V3 1E1C8C83"}, Comment=later)
     assert found.request_values.items() >= {"sampler": "DDIM", "schedule": "karras", "guidance_rescale": 0.5}.items()
     assert not {"ensd", "clip_skip"} & found.request_values.keys()
@@ -214,7 +223,12 @@ def test_a_picture_of_fooocus() -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.sampled_from(["3", "5", 1e400, 10**400]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=6)
+    | st.sampled_from(["3", "5", 1e400, 10**400]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
     max_leaves=8,
 )
@@ -231,7 +245,10 @@ def spoilt(value: Any, draw: random.Random, odd: Any) -> Any:
 
 
 INVOKEAI = json.loads(read_image(HERE / "invokeai.png").texts["invokeai_metadata"])
-SECOND = {"image": {"prompt": [{"prompt": "a [b]"}], "steps": 3, "sampler": "k_lms", "type": "txt2img"}, "model_hash": "a"}
+SECOND = {
+    "image": {"prompt": [{"prompt": "a [b]"}], "steps": 3, "sampler": "k_lms", "type": "txt2img"},
+    "model_hash": "a",
+}
 NOVELAI = {"steps": 2, "sampler": "x", "seed": 1, "scale": 2, "uc": "a", "prompt": "b", "n_samples": 1}
 FOOOCUS = {"base_model": "a", "loras": [["a", 1, "b"]], "resolution": "(1, 2)", "full_prompt": ["a"], "prompt": "x"}
 RECORD = {"request": {"steps": 1}, "loras": [{"name": "x", "text_weight": 1, "unet_weight": 1}], "conditions": {}}

@@ -54,7 +54,8 @@ def test_what_is_not_carried_over_is_named() -> None:
     forge = found_in(PUBLISHED["54611308453 (Forge)"])
     assert forge.source == "AUTOMATIC1111's kin"
     assert forge.lost == (
-        "Denoising strength: 0.7", "Hires CFG Scale: 4", "Hires upscale: 1.5", "Hires upscaler: Latent", "dynthres_enabled: True",
+        "Denoising strength: 0.7", "Hires CFG Scale: 4", "Hires upscale: 1.5", "Hires upscaler: Latent",
+        "dynthres_enabled: True",
     )  # fmt: skip
     assert "sd3_shift: 3 (not understood)" in forge.notes
     assert (forge.vae, forge.vae_hash) == ("sdxl-vae-fp16-fix.vae.safetensors", "235745af8d")
@@ -66,7 +67,12 @@ def test_what_is_not_carried_over_is_named() -> None:
     assert odd.request_values == {
         "prompt": "a cat", "negative_prompt": "", "steps": 20, "seed": 1, "height": 512, "rng": "nv"
     }  # fmt: skip
-    assert [one.split("'")[0].split(" is")[0] for one in odd.lost] == ["CFG scale: x", "Tiling: True", "unknown sampler ", "width"]
+    assert [one.split("'")[0].split(" is")[0] for one in odd.lost] == [
+        "CFG scale: x",
+        "Tiling: True",
+        "unknown sampler ",
+        "width",
+    ]
 
 
 def test_fields_at_their_defaults_change_nothing() -> None:
@@ -91,9 +97,9 @@ def test_fields_at_their_defaults_change_nothing() -> None:
 )
 def test_older_versions_read_otherwise(version: str, more: str, prompt: str, expected: list[str]) -> None:
     notes = found_in(f"{prompt}\nSteps: 5, Seed: 1, {more}, Version: {version}").notes
-    assert [note.removeprefix("made before ").startswith(start) for note, start in zip(notes, expected, strict=True)] == [
-        True
-    ] * len(expected)
+    assert [
+        note.removeprefix("made before ").startswith(start) for note, start in zip(notes, expected, strict=True)
+    ] == [True] * len(expected)
 
 
 def test_stable_diffusion_cpp() -> None:
@@ -142,8 +148,27 @@ def test_a_picture_without_metadata_is_said() -> None:
 # The record
 
 WORDS = st.sampled_from(
-    ["cat", ",", ":", '"', "\\", "\n", " ", "\t", "👩‍🎨", "日本", "512x512", "Steps: 1", "Negative prompt: x", "\ud800", "\0", "\r"]
-) | st.sampled_from(["<lora:y:0.5>", "Steps: 20, Sampler: Euler, Seed: 1", "\nSteps: 1, aa: b, cc: d", "BREAK", "(x:1.2)"])
+    [
+        "cat",
+        ",",
+        ":",
+        '"',
+        "\\",
+        "\n",
+        " ",
+        "\t",
+        "👩‍🎨",
+        "日本",
+        "512x512",
+        "Steps: 1",
+        "Negative prompt: x",
+        "\ud800",
+        "\0",
+        "\r",
+    ]
+) | st.sampled_from(
+    ["<lora:y:0.5>", "Steps: 20, Sampler: Euler, Seed: 1", "\nSteps: 1, aa: b, cc: d", "BREAK", "(x:1.2)"]
+)
 PROMPTS = st.lists(WORDS | st.text(max_size=4), max_size=8).map("".join)
 LORAS = st.lists(
     st.builds(
@@ -189,7 +214,12 @@ def test_with_its_record_every_picture_comes_back_exactly(
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.avif"])
 @pytest.mark.parametrize(
     "prompt",
-    ['say "hi", a: b\nSteps: 1', "um pôr do sol, 日没 🌅\n\n second line ", "Negative prompt: \ud800", "a\nSteps: 1, aa: b, cc: d"],
+    [
+        'say "hi", a: b\nSteps: 1',
+        "um pôr do sol, 日没 🌅\n\n second line ",
+        "Negative prompt: \ud800",
+        "a\nSteps: 1, aa: b, cc: d",
+    ],
 )
 def test_it_comes_back_from_every_format(tmp_path: Path, name: str, prompt: str) -> None:
     request = GenerateRequest(prompt=prompt, negative_prompt='"no", x: y', seed=3, width=64, height=64).resolved(64)
@@ -254,7 +284,9 @@ def test_sd_parsers_is_not_misled_by_the_record(tmp_path: Path) -> None:
     request = GenerateRequest(prompt="a cat", negative_prompt="dog", seed=3, width=64, height=64, schedule="Karras")
     request = request.resolved(64)
     infotext = write(request, 3, model="m", model_hash="0123456789")
-    path = Image(BLACK, infotext, record=make_record(request, 0, infotext, conditions={"threads": 2})).save(tmp_path / "a.png")
+    path = Image(BLACK, infotext, record=make_record(request, 0, infotext, conditions={"threads": 2})).save(
+        tmp_path / "a.png"
+    )
     told = sd_parsers.ParserManager().parse(path)
     assert told is not None
     (sampler,) = told.samplers
@@ -265,10 +297,14 @@ def test_sd_parsers_is_not_misled_by_the_record(tmp_path: Path) -> None:
     assert (sampler.model.name, sampler.model.hash) == (found.model, found.model_hash)
 
 
-@pytest.mark.parametrize("piece", ["a", " ", "a: ", "<lora:", ' "', "a,", "\n", "aa: \"b,"])
+@pytest.mark.parametrize("piece", ["a", " ", "a: ", "<lora:", ' "', "a,", "\n", 'aa: "b,'])
 def test_long_texts_take_no_time(piece: str) -> None:
     text = piece * (100_000 // len(piece))
-    for whole in (text, f"{text}\nSteps: 1, Seed: 2, Lora hashes: {text}", f"{text}\nSteps: 1, Seed: 2, TI hashes: {json.dumps(text)}"):
+    for whole in (
+        text,
+        f"{text}\nSteps: 1, Seed: 2, Lora hashes: {text}",
+        f"{text}\nSteps: 1, Seed: 2, TI hashes: {json.dumps(text)}",
+    ):
         if whole.strip():
             started = time.perf_counter()
             found_in(whole)

@@ -44,7 +44,12 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     add_request_options(generate)
     _add_model_options(generate.add_argument_group("the model"))
     output = generate.add_argument_group("the output")
-    output.add_argument("-o", "--output", metavar="PATH", help="a .png, .jpg, .webp or .avif file, or a folder; default: numbered in outputs/")
+    output.add_argument(
+        "-o",
+        "--output",
+        metavar="PATH",
+        help="a .png, .jpg, .webp or .avif file, or a folder; default: numbered in outputs/",
+    )
     output.add_argument(
         "--journal", metavar="FILE", help="record every model call, so that `avila resume FILE` can go on"
     )

@@ -1,8 +1,8 @@
 """ComfyUI's graph: the sampler that began the picture, and from it back along the links to everything it was given.
 
 The graph that ran is the text `prompt`: by number, each node's class and inputs, an input being a value or [node, output].
-The text `workflow` is the drawing of the editor; it is read where the other is missing. Nodes that are passed on the way and are
-not known here change something, and are named.
+The text `workflow` is the drawing of the editor; it is read where the other is missing. Nodes on the way that
+are not known here change something, and are named.
 """
 
 from __future__ import annotations
@@ -194,7 +194,11 @@ def _read_sampler(graph: Graph, sampler: Node, draft: Draft) -> None:
 
 def _read_levels(graph: Graph, node: Node, draft: Draft) -> None:
     """The nodes that make sigmas for the custom samplers."""
-    names = {"KarrasScheduler": "Karras", "ExponentialScheduler": "Exponential", "PolyexponentialScheduler": "Polyexponential"}
+    names = {
+        "KarrasScheduler": "Karras",
+        "ExponentialScheduler": "Exponential",
+        "PolyexponentialScheduler": "Polyexponential",
+    }
     if node.kind == "BasicScheduler":
         draft.take("schedule", _value(graph, node, "scheduler"))
     elif node.kind in names:
@@ -257,7 +261,9 @@ def _read_model(graph: Graph, guider: Node, clip: Node | None, draft: Draft) -> 
 def _read_latent(graph: Graph, sampler: Node, draft: Draft) -> None:
     latent = _linked(graph, sampler, "latent_image")
     if latent is None or latent.kind not in _EMPTY:
-        draft.lost.append(f"the picture began with {latent.kind[:60] if latent else 'nothing that is known'}, not an empty latent")
+        draft.lost.append(
+            f"the picture began with {latent.kind[:60] if latent else 'nothing that is known'}, not an empty latent"
+        )
         return
     for name in ("width", "height"):
         draft.take(name, whole(_value(graph, latent, name)))

@@ -17,7 +17,7 @@ from .found import Draft, load_json, number, plain_fields, rows, shown, stem, ta
 SOURCE = "InvokeAI"
 
 _WEIGHED = re.compile(r"[\w)\"'][+-]{1,9}(?=[\s,.)]|$)|\)\d|\.(?:blend|and|swap)\(")
-_CHANGES = {
+_CHANGES: dict[str, Any] = {
     "init_image": None, "strength": None, "mask": None, "controlnets": [], "ipAdapters": [], "t2iAdapters": [],
     "hrf_enabled": False, "hrf_method": None, "seamless_x": False, "seamless_y": False, "refiner_model": None,
     "positive_style_prompt": "", "negative_style_prompt": "", "threshold": 0, "perlin": 0, "variations": [],
@@ -60,7 +60,10 @@ def _newest(told: dict[str, Any]) -> Draft:
     draft.model = _name(model) if isinstance(model, dict) else stem(model)
     draft.vae = _name(told.get("vae"))
     for row in rows(told.get("loras")):
-        name, weight = _name(table(row).get("model")) or _name(table(row).get("lora")), number(table(row).get("weight"), 0.75)
+        name, weight = (
+            _name(table(row).get("model")) or _name(table(row).get("lora")),
+            number(table(row).get("weight"), 0.75),
+        )
         if name is not None and weight is not None:
             draft.loras.append(LoraUsed(name=name, text_weight=weight, unet_weight=weight))
         else:
@@ -75,7 +78,9 @@ def _newest(told: dict[str, Any]) -> Draft:
 
 def _second(told: dict[str, Any]) -> Draft:
     image = table(told.get("image"))
-    draft = Draft(source=SOURCE, version=text_of(told.get("app_version")), fields=plain_fields({**told, **image}, ("image",)))
+    draft = Draft(
+        source=SOURCE, version=text_of(told.get("app_version")), fields=plain_fields({**told, **image}, ("image",))
+    )
     prompts = image.get("prompt")
     parts = [text_of(table(part).get("prompt")) or "" for part in rows(prompts)]
     if len(parts) > 1:

@@ -99,7 +99,11 @@ def _lora(value: object) -> LoraUsed | None:
     if name is None or text is None or unet is None:
         return None
     return LoraUsed(
-        name=name, text_weight=text, unet_weight=unet, hash=text_of(told.get("hash")), in_prompt=told.get("in_prompt") is True
+        name=name,
+        text_weight=text,
+        unet_weight=unet,
+        hash=text_of(told.get("hash")),
+        in_prompt=told.get("in_prompt") is True,
     )
 
 
@@ -107,5 +111,3 @@ def _digest(infotext: str) -> str:
     # As the text comes back from a file: without lone surrogates, and from Exif without NUL at its ends.
     text = infotext.encode("utf-16", "surrogatepass").decode("utf-16", "replace").strip("\0 \n")
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
-
-

@@ -22,10 +22,51 @@ _SDCPP = "stable-diffusion.cpp"
 _VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)(?:-(\d+)-g[0-9a-f]+)?$")
 _PAIR = re.compile(r'"?([^,:"]{1,200})"?:\s*([0-9a-fA-F]+)')
 _CARRIED = frozenset(
-    "Steps|Sampler|Schedule type|CFG scale|Seed|Size-1|Size-2|Variation seed|Variation seed strength|Seed resize from-1|"
-    "Seed resize from-2|Clip skip|ENSD|RNG|Schedule min sigma|Schedule max sigma|Schedule rho|Eta|Eta DDIM|Sigma churn|"
-    "Sigma tmin|Sigma tmax|Sigma noise|Skip Early CFG|NGMS|NGMS all steps|Sigmas|CFG list|CFG rescale|CFG start|CFG stop|"
-    "Compat|Model|Model hash|VAE|VAE hash|Lora hashes|TI hashes|Hashes|Version|App|Batch size|Batch pos".split("|")
+    [
+        "Steps",
+        "Sampler",
+        "Schedule type",
+        "CFG scale",
+        "Seed",
+        "Size-1",
+        "Size-2",
+        "Variation seed",
+        "Variation seed strength",
+        "Seed resize from-1",
+        "Seed resize from-2",
+        "Clip skip",
+        "ENSD",
+        "RNG",
+        "Schedule min sigma",
+        "Schedule max sigma",
+        "Schedule rho",
+        "Eta",
+        "Eta DDIM",
+        "Sigma churn",
+        "Sigma tmin",
+        "Sigma tmax",
+        "Sigma noise",
+        "Skip Early CFG",
+        "NGMS",
+        "NGMS all steps",
+        "Sigmas",
+        "CFG list",
+        "CFG rescale",
+        "CFG start",
+        "CFG stop",
+        "Compat",
+        "Model",
+        "Model hash",
+        "VAE",
+        "VAE hash",
+        "Lora hashes",
+        "TI hashes",
+        "Hashes",
+        "Version",
+        "App",
+        "Batch size",
+        "Batch pos",
+    ]
 )
 """Fields that are in the request or say which files to take. A batch changes nothing of AUTOMATIC1111's pictures."""
 _CHANGES = re.compile(
@@ -168,9 +209,13 @@ def _dialect(parsed: Parsed) -> list[str]:
     notes = []
     if version < (1, 6, 0, 0):
         if "[" in parsed.prompt + parsed.negative_prompt:
-            notes.append("made before 1.6.0: [from:to:when] was read by the old timelines, where only when < 1 is a share")
+            notes.append(
+                "made before 1.6.0: [from:to:when] was read by the old timelines, where only when < 1 is a share"
+            )
         if parsed.fields.get("Sampler") in ("DDIM", "PLMS", "UniPC"):
-            notes.append("made before 1.6.0: prompts of unequal length were padded with their last vector (Pad conds v0)")
+            notes.append(
+                "made before 1.6.0: prompts of unequal length were padded with their last vector (Pad conds v0)"
+            )
     if version < (1, 7, 0, 225):
         notes.append("made before 1.7.0-225: the noise levels were rounded to float16 (Downcast alphas_cumprod)")
     if version < (1, 8, 0, 0) and "Refiner" in parsed.fields:

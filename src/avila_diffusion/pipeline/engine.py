@@ -108,10 +108,7 @@ class ModelEngine:
         short = {key: known for key, found in hashes.items() if (known := _wait(found, cancel)) is not None}
         check(cancel)
         yield GenerateResult(
-            tuple(
-                self._told(image, request, drawn, index, short, ledger)
-                for index, image in enumerate(made)
-            ),
+            tuple(self._told(image, request, drawn, index, short, ledger) for index, image in enumerate(made)),
             request,
             seconds=time.perf_counter() - began,
             report=self.model.report,
