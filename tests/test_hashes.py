@@ -13,7 +13,7 @@ import pytest
 
 from avila_diffusion import hashes
 from avila_diffusion.errors import Cancelled, FileProblem
-from avila_diffusion.hashes import cache_folder, hash_in_background
+from avila_diffusion.hashes import cache_folder, hash_in_background, own_hash
 
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
@@ -303,3 +303,10 @@ def test_without_a_home_the_hash_is_still_made(model: Path, monkeypatch: pytest.
     monkeypatch.delenv("LOCALAPPDATA", raising=False)
     monkeypatch.setattr(Path, "home", homeless)
     assert hash_in_background(model).result(10) == sha256(model)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"), [("AB" * 32, "ab" * 6), ("ab" * 31, None), ("x" * 64, None), ("", None), (None, None)]
+)
+def test_a_lora_may_say_its_own_hash(told: str | None, expected: str | None) -> None:
+    assert own_hash({} if told is None else {"sshs_model_hash": told}) == expected

@@ -156,6 +156,13 @@ def test_the_record_goes_beside_the_infotext(tmp_path: Path, black: Pixels, name
     assert Image(black, text, record="r").to_pil().info["avila"] == "r"
 
 
+def test_a_pillow_without_avif_says_so(tmp_path: Path, black: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("PIL.features.check", lambda name: False)
+    with pytest.raises(OutputProblem, match=r"built without AVIF; name the picture \.png"):
+        Image(black).save(tmp_path / "a.avif")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_other_makers_notes_are_left_alone(black: Pixels) -> None:
     exif = PIL.Image.Exif()
     exif.get_ifd(0x8769)[0x927C] = b"Nikon\0\1\2"

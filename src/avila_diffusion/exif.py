@@ -36,7 +36,8 @@ def make_exif(comment: str, note: str) -> bytes:
     header = b"Exif\0\0MM\0*" + struct.pack(">I", 8)
     directory = struct.pack(">HHHIII", 1, IFD, 4, 1, 26, 0)
     place = 26 + 2 + 12 * len(values) + 4
-    entries, content = [], []
+    entries: list[bytes] = []
+    content: list[bytes] = []
     for tag, value in values.items():  # in rising order, as the standard wants them
         entries.append(struct.pack(">HHII", tag, _UNDEFINED, len(value), place))
         content.append(value + b"\0" * (len(value) % 2 if len(content) + 1 < len(values) else 0))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy
+import PIL.features
 import PIL.Image
 import PIL.ImageFile
 import PIL.ImageOps
@@ -140,6 +141,8 @@ class Image:
     def _encoded(self, format_name: str, quality: int) -> bytes:
         text, record = _writable(self.infotext), _writable(self.record)
         options: dict[str, Any] = {}
+        if format_name == "AVIF" and not PIL.features.check("avif"):
+            raise OutputProblem("this Pillow was built without AVIF; name the picture .png, .jpg or .webp")
         if format_name != "PNG":
             options = {"quality": quality, "exif": exif.make_exif(text, record)}
             if format_name == "JPEG" and len(options["exif"]) > exif.MAX_JPEG:

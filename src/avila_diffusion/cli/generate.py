@@ -126,7 +126,7 @@ def _take_files(options: argparse.Namespace, found: Found, display: ProgressDisp
     if options.procedural:
         return
     if options.lora is None:
-        options.lora = [f"{path}:{weight:g}" for path, weight in find_loras(options, found)] or None
+        options.lora = [f"{path}:{weight!r}" for path, weight in find_loras(options, found)] or None
     if options.model is None:
         options.model = str(find_checkpoint(options, found, options.from_image, display))
         if options.vae is None and (vae := find_vae(options, found)) is not None:

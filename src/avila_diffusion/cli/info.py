@@ -28,14 +28,15 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
 def run_info(options: argparse.Namespace) -> int:
     """`avila info`."""
     from ..images import read_image
+    from ..metadata.found import printable
 
     found = read_found(options.image)
     if options.json:
         infotext = read_image(options.image).infotext
         print(json.dumps({"path": options.image, "infotext": infotext, **found.to_dict()}))
         return 0
-    for line in _lines(options.image, found):
-        print(line)
+    for line in "\n".join(_lines(options.image, found)).split("\n"):
+        print(printable(line))
     return 0
 
 
@@ -67,8 +68,7 @@ def _table(values: dict[str, Any]) -> list[str]:
     width = min(max(map(len, values), default=0), 30)
     lines = []
     for name, value in values.items():
-        text = "\n".join(_printable(line) for line in _text(value).split("\n"))
-        lines.append(f"  {_printable(name):<{width}}  " + text.replace("\n", "\n" + " " * (width + 4)))
+        lines.append(f"  {name:<{width}}  " + _text(value).replace("\n", "\n" + " " * (width + 4)))
     return lines
 
 
@@ -76,8 +76,3 @@ def _text(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     return str(value)
-
-
-def _printable(text: str) -> str:
-    """Without what would move a terminal's cursor or change its colours."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)

@@ -24,8 +24,8 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     replay = commands.add_parser(
         "replay",
         help="make a picture again from its metadata",
-        description="Make a picture again from the metadata that it carries, ours, AUTOMATIC1111's or ComfyUI's. With --verify, say "
-        "whether it is the same: by its trail (see `generate --trail`) call by call, else by its pixels.",
+        description="Make a picture again from the metadata that it carries, whichever program wrote them. With "
+        "--verify, say whether it is the same: by its trail (see `generate --trail`) call by call, else by its pixels.",
     )
     replay.add_argument("image", metavar="IMAGE", help="a picture with metadata; see `avila info`")
     replay.add_argument("-m", "--model", metavar="MODEL", help="make it with this model, whatever the metadata say")

@@ -1,8 +1,8 @@
 """ComfyUI's graph: the sampler that began the picture, and from it back along the links to everything it was given.
 
 The graph that ran is the text `prompt`: by number, each node's class and inputs, an input being a value or [node, output].
-The text `workflow` is the drawing of the editor; it is read where the other is missing. Nodes that are passed on the way and are
-not known here change something, and are named.
+The text `workflow` is the drawing of the editor; it is read where the other is missing. Nodes on the way that
+are not known here change something, and are named.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _WIDGETS: dict[str, tuple[str, ...]] = {
     "VAELoader": ("vae_name",),
 }  # fmt: skip
 """What the values of a node in the editor's drawing are called, in their order; "" is a button of the editor alone."""
-_MOST_NODES = 20_000
+_MOST_NODES, _MOST_SAMPLERS = 20_000, 50
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,7 @@ def _first_sampler(graph: Graph, draft: Draft) -> Node | None:
     samplers = [node for node in reached.values() if node.kind in _SAMPLERS]
     if not samplers:
         samplers = [node for node in graph.values() if node.kind in _SAMPLERS]
+    samplers = samplers[:_MOST_SAMPLERS]
     first = min(samplers, key=lambda node: sum(other.kind in _SAMPLERS for other in _behind(graph, node)), default=None)
     for node in samplers:
         if first is not None and node.id != first.id:

@@ -41,12 +41,12 @@ def read_fooocus(texts: Mapping[str, str]) -> Draft | None:
     draft.vae = stem(told.get("vae")) if told.get("vae") != "Default (model)" else None
     for row in rows(told.get("loras")):
         parts = row if isinstance(row, list) else []
-        name, weight = stem(parts[0]) if parts else None, number(parts[1]) if len(parts) > 1 else None
-        if name is None or weight is None:
+        file, weight = stem(parts[0]) if parts else None, number(parts[1]) if len(parts) > 1 else None
+        if file is None or weight is None:
             draft.lose("loras", row)
             continue
         digest = text_of(parts[2]) if len(parts) > 2 else None
-        draft.loras.append(LoraUsed(name=name, text_weight=weight, unet_weight=weight, hash=digest))
+        draft.loras.append(LoraUsed(name=file, text_weight=weight, unet_weight=weight, hash=digest))
     for name in _CHANGES:
         if told.get(name) not in (None, "None", "", [], 0, False):
             draft.lose(name, told[name])

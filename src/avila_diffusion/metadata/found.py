@@ -90,8 +90,8 @@ class Draft:
         """Leave out of the values what no request may hold, and say so."""
         values, wrong = valid_part(self.values)
         plain = {name: value for name, value in vars(self).items() if name != "values"}
-        lost = tuple(dict.fromkeys([*self.lost, *wrong]))
-        plain |= {"loras": tuple(self.loras), "lost": lost, "notes": tuple(dict.fromkeys(self.notes))}
+        lost = tuple(dict.fromkeys(map(printable, [*self.lost, *wrong])))
+        plain |= {"loras": tuple(self.loras), "lost": lost, "notes": tuple(dict.fromkeys(map(printable, self.notes)))}
         return Found(request_values=values, **plain)
 
 
@@ -130,6 +130,11 @@ def shown(value: object) -> str:
         text = "a huge number" if isinstance(value, int) and value.bit_length() > 128 else str(value)
     text = " ".join(text.split())
     return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def printable(text: str) -> str:
+    """A line without what would move a terminal's cursor or change its colours: pictures come from strangers."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def load_json(text: object) -> Any:

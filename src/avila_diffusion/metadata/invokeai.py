@@ -17,7 +17,7 @@ from .found import Draft, load_json, number, plain_fields, rows, shown, stem, ta
 SOURCE = "InvokeAI"
 
 _WEIGHED = re.compile(r"[\w)\"'][+-]{1,9}(?=[\s,.)]|$)|\)\d|\.(?:blend|and|swap)\(")
-_CHANGES = {
+_CHANGES: dict[str, Any] = {
     "init_image": None, "strength": None, "mask": None, "controlnets": [], "ipAdapters": [], "t2iAdapters": [],
     "hrf_enabled": False, "hrf_method": None, "seamless_x": False, "seamless_y": False, "refiner_model": None,
     "positive_style_prompt": "", "negative_style_prompt": "", "threshold": 0, "perlin": 0, "variations": [],

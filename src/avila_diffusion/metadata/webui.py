@@ -20,9 +20,53 @@ LORA_TAG = re.compile(r"<(?:lora|lyco):([^<>:]+)((?::[^<>:]*)*)>")
 _OURS = "avila_diffusion"
 _SDCPP = "stable-diffusion.cpp"
 _VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)(?:-(\d+)-g[0-9a-f]+)?$")
-_PAIR = re.compile(r'\s*"?([^,:"]+)"?:\s*([0-9a-fA-F]+)')
+_PAIR = re.compile(r'"?([^,:"]{1,200})"?:\s*([0-9a-fA-F]+)')
 _CARRIED = frozenset(
-    ["Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size-1", "Size-2", "Variation seed", "Variation seed strength", "Seed resize from-1", "Seed resize from-2", "Clip skip", "ENSD", "RNG", "Schedule min sigma", "Schedule max sigma", "Schedule rho", "Eta", "Eta DDIM", "Sigma churn", "Sigma tmin", "Sigma tmax", "Sigma noise", "Skip Early CFG", "NGMS", "NGMS all steps", "Sigmas", "CFG list", "CFG rescale", "CFG start", "CFG stop", "Compat", "Model", "Model hash", "VAE", "VAE hash", "Lora hashes", "TI hashes", "Hashes", "Version", "App", "Batch size", "Batch pos"]
+    [
+        "Steps",
+        "Sampler",
+        "Schedule type",
+        "CFG scale",
+        "Seed",
+        "Size-1",
+        "Size-2",
+        "Variation seed",
+        "Variation seed strength",
+        "Seed resize from-1",
+        "Seed resize from-2",
+        "Clip skip",
+        "ENSD",
+        "RNG",
+        "Schedule min sigma",
+        "Schedule max sigma",
+        "Schedule rho",
+        "Eta",
+        "Eta DDIM",
+        "Sigma churn",
+        "Sigma tmin",
+        "Sigma tmax",
+        "Sigma noise",
+        "Skip Early CFG",
+        "NGMS",
+        "NGMS all steps",
+        "Sigmas",
+        "CFG list",
+        "CFG rescale",
+        "CFG start",
+        "CFG stop",
+        "Compat",
+        "Model",
+        "Model hash",
+        "VAE",
+        "VAE hash",
+        "Lora hashes",
+        "TI hashes",
+        "Hashes",
+        "Version",
+        "App",
+        "Batch size",
+        "Batch pos",
+    ]
 )
 """Fields that are in the request or say which files to take. A batch changes nothing of AUTOMATIC1111's pictures."""
 _CHANGES = re.compile(
@@ -139,7 +183,7 @@ def take_tags(prompt: str, hashes: Mapping[str, str]) -> tuple[str, list[LoraUse
         if len(placed) > 2 or "dyn" in named:
             wrong.append(f"{match[0][:80]} cuts the rank of the LoRA (dyn)")
         loras.append(LoraUsed(name=name, text_weight=text, unet_weight=unet, hash=hashes.get(name)))
-    return re.sub(r"\s*" + LORA_TAG.pattern, "", prompt), loras, wrong
+    return re.sub(" ?" + LORA_TAG.pattern, "", prompt), loras, wrong
 
 
 def _as_sdcpp(draft: Draft) -> None:
