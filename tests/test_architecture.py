@@ -306,6 +306,7 @@ TORCHLESS = {
     "models": "assert main(['models']) == 0",
     "samplers": "assert main(['samplers']) == 0",
     "schedules": "assert main(['schedules']) == 0",
+    "prompt": "assert main(['prompt', 'a (red:1.2) [car:0.5]']) == 0",
     "a procedural picture": "assert main(['generate', 'a sunset', '-W', '64', '-H', '64', '-o', 'a.png', '--procedural']) == 0",
 }
 

@@ -35,12 +35,17 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run_prompt(options: argparse.Namespace) -> int:
     """`avila prompt`."""
-    from ..errors import RequestError
+    from ..request import GenerateRequest
     from ..sampling.names import resolve_sampler
     from ..text.explain import explain_prompt
 
-    if options.steps < 1:
-        raise RequestError(f"steps is {options.steps}; it must be 1 or more")
+    # Checks what is given, as for a picture.
+    GenerateRequest(
+        prompt=options.prompt,
+        negative_prompt=options.negative_prompt or "",
+        steps=options.steps,
+        sampler=options.sampler,
+    )
     info, _ = resolve_sampler(options.sampler)
     calls = options.steps * (2 if info.second_order else 1)
     encoders = _encoders(options)

@@ -59,7 +59,9 @@ Piece(text='car', weight=0.9090909090909091))
     """
     if numbers == "comfyui":
         # A space before it costs no token, and keeps the word from being AUTOMATIC1111's marker.
-        read = (Piece(" " + part if part == BREAK else part, weight) for part, weight in read_comfyui(text))
+        read: Iterator[Piece] = (
+            Piece(" " + part if part == BREAK else part, weight) for part, weight in read_comfyui(text)
+        )
     else:
         read = _join(_read_a1111(text))
     pieces = tuple(read)

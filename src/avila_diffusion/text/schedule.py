@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from ..errors import RequestError
 
@@ -105,14 +107,19 @@ def schedule_prompt(
             number = (number - passes) * total if "." in when else number - past
         return int(number) if math.isfinite(number) and number < total else total if number > 0 else 0
 
-    ends = {total}
-    for item in _walk(tree):
-        if isinstance(item, _Turns):
-            ends.update(range(1, total + 1))
-        elif isinstance(item, _Change) and place(item.when) >= 1:
-            ends.add(place(item.when))
-    places = {item.when: place(item.when) for item in _walk(tree) if isinstance(item, _Change)}
-    return tuple(Segment(end, _at(tree, end, places)) for end in sorted(ends))
+    items = list(_walk(tree))
+    places = {item.when: place(item.when) for item in items if isinstance(item, _Change)}
+    counts = {len(item.options) for item in items if isinstance(item, _Turns)}
+    ends = {total, *(end for end in places.values() if end >= 1), *(range(1, total + 1) if counts else ())}
+    changes = sorted(set(places.values()))
+    texts: dict[tuple[int, ...], str] = {}  # turns come again and again
+    segments = []
+    for end in sorted(ends):
+        key = (bisect_left(changes, end), *((end - 1) % count for count in counts))
+        if key not in texts:
+            texts[key] = _at(tree, end, places)
+        segments.append(Segment(end, texts[key]))
+    return tuple(segments)
 
 
 def segment_at(segments: Sequence[Segment], call: int) -> Segment:
@@ -169,7 +176,7 @@ def _read_change(items: list[_Item], bracket: _Bracket) -> _Item | None:
         return None
     if bars:
         borders = [start, *bars, len(items)]
-        options = [items[one + 1 : other] for one, other in zip(borders, borders[1:], strict=False)]
+        options = [items[one + 1 : other] for one, other in pairwise(borders)]
         return None if colons else _Turns(options)
     if len(colons) not in (1, 2):
         return None

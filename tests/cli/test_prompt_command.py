@@ -1,0 +1,51 @@
+"""`avila prompt`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from avila_diffusion.cli import main
+
+
+def test_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prompt", "a (red:1.2) car", "-n", "blur", "--steps", "4", "--sampler", "heun"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("4 steps of Heun, counted as 8 model calls\nprompt: 'a (red:1.2) car'\n")
+    assert "red=736x1.2" in said
+    assert "negative prompt: 'blur'" in said
+
+
+def test_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prompt", "a [b:c:0.5] <lora:x:1>", "--steps", "4", "--json"]) == 0
+    (report,) = json.loads(capsys.readouterr().out)["prompts"]
+    assert report["networks"] == ["<lora:x:1>: text encoders 1, UNet 1"]
+    assert [segment["calls"] for segment in report["parts"][0]["segments"]] == [[0, 2], [3, 3]]
+    assert report["parts"][0]["segments"][1]["pieces"] == [{"text": "a c", "weight": 1.0}]
+
+
+def test_with_a_model(capsys: pytest.CaptureFixture[str], tiny_checkpoint: Callable[[str], Path]) -> None:
+    assert main(["prompt", "a", "-m", str(tiny_checkpoint("sdxl")), "--json"]) == 0
+    encoders = json.loads(capsys.readouterr().out)["text_encoders"]
+    assert [(encoder["kind"], encoder["pad"]) for encoder in encoders] == [("clip", 49407), ("open_clip", 0)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["prompt"], "PROMPT"),
+        (["prompt", "a", "--steps", "0"], "steps is 0"),
+        (["prompt", "a", "--sampler", "nothing"], "nothing"),
+        (["prompt", "a" * 100_001], "100,001 characters"),
+        (["prompt", "a", "-m", "nowhere.safetensors"], "nowhere"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_what_is_wrong(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
