@@ -169,6 +169,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "whole numbers": ({"a": torch.ones(2, 3, dtype=torch.int64)}, "not a list of vectors"),
     "cube": ({"a": torch.ones(2, 3, 4)}, "not a list of vectors"),
     "too many": ({"a": torch.ones(76, 4)}, "76 vectors"),
+    "no width": ({"a": torch.ones(2, 0)}, "vectors of 0 numbers"),
     "empty": ({"a": torch.ones(0, 4)}, "0 vectors"),
     "nan": ({"a": torch.full((1, 4), torch.nan)}, "NaN"),
     "uneven": ({"clip_l": torch.ones(2, 4), "clip_g": torch.ones(3, 4)}, "other numbers of vectors"),

@@ -22,7 +22,7 @@ from avila_diffusion.text.tokenizer import END, START, clip_tokenizer
 
 TOLERANCE = 1e-5
 WIDTH = 64
-SIZE = {"width": 64, "height": 64}
+SIZE: dict[str, Any] = {"width": 64, "height": 64}
 encode_text = clip_tokenizer().encode
 PREFIXES = {
     "sd1": ["cond_stage_model.transformer."],
@@ -336,7 +336,7 @@ def _wrong(name: str, patch: pytest.MonkeyPatch) -> None:
     elif name == "comma rule off by one":
         patch.setattr(conditioner, "chunk_a1111", lambda parts, find: chunk_a1111(parts, find, backtrack=19))
     else:
-        right = conditioner.chunk_a1111
+        right = chunk_a1111
 
         def shifted(parts: Any, find: Any) -> list[chunks.Chunk]:
             found = right(parts, find)

@@ -72,19 +72,19 @@ def _in_margins(picture: PIL.Image.Image) -> bytes | None:
     """The bytes in the strips beside a picture, decompressed; None where there are no strips."""
     import numpy as np
 
-    pixels = np.asarray(picture.convert("RGB"))
-    lit = (pixels > 0).all(axis=2)
+    pixels: NDArray[np.uint8] = np.array(picture.convert("RGB"), np.uint8)
+    lit = np.all(pixels > 0, axis=2)
     if not lit.any():
         return None
     rows, columns = np.flatnonzero(lit.any(axis=1)), np.flatnonzero(lit.any(axis=0))
-    low_bits = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] & 15
+    low_bits: NDArray[np.uint8] = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] & np.uint8(15)
     dark = np.flatnonzero(low_bits.sum(axis=(0, 2)) == 0)
     if len(dark) < 2:
         return None
     low, high = low_bits[:, : dark[0]], low_bits[:, dark[-1] + 1 :]
     if low.shape != high.shape or not low.size:
         return None
-    data = (_mixed(high) << 4) | _mixed(low)
+    data = (_mixed(high) << np.uint8(4)) | _mixed(low)
     # Any picture with two dark columns gets here; the header of zlib's stream tells those that carry something.
     start = data.reshape(-1)[:2].tolist()
     if start[0] != 0x78 or (start[0] * 256 + start[1]) % 31:
@@ -100,10 +100,9 @@ def _mixed(block: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The block xor a fixed sequence: x → 1664525 x + 1013904223 modulo 2**32 from 0, each modulo 255, its low four bits."""
     import numpy as np
 
-    values = np.zeros(1, np.uint64)
     # The n-th number for all n at once: x_n = c (1 + a + … + a^(n-1)); in wrapping 32-bit arithmetic.
     powers = np.full(block.size, 1664525, np.uint32)
     powers[0] = 1
     sums = np.cumsum(np.cumprod(powers, dtype=np.uint32), dtype=np.uint32)
     values = sums * np.uint32(1013904223)
-    return block ^ ((values % 255).astype(np.uint8) & 15).reshape(block.shape)
+    return block ^ ((values % 255).astype(np.uint8) & np.uint8(15)).reshape(block.shape)

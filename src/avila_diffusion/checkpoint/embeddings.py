@@ -289,7 +289,7 @@ def _rows(value: Any, key: object, path: Path) -> Tensor:
         value = value.tensor()
     if not isinstance(value, Tensor) or value.dim() not in (1, 2) or not value.is_floating_point():
         raise FileProblem(f"{path} is no embedding: {shown(key)} is not a list of vectors")
-    rows = torch.atleast_2d(value).to(torch.float32)
+    rows = (value[None] if value.dim() == 1 else value).to(torch.float32)
     if not 1 <= len(rows) <= MAX_VECTORS or not rows.shape[1]:
         raise FileProblem(
             f"{path} has {len(rows):,} vectors of {rows.shape[1]:,} numbers; from 1 to {MAX_VECTORS} vectors fit a prompt"

@@ -81,9 +81,9 @@ class Conditioner:
         before_call: BeforeCall = lambda: None,
     ) -> Conditioning:
         """Encode one prompt for pictures of width x height pixels; see `encode_all`."""
-        size = {"width": width, "height": height}
-        (found,) = self.encode_all([text], **size, clip_skip=clip_skip, negative=negative, before_call=before_call)
-        return found
+        return self.encode_all(
+            [text], width=width, height=height, clip_skip=clip_skip, negative=negative, before_call=before_call
+        )[0]
 
     def encode_all(
         self,
@@ -252,7 +252,7 @@ class _Tower:
             1 + item.place: self.used[item.name].for_towers(of.spec.text)[self.index] for item in chunk.placed
         }  # 1: behind the start token
         self.before_call()
-        features = of.towers[self.index](
+        features: TextFeatures = of.towers[self.index](
             torch.tensor([ids], device=of.device),
             dtype=of.dtype,
             skip=max(self.clip_skip, spec.skip) if spec.clip_skip else spec.skip,
