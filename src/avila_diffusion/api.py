@@ -134,8 +134,8 @@ class AvilaDiffusion:
         and its weight (1 by default), or a list of these. prediction: "epsilon", "v" or "edm" overrules what
         is detected. device: "auto", "cpu", "cuda", "cuda:1", "mps". dtype: "auto", "float32", "float16", "bfloat16",
         "float64".
-        threads: how many torch computes with, for the whole process. mmap: map the file instead of reading it. lenient: leave out
-        what of a LoRA does not fit the model, instead of refusing it.
+        threads: how many torch computes with, for the whole process. mmap: map the file instead of reading it.
+        lenient: leave out what of a LoRA does not fit the model, instead of refusing it.
         Raises an AvilaError with one clear line where the file cannot be used.
         """
         diffusion = cls(**defaults)
