@@ -50,9 +50,8 @@ def main() -> None:
     times["derive what was changed"] = derive_all(model, dtype)
     for what, seconds in times.items():
         print(f"{what:28} {seconds:8.3f} s")
-    print(
-        f"in effect after {times['read'] + times['match and lay beside'] + times['derive what changed']:.3f} s: {report.describe()}"
-    )
+    total = times["read"] + times["match and lay beside"] + times["derive what changed"]
+    print(f"in effect after {total:.3f} s: {report.describe()}")
     print(
         json.dumps(
             {"dtype": options.dtype, "threads": torch.get_num_threads(), "matched": report.matched, "seconds": times}
