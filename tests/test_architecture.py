@@ -40,7 +40,13 @@ class Room:
     never: tuple[str, ...] = ()
 
 
-BUILDING = ("checkpoint.load", "checkpoint.lora", "checkpoint.lora.*", "checkpoint.embeddings")
+LORA_BUILDING = (
+    "apply",
+    "build",
+    "deltas",
+    "targets",
+)  # the rest of it reads names and shapes: `inspect` needs no torch
+BUILDING = ("checkpoint.load", *(f"checkpoint.lora.{name}" for name in LORA_BUILDING), "checkpoint.embeddings")
 ABOVE_PIPELINE = ("", "api", "cli", "cli.*", "diagnose", "server", "server.*", "training", "training.*")
 
 ROOMS = {

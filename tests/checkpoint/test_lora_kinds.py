@@ -150,7 +150,7 @@ LIVE: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
 @pytest.mark.parametrize("case", LIVE)
 def test_lycoris_itself(case: str, save_state: Save) -> None:
     kind, shape, options = LIVE[case]
-    layer: nn.Module = nn.Linear(shape[1], shape[0]) if len(shape) == 2 else nn.Conv2d(shape[1], shape[0], shape[2])
+    layer = nn.Linear(shape[1], shape[0]) if len(shape) == 2 else nn.Conv2d(shape[1], shape[0], shape[2])
     module = live(kind, layer, len(case), **options)
     weight = layer.weight.detach().clone()
     with torch.no_grad():
@@ -262,7 +262,7 @@ def test_peft_itself(case: str, sd1: Model, tmp_path: Path) -> None:
         layer: nn.Module = (
             nn.Linear(*weight.shape[::-1]) if weight.dim() == 2 else nn.Conv2d(weight.shape[1], len(weight), 3)
         )
-        layer.weight.data.copy_(weight)  # type: ignore[union-attr, operator]
+        layer.weight.data.copy_(weight)  # type: ignore[operator]
         layers[name] = layer
     torch.manual_seed(4)
     model = peft.get_peft_model(

@@ -22,7 +22,7 @@ from avila_diffusion.errors import AvilaError, PickleRefused, RequestError, Unsu
 
 State = dict[str, Tensor]
 Save = Callable[..., Path]
-MATERIAL = Path(__file__).parents[3] / "shared" / "material"
+MATERIAL = Path(__file__).resolve().parents[3] / "shared" / "material"
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
 TEXT = "text_model.encoder.layers.0.self_attn"
 DOWN, UP = "lora_down.weight", "lora_up.weight"

@@ -130,6 +130,7 @@ def test_the_model_and_its_options_reach_the_engine(engine: FlatEngine, capsys: 
         "dtype": "bfloat16",
         "threads": 3,
         "mmap": False,
+        "lenient": False,
     }
     said = capsys.readouterr().err
     assert "a flat model" in said
@@ -149,6 +150,7 @@ def test_plain_model_options_are_left_to_the_engine(engine: FlatEngine) -> None:
         "dtype": "auto",
         "threads": None,
         "mmap": True,
+        "lenient": False,
     }
 
 

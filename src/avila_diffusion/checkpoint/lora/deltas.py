@@ -186,7 +186,8 @@ def rotate(blocks: Tensor, constraint: float) -> Tensor:
         if length > constraint:
             skew = skew * (constraint / length)
     one = torch.eye(blocks.shape[-1]).to(blocks)
-    return (one + skew) @ torch.linalg.inv(one - skew)  # of a skew matrix, 1 − q always has an inverse
+    inverse: Tensor = torch.linalg.inv(one - skew)  # of a skew matrix, 1 − q always has an inverse
+    return (one + skew) @ inverse
 
 
 def _rescale(weight: Tensor, rescale: Tensor | None) -> Tensor:

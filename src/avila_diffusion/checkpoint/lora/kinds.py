@@ -84,7 +84,7 @@ def measure_loha(shapes: Shapes) -> Size | None:
 
 def measure_lokr(shapes: Shapes) -> Size | None:
     """A Kronecker product of two matrices, or of a matrix and a kernel, each whole or as a product."""
-    halves = []
+    halves: list[Size | None] = []
     for half in ("lokr_w1", "lokr_w2"):
         a, b = shapes.get(f"{half}_a"), shapes.get(f"{half}_b")
         whole = shapes.get(half)
@@ -93,14 +93,15 @@ def measure_lokr(shapes: Shapes) -> Size | None:
         kernel = shapes.get("lokr_t2") if half == "lokr_w2" else None
         if whole is not None and kernel is not None:
             return None
-        halves.append(Size(whole) if a is None or b is None else _product(a, b, kernel))
-        if whole is not None and len(whole) not in (2, 4):
-            return None
+        if a is not None and b is not None:
+            halves.append(_product(a, b, kernel))
+        elif whole is not None:
+            halves.append(Size(whole) if len(whole) in (2, 4) else None)
     first, second = halves
     if first is None or second is None or len(plain(first.shape)) != 2:
         return None
-    (a, b), (c, d, *kernel_size) = plain(first.shape), second.shape
-    return Size((a * c, b * d, *kernel_size), second.rank or first.rank)
+    (rows, columns), (more_rows, more_columns, *kernel_size) = plain(first.shape), second.shape
+    return Size((rows * more_rows, columns * more_columns, *kernel_size), second.rank or first.rank)
 
 
 def measure_glora(shapes: Shapes) -> Size | None:
