@@ -89,7 +89,7 @@ def run_generate(options: argparse.Namespace) -> int:
     carried = {} if found is None else found.request_values
     request = _request(options, carried)
     destination = Destination.planned(options.output, request.batch * request.count)
-    destination.check()
+    destination.check(trails=options.trail, journals=[options.journal] if options.journal else [])
     display = ProgressDisplay(request.batch * request.count, quiet=options.quiet)
     started = time.monotonic()
     try:

@@ -79,7 +79,7 @@ def _go_on(options: argparse.Namespace, journal: Journal, display: ProgressDispl
         for path in [] if options.json else paths:
             tell(path)
         return _finish(options, journal, paths)
-    destination.check()
+    destination.check(trails=trail, journals=[journal.path])
     display.say(f"{journal.calls} model calls are recorded")
     try:
         engine = AvilaDiffusion.from_journal(journal, model=_model(options), anyway=options.anyway)
@@ -114,7 +114,7 @@ def _branch(options: argparse.Namespace, journal: Journal, display: ProgressDisp
             f"{journal.path} is itself a branch to another sampler; branch from the journal it came from"
         )
     destination = Destination.planned(options.output, journal.pictures)
-    destination.check()
+    destination.check(journals=[journal.path, *([options.journal] if options.journal else [])])
     journal.cut(options.branch_at)
     try:
         engine = AvilaDiffusion.from_journal(journal, model=_model(options), anyway=options.anyway)
