@@ -19,8 +19,6 @@ from ..hashes import hash_in_background
 from ..machine import processor_name
 from ..version import __version__
 
-TAKEN_OVER = ("threads", "kernels")
-"""Conditions that a later process can make the same."""
 MEANINGS = {
     "avila_diffusion": "version of avila_diffusion",
     "torch": "version of torch",
