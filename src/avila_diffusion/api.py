@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
 
-from .errors import AvilaError, JournalProblem, RequestError
+from .errors import AvilaError, Cancelled, JournalProblem, RequestError
 from .request import Compat, Emphasis, GenerateRequest, Rng
 from .result import GenerateResult, Progress
 
@@ -248,7 +248,7 @@ class AvilaDiffusion:
             return self._engine.generate(request, cancel)
         if isinstance(journal, str | Path):
             return self._journalled(self.resolved(request), cancel, journal)
-        return self._model_engine().generate(request, cancel, journal)
+        return _naming_the_journal(self._model_engine().generate(request, cancel, journal), journal.journal)
 
     def _journalled(
         self, request: GenerateRequest, cancel: threading.Event | None, path: str | Path
@@ -256,7 +256,9 @@ class AvilaDiffusion:
         from .pipeline.ledger import Ledger
 
         with self.new_journal(path, request) as journal:
-            yield from self._model_engine().generate(journal.request, cancel, Ledger(journal))
+            yield from _naming_the_journal(
+                self._model_engine().generate(journal.request, cancel, Ledger(journal)), journal
+            )
 
     def resolved(self, request: GenerateRequest) -> GenerateRequest:
         """The request with nothing left open: its seed is drawn and its size that of the model.
@@ -349,6 +351,19 @@ class AvilaDiffusion:
         negative = "" if negative_prompt is None else negative_prompt
         values = {**self._defaults, **options, "prompt": prompt, "negative_prompt": negative}
         return GenerateRequest.from_dict(values)
+
+
+def _naming_the_journal(
+    run: Iterator[Progress | GenerateResult], journal: Journal | None
+) -> Iterator[Progress | GenerateResult]:
+    """The same run; where it is cancelled, the message says how to go on."""
+    try:
+        yield from run
+    except Cancelled:
+        if journal is None or not journal.writable:
+            raise
+        calls = f"{journal.calls} model call{'' if journal.calls == 1 else 's'}"
+        raise Cancelled(f"cancelled; {journal.path} holds {calls}, go on with `avila resume {journal.path}`") from None
 
 
 def _recommended(defaults: Defaults) -> dict[str, Any]:
