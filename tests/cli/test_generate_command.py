@@ -230,6 +230,7 @@ def test_json_says_everything(engine: FlatEngine, capsys: pytest.CaptureFixture[
         "schedule": "Automatic",
         "model": str(Path("found/checkpoint/dream")),
         "infotext": ["Seed: 9", "Seed: 10"],
+        "notes": [],
         "report": {"family": "flat"},
     }
 

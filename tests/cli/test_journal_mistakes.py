@@ -6,14 +6,19 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 import torch
 
 from avila_diffusion import kernels
+from avila_diffusion.api import AvilaDiffusion
 from avila_diffusion.cli import main
-from avila_diffusion.images import read_image
+from avila_diffusion.errors import Cancelled, JournalProblem, OutputProblem
+from avila_diffusion.images import Image, read_image
+from avila_diffusion.pipeline.journal import Journal
+from avila_diffusion.result import Progress
 
 LINE = ("generate", "a cat", "-s", "7", "-W", "64", "-H", "64", "--steps", "2", "-t", "1")
 
@@ -92,3 +97,88 @@ def test_a_trail_with_wrong_types(wrong: dict[str, Any], model: Path, capsys: py
     trail["calls"][1] |= wrong
     Path("a.trail").write_text(json.dumps(trail), encoding="utf-8")
     assert "the trail a.trail cannot be read" in refused(capsys, "replay", "a.png", "--verify")
+
+
+def test_names_that_are_no_place_for_a_journal(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = (*LINE, "-m", model, "-o", "a.png", "--journal")
+    (tmp_path / "folder").mkdir()
+    assert "has an empty name" in refused(capsys, *line, "")
+    assert "is a folder; name a file in it" in refused(capsys, *line, "folder")
+    assert "the folder no is not there; make it" in refused(capsys, *line, "no/j")
+    Path("text").write_text("mine", encoding="utf-8")
+    assert "is there already and is not a journal" in refused(capsys, *line, "text")
+    if Path("/dev/full").exists():
+        assert "is a device or pipe" in refused(capsys, *line, "/dev/full")
+    assert Path("text").read_text(encoding="utf-8") == "mine" and not Path("a.png").exists()
+    Path("j").touch()
+    assert "is empty: a journal was begun there" in refused(capsys, "resume", "j")
+    run(*line, "j")
+    run("resume", "j", "-o", "b.png")
+
+
+def test_an_empty_file_is_not_taken_from_another_run(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    with (tmp_path / "j").open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(JournalProblem, match="another run is writing"):
+            Journal.create("j", {"request": {}})
+    with Journal.create("j", {"request": {}}) as journal:
+        assert journal.header["request"] == {}
+
+
+def test_a_disk_that_fails_is_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal.create("j", {"request": {}})
+
+    def fail(number: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("avila_diffusion.pipeline.journal.SECONDS_UNSYNCED", 0.0)
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OutputProblem, match="j cannot be written .Input/output error.; name another place"):
+        journal.add_file(0, tmp_path / "a.png", written=False)
+    journal.close()
+
+
+def test_a_picture_of_another_dtype_is_replayed_in_it(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(*LINE, "-m", model, "--trail", "-o", "a.png", "--dtype", "bfloat16")
+    trail = json.loads(Path("a.trail").read_text(encoding="utf-8"))
+    picture = read_image("a.png")
+    Image(picture.pixels, infotext=picture.infotext).save_png("a.png")  # without the record, as an editor leaves it
+    capsys.readouterr()
+    run("replay", "a.png", "--verify")
+    said = capsys.readouterr()
+    assert trail["conditions"]["dtypes"][0] == "bfloat16"
+    assert "identical in all 2 calls" in said.out and "in bfloat16, as recorded" in said.err
+    assert main(["replay", "a.png", "--verify", "--dtype", "float32"]) == 1
+
+
+def test_metadata_that_cannot_be_replayed(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(*LINE, "-m", model, "-o", "a.png")
+    picture = read_image("a.png")
+    said = str(picture.infotext)
+    Image(picture.pixels, infotext=said.replace("Seed: 7", "Seed: -1")).save_png("any.png")
+    assert "name no seed" in refused(capsys, "replay", "any.png")
+    Image(picture.pixels, infotext=f"{said}, Sigma churn: 0.5").save_png("churn.png")
+    assert "the metadata of churn.png" in refused(capsys, "replay", "churn.png")
+    assert "--trail only means something with --verify" in refused(capsys, "replay", "a.png", "--trail", "nope")
+
+
+def test_what_was_not_used_is_told(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = (*LINE, "-m", model, "-n", "a dog", "--cfg", "1", "-o", "a.png", "--count", "2")
+    run(*line, "--journal", "j")
+    note = "the negative prompt was not used, because guidance is off"
+    assert capsys.readouterr().err.count(note) == 1
+    run(*line, "--json", "-q")
+    said = capsys.readouterr()
+    assert json.loads(said.out)["notes"] == [note] and said.err == ""
+    run("resume", "j", "-o", "b.png", "--json", "-q")
+    assert json.loads(capsys.readouterr().out)["notes"] == [note]
+
+
+def test_a_cancelled_run_with_a_journal_says_how_to_go_on(model: Path) -> None:
+    diffusion = AvilaDiffusion.with_model(model, steps=3, width=64, height=64, seed=1)
+    stop = Event()
+    with pytest.raises(Cancelled, match=r"^cancelled; j holds \d model calls?, go on with `avila resume j`$"):
+        for event in diffusion.generate(diffusion.request("a cat"), cancel=stop, journal="j"):
+            if isinstance(event, Progress) and event.stage == "sample" and event.step:
+                stop.set()

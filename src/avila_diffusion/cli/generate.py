@@ -166,6 +166,8 @@ def _request(options: argparse.Namespace, carried: Mapping[str, Any]) -> Generat
                 f"{', '.join(useless)} only means something with a checkpoint"
                 + ("; leave out --procedural" if options.procedural else " of yours; add -m FILE")
             )
+    if options.journal == "":
+        raise RequestError("the journal has an empty name; give --journal the name of a file")
     if options.threads is not None and options.threads < 1:
         raise RequestError(f"threads is {options.threads}; it must be 1 or more")
     return GenerateRequest(prompt=prompt, **_values(options, carried))
@@ -240,6 +242,7 @@ def _summary(results: list[GenerateResult], paths: list[Path], model: str | None
         "model": model,
         "seconds": round(seconds, 3),
         "infotext": [image.infotext for result in results for image in result.images],
+        "notes": list(dict.fromkeys(note for result in results for note in result.notes)),
         "report": None if report is None else report.to_dict(),
     }
 
