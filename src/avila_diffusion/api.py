@@ -15,16 +15,16 @@ from .result import GenerateResult, Progress
 
 if TYPE_CHECKING:
     from .checkpoint.load import Model
-    from .checkpoint.lora.files import Lora
     from .checkpoint.report import LoadReport
     from .config import Defaults
     from .device import Policy
     from .pipeline.engine import ModelEngine
     from .pipeline.journal import Journal
     from .pipeline.ledger import Ledger
+    from .pipeline.loras import Weighted
 
-LoraGiven = str | Path | tuple[str | Path, float]
-"""A LoRA file by its path or name, or that and its weight."""
+LoraGiven = str | Path | tuple[str | Path, float] | tuple[str | Path, float, float]
+"""A LoRA file by its path or name, or that and its weight, or its weights for text towers and UNet."""
 MOST_WEIGHT = 1e6
 """Of a LoRA; a picture is noise long before."""
 PROMPTS = ("prompt", "negative_prompt")
@@ -132,8 +132,9 @@ class AvilaDiffusion:
     ) -> AvilaDiffusion:
         """Load a checkpoint: a `.safetensors` file, a diffusers folder, or the name of a model in a models folder.
 
-        vae, text_encoder: files that replace or supply those parts. lora: a LoRA file that changes the model, or the pair of it
-        and its weight (1 by default), or a list of these. prediction: "epsilon", "v" or "edm" overrules what
+        vae, text_encoder: files that replace or supply those parts. lora: a LoRA file that changes the model, or it with
+        its weight (1 by default) or its weights for the text towers and for the UNet, or a list of these.
+        prediction: "epsilon", "v" or "edm" overrules what
         is detected. embeddings: the folder of textual inversions, or a list of them, by default those in the models
         folders. device: "auto", "cpu", "cuda", "cuda:1", "mps". dtype: "auto", "float32", "float16", "bfloat16", "float64".
         threads: how many torch computes with, for the whole process. mmap: map the file instead of reading it.
@@ -155,7 +156,7 @@ class AvilaDiffusion:
         encoders = text_encoder if isinstance(text_encoder, list | tuple) else [text_encoder]
         given = [encoder for encoder in encoders if encoder is not None]
         towers = [find_model(_name_of("a text encoder", encoder), "text_encoder") for encoder in given]
-        loras = [(read_lora(find_model(name, "lora")), weight) for name, weight in _loras_of(lora)]
+        loras = [(read_lora(find_model(name, "lora")), text, unet) for name, text, unet in _loras_of(lora)]
         model = load_model(
             file,
             vae=None if vae is None else find_model(_name_of("a VAE", vae), "vae"),
@@ -163,12 +164,13 @@ class AvilaDiffusion:
             prediction=prediction,
             mapped=mmap,
         )
-        rack = LoraRack(model, tuple((read, weight, weight) for read, weight in loras), mapped=mmap, lenient=lenient)
+        rack = LoraRack(model, tuple(loras), mapped=mmap, lenient=lenient)
         for told in rack.use():
-            model.report.decide("LoRA", f"{told.path.name}, weight {told.unet_weight:g}", told.describe())
+            weights = shown_weights(told.text_weight, told.unet_weight)
+            model.report.decide("LoRA", f"{told.path.name}, weight {weights}", told.describe())
         use_threads(threads)
         folders = None if embeddings is None else _folders(embeddings)
-        words = embeddings_by_name(folders, [read.path for read, _ in loras])
+        words = embeddings_by_name(folders, [read.path for read, *_ in loras])
         diffusion._engine = ModelEngine(model, policy, rack, words)
         diffusion._loaded = _loading(model, towers, loras, policy, prediction, mmap)
         diffusion._loaded |= {"embeddings": _absolute(folders), "lenient": lenient}
@@ -286,10 +288,12 @@ class AvilaDiffusion:
         from .pipeline.provenance import files_of
 
         engine = self._model_engine()
+        request = self.resolved(request)
+        loras = engine.rack.use(engine.rack.named(request.prompt))
         header |= {
-            "request": asdict(self.resolved(request)),
+            "request": asdict(request),
             "loaded": self._loaded,
-            "files": files_of(engine.model, engine.rack.use(engine.rack.named(request.prompt))),
+            "files": files_of(engine.model, loras, engine.embeddings_of(request)),
             "conditions": self.conditions(),
         }
         return Journal.create(path, header, copied=copied)
@@ -318,7 +322,7 @@ class AvilaDiffusion:
         )
         if not isinstance(loaded, dict) or set(loaded) != set(names) or not isinstance(loaded["path"], str):
             raise JournalProblem(f"{journal.path} does not say which model it was made with; it cannot be gone on with")
-        given = {**loaded, "lora": [(path, weight) for path, weight in loaded["lora"]]}
+        given = {**loaded, "lora": [tuple(one) for one in loaded["lora"]]}
         recorded_path = given.pop("path")
         place = recorded_path if model is None else model
         check_files(journal.header.get("files"), {} if model is None else {loaded["path"]: Path(model)})
@@ -375,7 +379,7 @@ def _recommended(defaults: Defaults) -> dict[str, Any]:
 def _loading(
     model: Model,
     towers: Sequence[Path],
-    loras: Sequence[tuple[Lora, float]],
+    loras: Sequence[Weighted],
     policy: Policy,
     prediction: str | None,
     mmap: bool,
@@ -385,7 +389,7 @@ def _loading(
         "path": _absolute(model.path),
         "vae": _absolute(model.vae_path),
         "text_encoder": _absolute(towers),
-        "lora": [[_absolute(lora.path), weight] for lora, weight in loras],
+        "lora": [[_absolute(lora.path), text, unet] for lora, text, unet in loras],
         "prediction": prediction,
         "device": str(policy.device),
         "dtype": str(policy.unet).removeprefix("torch."),
@@ -411,21 +415,35 @@ def _name_of(what: str, value: object) -> str:
     return str(value)
 
 
-def _loras_of(value: object) -> list[tuple[str, float]]:
-    """(path or name, weight) of each LoRA that was given."""
+def shown_weights(text: float, unet: float) -> str:
+    """A LoRA's weights for people: one where both are the same."""
+    return f"{unet:g}" if text == unet else f"{text:g} for the text, {unet:g} for the UNet"
+
+
+def _loras_of(value: object) -> list[tuple[str, float, float]]:
+    """(path or name, weight for the text towers, for the UNet) of each LoRA that was given."""
     if value is None:
         return []
-    if isinstance(value, list) or (isinstance(value, tuple) and not _is_pair(value)):
-        return [pair for one in value for pair in _loras_of(one)]
-    name, weight = value if isinstance(value, tuple) else (value, 1.0)
+    if isinstance(value, list) or (isinstance(value, tuple) and not _is_weighted(value)):
+        return [weighted for one in value for weighted in _loras_of(one)]
+    name, *weights = value if isinstance(value, tuple) else (value, 1.0)
+    numbers_ = [_lora_weight(name, weight) for weight in weights]
+    return [(_name_of("a LoRA", name), numbers_[0], numbers_[-1])]
+
+
+def _lora_weight(name: object, weight: Any) -> float:
     try:
         number = float(weight)
     except OverflowError:
         number = math.inf
     if not abs(number) <= MOST_WEIGHT:
         raise RequestError(f"the weight of LoRA {name} is {number}; it must be a number such as 0.8")
-    return [(_name_of("a LoRA", name), number)]
+    return number
 
 
-def _is_pair(value: tuple[object, ...]) -> bool:
-    return len(value) == 2 and isinstance(value[1], numbers.Real) and not isinstance(value[1], bool)
+def _is_weighted(value: tuple[object, ...]) -> bool:
+    """Whether it is one LoRA with one weight or two, not several LoRAs."""
+    weights = value[1:]
+    return len(weights) in (1, 2) and all(
+        isinstance(weight, numbers.Real) and not isinstance(weight, bool) for weight in weights
+    )

@@ -14,8 +14,9 @@ import torch
 
 from avila_diffusion import kernels
 from avila_diffusion.api import AvilaDiffusion
+from avila_diffusion.checkpoint.safetensors import write_safetensors
 from avila_diffusion.cli import main
-from avila_diffusion.errors import Cancelled, JournalProblem, OutputProblem
+from avila_diffusion.errors import Cancelled, JournalProblem, OutputProblem, RequestError
 from avila_diffusion.images import Image, read_image
 from avila_diffusion.pipeline.journal import Journal
 from avila_diffusion.result import Progress
@@ -134,7 +135,7 @@ def test_a_disk_that_fails_is_told_in_words(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr("avila_diffusion.pipeline.journal.SECONDS_UNSYNCED", 0.0)
     monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OutputProblem, match="j cannot be written .Input/output error.; name another place"):
+    with pytest.raises(OutputProblem, match=r"j cannot be written \(Input/output error\); name another place"):
         journal.add_file(0, tmp_path / "a.png", written=False)
     journal.close()
 
@@ -182,3 +183,50 @@ def test_a_cancelled_run_with_a_journal_says_how_to_go_on(model: Path) -> None:
         for event in diffusion.generate(diffusion.request("a cat"), cancel=stop, journal="j"):
             if isinstance(event, Progress) and event.stage == "sample" and event.step:
                 stop.set()
+
+
+def write_lora(path: Path) -> None:
+    draw = torch.Generator().manual_seed(1)
+    names = (
+        "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q",
+        "lora_te_text_model_encoder_layers_0_mlp_fc1",
+    )
+    state = {}
+    for name, width in zip(names, ((64, 64), (64, 128)), strict=True):
+        state[f"{name}.lora_down.weight"] = torch.randn(2, width[0], generator=draw)
+        state[f"{name}.lora_up.weight"] = torch.randn(width[1], 2, generator=draw)
+    path.parent.mkdir()
+    write_safetensors(path, state)
+
+
+def test_two_weights_of_a_lora_go_everywhere(model: Path) -> None:
+    write_lora(Path("loras/style.safetensors"))
+    run(*LINE, "-m", model, "--lora", "style:0.8:0.5", "-o", "a.png", "--journal", "j")
+    run(*LINE, "-m", model, "--lora", "style:0.5", "-o", "one.png")
+    first = read_image("a.png")
+    assert (first.pixels != read_image("one.png").pixels).any()
+    assert "<lora:style:0.8:0.5>" in str(first.infotext)
+    run("replay", "a.png", "-o", "b.png")
+    run("resume", "j", "-o", "c.png")
+    run("resume", "j", "--branch-at", "0", "-o", "d.png")
+    run("generate", "--from", "a.png", "-t", "1", "-o", "e.png")
+    for name in "bcde":
+        assert (read_image(f"{name}.png").pixels == first.pixels).all(), name
+    diffusion = AvilaDiffusion.with_model(model, lora=("style", 0.8, 0.5), steps=2, width=64, height=64, seed=7)
+    assert (diffusion.text_to_image("a cat")[0].pixels == first.pixels).all()
+    with pytest.raises(RequestError, match="the weight of LoRA style is nan"):
+        AvilaDiffusion.with_model(model, lora=("style", 0.8, float("nan")))
+
+
+def test_a_changed_embedding_is_noticed(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    word = tmp_path / "embeddings" / "mark.safetensors"
+    word.parent.mkdir()
+    write_safetensors(word, {"emb_params": torch.ones(1, 64)})
+    line = (LINE[0], "a cat, mark", *LINE[2:], "-m", model, "--embeddings-dir", word.parent)
+    run(*line, "-o", "a.png", "--journal", "j")
+    data = word.read_bytes()
+    write_safetensors(word, {"emb_params": torch.zeros(1, 64)})
+    said = refused(capsys, "resume", "j", "-o", "b.png")
+    assert "mark.safetensors is not the file that the run was made of" in said and "-m" not in said
+    word.write_bytes(data)  # another time, the same content
+    run("resume", "j", "-o", "b.png")

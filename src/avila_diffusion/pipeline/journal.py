@@ -66,9 +66,7 @@ class Journal:
     @classmethod
     def create(cls, path: str | Path, header: Mapping[str, Any], *, copied: Journal | None = None) -> Journal:
         """A new journal, with the calls of another one if given. It appears whole; what is there is never replaced, but for
-        an empty file, which a run that was killed at once leaves behind.
-
-        Raises OutputProblem where it cannot be written, RequestError for an empty name.
+        an empty file, which a killed run leaves. Raises OutputProblem where it cannot be written.
         """
         path = Path(path)
         claimed = _claim(path)
@@ -417,11 +415,9 @@ def _claim(path: Path) -> FileIO:
 
 
 def _is_there(path: Path) -> OutputProblem:
-    try:
-        with path.open("rb") as stream:
-            ours = stream.read(len(MAGIC)) == MAGIC
-    except OSError:
-        ours = False
+    ours = False
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        ours = stream.read(len(MAGIC)) == MAGIC
     if ours:
         return OutputProblem(
             f"{path} is there already; go on with it by `avila resume {path}`, or name another journal"

@@ -84,7 +84,14 @@ def read_trail(path: Path) -> tuple[dict[str, Any], list[Footprint]]:
 
 def _footprint(call: Mapping[str, Any], name: str) -> Footprint:
     """A call as JSON gives it back. Raises ValueError, KeyError or TypeError for what is none."""
-    kinds = {"number": int, "step": int, "sigma": (int, float), "asked": str, "answered": str, "values": str}
+    kinds: dict[str, Any] = {
+        "number": int,
+        "step": int,
+        "sigma": (int, float),
+        "asked": str,
+        "answered": str,
+        "values": str,
+    }
     for field_, kind in kinds.items():
         value = call[field_]
         if not isinstance(value, kind) or isinstance(value, bool):
