@@ -15,6 +15,7 @@ from .result import GenerateResult, Progress
 
 if TYPE_CHECKING:
     from .checkpoint.load import Model
+    from .checkpoint.lora.apply import LoraReport
     from .checkpoint.report import LoadReport
     from .config import Defaults
     from .device import Policy
@@ -154,8 +155,7 @@ class AvilaDiffusion:
         check_threads(threads)
         file = find_model(_name_of("a model", path))
         encoders = text_encoder if isinstance(text_encoder, list | tuple) else [text_encoder]
-        given = [encoder for encoder in encoders if encoder is not None]
-        towers = [find_model(_name_of("a text encoder", encoder), "text_encoder") for encoder in given]
+        towers = [find_model(_name_of("a text encoder", one), "text_encoder") for one in encoders if one is not None]
         loras = [(read_lora(find_model(name, "lora")), text, unet) for name, text, unet in _loras_of(lora)]
         model = load_model(
             file,
@@ -165,9 +165,7 @@ class AvilaDiffusion:
             mapped=mmap,
         )
         rack = LoraRack(model, tuple(loras), mapped=mmap, lenient=lenient)
-        for told in rack.use():
-            weights = shown_weights(told.text_weight, told.unet_weight)
-            model.report.decide("LoRA", f"{told.path.name}, weight {weights}", told.describe())
+        _tell_loras(model.report, rack.use())
         use_threads(threads)
         folders = None if embeddings is None else _folders(embeddings)
         words = embeddings_by_name(folders, [read.path for read, *_ in loras])
@@ -415,9 +413,11 @@ def _name_of(what: str, value: object) -> str:
     return str(value)
 
 
-def shown_weights(text: float, unet: float) -> str:
-    """A LoRA's weights for people: one where both are the same."""
-    return f"{unet:g}" if text == unet else f"{text:g} for the text, {unet:g} for the UNet"
+def _tell_loras(report: LoadReport, loras: Sequence[LoraReport]) -> None:
+    for one in loras:
+        text, unet = one.text_weight, one.unet_weight
+        weights = f"{unet:g}" if text == unet else f"{text:g} for the text, {unet:g} for the UNet"
+        report.decide("LoRA", f"{one.path.name}, weight {weights}", one.describe())
 
 
 def _loras_of(value: object) -> list[tuple[str, float, float]]:

@@ -48,7 +48,6 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
 def run_replay(options: argparse.Namespace) -> int:
     """`avila replay`."""
     from ..images import read_image
-    from ..metadata import read_request
     from ..pipeline.ledger import Ledger
     from ..pipeline.provenance import take_over
     from ..pipeline.trail import Trail
@@ -58,10 +57,7 @@ def run_replay(options: argparse.Namespace) -> int:
     from .progress import ProgressDisplay
 
     picture = read_image(options.image)
-    try:
-        found = read_request(picture)
-    except FileProblem as error:
-        raise FileProblem(f"{options.image}: {error}") from None
+    found = _read(picture, options.image)
     if options.trail is not None and not options.verify:
         raise RequestError("--trail only means something with --verify; add it, or leave out --trail")
     header, footprints = _trail(options)
@@ -107,6 +103,15 @@ def run_replay(options: argparse.Namespace) -> int:
         if verdict is not None:
             print(f"{options.image}: {verdict.says}")
     return 0 if verdict is None or verdict.same else 1
+
+
+def _read(picture: Image, name: str) -> Found:
+    from ..metadata import read_request
+
+    try:
+        return read_request(picture)
+    except FileProblem as error:
+        raise FileProblem(f"{name}: {error}") from None
 
 
 def _trail(options: argparse.Namespace) -> tuple[dict[str, Any], list[Footprint] | None]:
