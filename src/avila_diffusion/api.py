@@ -9,22 +9,23 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
 
-from .errors import AvilaError, JournalProblem, RequestError
+from .errors import AvilaError, Cancelled, JournalProblem, RequestError
 from .request import Compat, Emphasis, GenerateRequest, Rng
 from .result import GenerateResult, Progress
 
 if TYPE_CHECKING:
     from .checkpoint.load import Model
-    from .checkpoint.lora.files import Lora
+    from .checkpoint.lora.apply import LoraReport
     from .checkpoint.report import LoadReport
     from .config import Defaults
     from .device import Policy
     from .pipeline.engine import ModelEngine
     from .pipeline.journal import Journal
     from .pipeline.ledger import Ledger
+    from .pipeline.loras import Weighted
 
-LoraGiven = str | Path | tuple[str | Path, float]
-"""A LoRA file by its path or name, or that and its weight."""
+LoraGiven = str | Path | tuple[str | Path, float] | tuple[str | Path, float, float]
+"""A LoRA file by its path or name, or that and its weight, or its weights for text towers and UNet."""
 MOST_WEIGHT = 1e6
 """Of a LoRA; a picture is noise long before."""
 PROMPTS = ("prompt", "negative_prompt")
@@ -132,8 +133,9 @@ class AvilaDiffusion:
     ) -> AvilaDiffusion:
         """Load a checkpoint: a `.safetensors` file, a diffusers folder, or the name of a model in a models folder.
 
-        vae, text_encoder: files that replace or supply those parts. lora: a LoRA file that changes the model, or the pair of it
-        and its weight (1 by default), or a list of these. prediction: "epsilon", "v" or "edm" overrules what
+        vae, text_encoder: files that replace or supply those parts. lora: a LoRA file that changes the model, or it with
+        its weight (1 by default) or its weights for the text towers and for the UNet, or a list of these.
+        prediction: "epsilon", "v" or "edm" overrules what
         is detected. embeddings: the folder of textual inversions, or a list of them, by default those in the models
         folders. device: "auto", "cpu", "cuda", "cuda:1", "mps". dtype: "auto", "float32", "float16", "bfloat16", "float64".
         threads: how many torch computes with, for the whole process. mmap: map the file instead of reading it.
@@ -153,9 +155,8 @@ class AvilaDiffusion:
         check_threads(threads)
         file = find_model(_name_of("a model", path))
         encoders = text_encoder if isinstance(text_encoder, list | tuple) else [text_encoder]
-        given = [encoder for encoder in encoders if encoder is not None]
-        towers = [find_model(_name_of("a text encoder", encoder), "text_encoder") for encoder in given]
-        loras = [(read_lora(find_model(name, "lora")), weight) for name, weight in _loras_of(lora)]
+        towers = [find_model(_name_of("a text encoder", one), "text_encoder") for one in encoders if one is not None]
+        loras = [(read_lora(find_model(name, "lora")), text, unet) for name, text, unet in _loras_of(lora)]
         model = load_model(
             file,
             vae=None if vae is None else find_model(_name_of("a VAE", vae), "vae"),
@@ -163,12 +164,11 @@ class AvilaDiffusion:
             prediction=prediction,
             mapped=mmap,
         )
-        rack = LoraRack(model, tuple((read, weight, weight) for read, weight in loras), mapped=mmap, lenient=lenient)
-        for told in rack.use():
-            model.report.decide("LoRA", f"{told.path.name}, weight {told.unet_weight:g}", told.describe())
+        rack = LoraRack(model, tuple(loras), mapped=mmap, lenient=lenient)
+        _tell_loras(model.report, rack.use())
         use_threads(threads)
         folders = None if embeddings is None else _folders(embeddings)
-        words = embeddings_by_name(folders, [read.path for read, _ in loras])
+        words = embeddings_by_name(folders, [read.path for read, *_ in loras])
         diffusion._engine = ModelEngine(model, policy, rack, words)
         diffusion._loaded = _loading(model, towers, loras, policy, prediction, mmap)
         diffusion._loaded |= {"embeddings": _absolute(folders), "lenient": lenient}
@@ -248,7 +248,7 @@ class AvilaDiffusion:
             return self._engine.generate(request, cancel)
         if isinstance(journal, str | Path):
             return self._journalled(self.resolved(request), cancel, journal)
-        return self._model_engine().generate(request, cancel, journal)
+        return _naming_the_journal(self._model_engine().generate(request, cancel, journal), journal.journal)
 
     def _journalled(
         self, request: GenerateRequest, cancel: threading.Event | None, path: str | Path
@@ -256,7 +256,9 @@ class AvilaDiffusion:
         from .pipeline.ledger import Ledger
 
         with self.new_journal(path, request) as journal:
-            yield from self._model_engine().generate(journal.request, cancel, Ledger(journal))
+            yield from _naming_the_journal(
+                self._model_engine().generate(journal.request, cancel, Ledger(journal)), journal
+            )
 
     def resolved(self, request: GenerateRequest) -> GenerateRequest:
         """The request with nothing left open: its seed is drawn and its size that of the model.
@@ -284,10 +286,12 @@ class AvilaDiffusion:
         from .pipeline.provenance import files_of
 
         engine = self._model_engine()
+        request = self.resolved(request)
+        loras = engine.rack.use(engine.rack.named(request.prompt))
         header |= {
-            "request": asdict(self.resolved(request)),
+            "request": asdict(request),
             "loaded": self._loaded,
-            "files": files_of(engine.model, engine.rack.use(engine.rack.named(request.prompt))),
+            "files": files_of(engine.model, loras, engine.embeddings_of(request)),
             "conditions": self.conditions(),
         }
         return Journal.create(path, header, copied=copied)
@@ -316,7 +320,7 @@ class AvilaDiffusion:
         )
         if not isinstance(loaded, dict) or set(loaded) != set(names) or not isinstance(loaded["path"], str):
             raise JournalProblem(f"{journal.path} does not say which model it was made with; it cannot be gone on with")
-        given = {**loaded, "lora": [(path, weight) for path, weight in loaded["lora"]]}
+        given = {**loaded, "lora": [tuple(one) for one in loaded["lora"]]}
         recorded_path = given.pop("path")
         place = recorded_path if model is None else model
         check_files(journal.header.get("files"), {} if model is None else {loaded["path"]: Path(model)})
@@ -351,6 +355,19 @@ class AvilaDiffusion:
         return GenerateRequest.from_dict(values)
 
 
+def _naming_the_journal(
+    run: Iterator[Progress | GenerateResult], journal: Journal | None
+) -> Iterator[Progress | GenerateResult]:
+    """The same run; where it is cancelled, the message says how to go on."""
+    try:
+        yield from run
+    except Cancelled:
+        if journal is None or not journal.writable:
+            raise
+        calls = f"{journal.calls} model call{'' if journal.calls == 1 else 's'}"
+        raise Cancelled(f"cancelled; {journal.path} holds {calls}, go on with `avila resume {journal.path}`") from None
+
+
 def _recommended(defaults: Defaults) -> dict[str, Any]:
     """What a file recommends, as options; the default size is the engine's."""
     values = {name: getattr(defaults, name) for name in ("steps", "guidance_scale", "sampler")}
@@ -360,7 +377,7 @@ def _recommended(defaults: Defaults) -> dict[str, Any]:
 def _loading(
     model: Model,
     towers: Sequence[Path],
-    loras: Sequence[tuple[Lora, float]],
+    loras: Sequence[Weighted],
     policy: Policy,
     prediction: str | None,
     mmap: bool,
@@ -370,7 +387,7 @@ def _loading(
         "path": _absolute(model.path),
         "vae": _absolute(model.vae_path),
         "text_encoder": _absolute(towers),
-        "lora": [[_absolute(lora.path), weight] for lora, weight in loras],
+        "lora": [[_absolute(lora.path), text, unet] for lora, text, unet in loras],
         "prediction": prediction,
         "device": str(policy.device),
         "dtype": str(policy.unet).removeprefix("torch."),
@@ -396,21 +413,37 @@ def _name_of(what: str, value: object) -> str:
     return str(value)
 
 
-def _loras_of(value: object) -> list[tuple[str, float]]:
-    """(path or name, weight) of each LoRA that was given."""
+def _tell_loras(report: LoadReport, loras: Sequence[LoraReport]) -> None:
+    for one in loras:
+        text, unet = one.text_weight, one.unet_weight
+        weights = f"{unet:g}" if text == unet else f"{text:g} for the text, {unet:g} for the UNet"
+        report.decide("LoRA", f"{one.path.name}, weight {weights}", one.describe())
+
+
+def _loras_of(value: object) -> list[tuple[str, float, float]]:
+    """(path or name, weight for the text towers, for the UNet) of each LoRA that was given."""
     if value is None:
         return []
-    if isinstance(value, list) or (isinstance(value, tuple) and not _is_pair(value)):
-        return [pair for one in value for pair in _loras_of(one)]
-    name, weight = value if isinstance(value, tuple) else (value, 1.0)
+    if isinstance(value, list) or (isinstance(value, tuple) and not _is_weighted(value)):
+        return [weighted for one in value for weighted in _loras_of(one)]
+    name, *weights = value if isinstance(value, tuple) else (value, 1.0)
+    numbers_ = [_lora_weight(name, weight) for weight in weights]
+    return [(_name_of("a LoRA", name), numbers_[0], numbers_[-1])]
+
+
+def _lora_weight(name: object, weight: Any) -> float:
     try:
         number = float(weight)
     except OverflowError:
         number = math.inf
     if not abs(number) <= MOST_WEIGHT:
         raise RequestError(f"the weight of LoRA {name} is {number}; it must be a number such as 0.8")
-    return [(_name_of("a LoRA", name), number)]
+    return number
 
 
-def _is_pair(value: tuple[object, ...]) -> bool:
-    return len(value) == 2 and isinstance(value[1], numbers.Real) and not isinstance(value[1], bool)
+def _is_weighted(value: tuple[object, ...]) -> bool:
+    """Whether it is one LoRA with one weight or two, not several LoRAs."""
+    weights = value[1:]
+    return len(weights) in (1, 2) and all(
+        isinstance(weight, numbers.Real) and not isinstance(weight, bool) for weight in weights
+    )

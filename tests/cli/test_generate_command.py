@@ -123,7 +123,7 @@ def test_the_model_and_its_options_reach_the_engine(engine: FlatEngine, capsys: 
     assert engine.options == {
         "vae": Path("m/vae/v"),
         "text_encoder": [Path("m/text_encoder/a"), Path("m/text_encoder/b")],
-        "lora": [(Path("m/lora/style"), 1.0), (Path("m/lora/detail"), -0.5)],
+        "lora": [(Path("m/lora/style"), 1.0, 1.0), (Path("m/lora/detail"), -0.5, -0.5)],
         "prediction": "v",
         "embeddings": [Path("words")],
         "device": "cpu",
@@ -167,14 +167,15 @@ def test_plain_model_options_are_left_to_the_engine(engine: FlatEngine) -> None:
         ("a:nan", "a:nan", 1.0),
         ("a:1_0", "a:1_0", 1.0),
         (":0.5", ":0.5", 1.0),
-        ("a:0.5:0.7", "a:0.5", 0.7),
+        ("a:b:0.7", "a:b", 0.7),
+        ("a:0.7:0.7", "a", 0.7),
     ],
 )
 def test_a_lora_and_its_weight(engine: FlatEngine, text: str, name: str, weight: float) -> None:
     assert main(["generate", "cat", "-m", "dream", "--lora", text]) == 0
-    assert engine.options["lora"] == [(Path("found") / "lora" / name, weight)]
+    assert engine.options["lora"] == [(Path("found") / "lora" / name, weight, weight)]
     assert main(["generate", "cat", "--lora", text]) == 0  # of the bundled model
-    assert engine.options["lora"] == [(Path("found") / "lora" / name, weight)]
+    assert engine.options["lora"] == [(Path("found") / "lora" / name, weight, weight)]
 
 
 def test_a_named_file_is_written_and_replaced(
@@ -230,6 +231,7 @@ def test_json_says_everything(engine: FlatEngine, capsys: pytest.CaptureFixture[
         "schedule": "Automatic",
         "model": str(Path("found/checkpoint/dream")),
         "infotext": ["Seed: 9", "Seed: 10"],
+        "notes": [],
         "report": {"family": "flat"},
     }
 

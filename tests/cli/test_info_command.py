@@ -88,13 +88,13 @@ def test_generate_from_a_picture_of_another_program(engine: Any, comfyui: str) -
     (request,) = engine.requests
     assert (request.prompt, request.negative_prompt, request.steps) == ("masterpiece best quality girl", "bad hands", 3)
     assert (request.compat, request.seed, request.schedule) == ("comfyui", 851616030078638, "normal")
-    assert engine.options["lora"] == [(Path("found/lora/found/lora/epiNoiseoffset_v2"), 1.0)]
+    assert engine.options["lora"] == [(Path("found/lora/found/lora/epiNoiseoffset_v2"), 1.0, 1.0)]
     assert (
         main(["generate", "a dog", "--from", comfyui, "-m", "mine", "--lora", "other:0.5", "-s", "1", "-o", "a.png"])
         == 0
     )
     assert (engine.requests[1].prompt, engine.requests[1].seed) == ("a dog", 1)
-    assert engine.options["lora"] == [(Path("found/lora/other"), 0.5)]
+    assert engine.options["lora"] == [(Path("found/lora/other"), 0.5, 0.5)]
 
 
 def test_what_is_lost_is_told(engine: Any, capsys: pytest.CaptureFixture[str]) -> None:

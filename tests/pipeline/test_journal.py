@@ -191,7 +191,7 @@ def test_a_record_of_another_run_cannot_slip_in(recorded: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"", "is not a journal"),
+        (b"", "is empty"),
         (b"a text", "is not a journal"),
         (BEGINNING[:8] + b"\x02\0\0\0", "format 2"),
         (BEGINNING, "ends before its first record"),

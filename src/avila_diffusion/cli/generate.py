@@ -67,7 +67,10 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--vae", metavar="FILE", help="use this VAE in place of the checkpoint's")
     group.add_argument("--text-encoder", metavar="FILE", action="append", help="use this text encoder; repeatable")
     group.add_argument(
-        "--lora", metavar="FILE[:WEIGHT]", action="append", help="change the model by this LoRA; weight 1; repeatable"
+        "--lora",
+        metavar="FILE[:WEIGHT]",
+        action="append",
+        help="change the model by this LoRA; weight 1; FILE:TEXT:UNET has one for each; repeatable",
     )
     group.add_argument("--lenient", action="store_true", help="leave out what of a LoRA does not fit the model")
     group.add_argument("--prediction", choices=("epsilon", "v", "edm"), help="what the UNet predicts, where files lie")
@@ -89,7 +92,7 @@ def run_generate(options: argparse.Namespace) -> int:
     carried = {} if found is None else found.request_values
     request = _request(options, carried)
     destination = Destination.planned(options.output, request.batch * request.count)
-    destination.check()
+    destination.check(trails=options.trail, journals=[options.journal] if options.journal else [])
     display = ProgressDisplay(request.batch * request.count, quiet=options.quiet)
     started = time.monotonic()
     try:
@@ -126,7 +129,7 @@ def _take_files(options: argparse.Namespace, found: Found, display: ProgressDisp
     if options.procedural:
         return
     if options.lora is None:
-        options.lora = [f"{path}:{weight!r}" for path, weight in find_loras(options, found)] or None
+        options.lora = [f"{path}:{text!r}:{unet!r}" for path, text, unet in find_loras(options, found)] or None
     if options.model is None:
         options.model = str(find_checkpoint(options, found, options.from_image, display))
         if options.vae is None and (vae := find_vae(options, found)) is not None:
@@ -166,6 +169,8 @@ def _request(options: argparse.Namespace, carried: Mapping[str, Any]) -> Generat
                 f"{', '.join(useless)} only means something with a checkpoint"
                 + ("; leave out --procedural" if options.procedural else " of yours; add -m FILE")
             )
+    if options.journal == "":
+        raise RequestError("the journal has an empty name; give --journal the name of a file")
     if options.threads is not None and options.threads < 1:
         raise RequestError(f"threads is {options.threads}; it must be 1 or more")
     return GenerateRequest(prompt=prompt, **_values(options, carried))
@@ -194,8 +199,11 @@ def _engine(options: argparse.Namespace, display: ProgressDisplay) -> tuple[Avil
     path = find_model("bundled" if options.model is None else options.model, "checkpoint", folders)
     vae = None if options.vae is None else find_model(options.vae, "vae", folders)
     towers = [find_model(text, "text_encoder", folders) for text in options.text_encoder or ()]
-    loras = [(find_model(name, "lora", folders), weight) for name, weight in map(_split_weight, options.lora or ())]
-    added = "".join(f", {file} x {weight:g}" for file, weight in loras)
+    split = map(_split_weights, options.lora or ())
+    loras = [(find_model(name, "lora", folders), text, unet) for name, text, unet in split]
+    added = "".join(
+        f", {file} x {unet:g}" if text == unet else f", {file} x {text:g}:{unet:g}" for file, text, unet in loras
+    )
     display.say(f"{BUNDLED}{added}" if options.model is None else f"loading {path}{added}")
     engine = AvilaDiffusion.with_model(
         path,
@@ -217,12 +225,19 @@ def _engine(options: argparse.Namespace, display: ProgressDisplay) -> tuple[Avil
     return engine, str(path)
 
 
-def _split_weight(text: str) -> tuple[str, float]:
-    """FILE[:WEIGHT] → file, weight. Only a number after the last colon is a weight: `d:\\x.safetensors` has none."""
-    name, colon, weight = text.rpartition(":")
-    if not colon or not name or not NUMBER.fullmatch(weight.strip()):
-        return text, 1.0
-    return name, float(weight)
+def _split_weights(given: str) -> tuple[str, float, float]:
+    """FILE[:WEIGHT] or FILE:TEXT:UNET → file, weight for the text, for the UNet.
+
+    Only a number after one of the last two colons is a weight: `d:\\x.safetensors` has none.
+    """
+    name = given
+    weights: list[float] = []
+    while len(weights) < 2:
+        rest, colon, weight = name.rpartition(":")
+        if not colon or not rest or not NUMBER.fullmatch(weight.strip()):
+            break
+        name, weights = rest, [float(weight), *weights]
+    return (name, weights[0], weights[-1]) if weights else (given, 1.0, 1.0)
 
 
 def _summary(results: list[GenerateResult], paths: list[Path], model: str | None, seconds: float) -> dict[str, Any]:
@@ -240,6 +255,7 @@ def _summary(results: list[GenerateResult], paths: list[Path], model: str | None
         "model": model,
         "seconds": round(seconds, 3),
         "infotext": [image.infotext for result in results for image in result.images],
+        "notes": list(dict.fromkeys(note for result in results for note in result.notes)),
         "report": None if report is None else report.to_dict(),
     }
 

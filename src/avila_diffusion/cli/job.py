@@ -69,8 +69,12 @@ class Job:
             return
         trail = self._new_trail()
         result = self._draw(first, trail)
+        known = {note for earlier in self.results for note in earlier.notes}
         self.results.append(result)
         self.display.close()
+        for note in result.notes:
+            if note not in known:
+                self.display.say(note)
         for image, seed in zip(result.images, result.request.seeds, strict=True):
             number = len(self.paths)
             path = self._save(image, number, seed)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,23 +51,49 @@ class Destination:
             return cls(folder=path.parent, stem=path.stem, pictures=pictures, suffix=path.suffix)
         return cls(folder=path.parent, stem=path.name, pictures=pictures)
 
-    def check(self) -> None:
-        """Raise OutputProblem, before anything long begins, where nothing can be written here. Leaves no trace."""
+    def check(self, *, trails: bool = False, journals: Sequence[str | Path] = ()) -> None:
+        """Raise OutputProblem, before anything long begins, where nothing can be written here. Leaves no trace.
+
+        trails: one is left beside each picture. journals: files that the job reads or writes meanwhile; RequestError where
+        a picture or trail would take the place of one.
+        """
+        for journal in journals:
+            self._check_journal(Path(journal), trails)
         try:
             ancestor = self.folder
             while not os.path.lexists(ancestor) and ancestor != ancestor.parent:
                 ancestor = ancestor.parent
             with tempfile.TemporaryFile(dir=ancestor, prefix=".avila-"):
                 pass
-            for index in range(self.pictures if self.stem is not None else 0):
+            for target in self._targets(trails):
                 with contextlib.suppress(FileNotFoundError):
-                    (ancestor / self._named(index).name).lstat()  # refuses a name that the file system cannot hold
-                target = self._named(index)
+                    (ancestor / target.name).lstat()  # refuses a name that the file system cannot hold
                 if target.exists() and (target.is_dir() or not os.access(target, os.W_OK)):
                     raise OutputProblem(f"{target} cannot be replaced; it is a folder or read-only")
         except OSError as error:
             said = error.strerror or error
             raise OutputProblem(f"{self._named(0)} cannot be written ({said}); choose another -o") from None
+
+    def _targets(self, trails: bool) -> Iterator[Path]:
+        """Every file that will be written, as far as its name is known already."""
+        for index in range(self.pictures if self.stem is not None else 0):
+            yield self._named(index)
+            if trails:
+                yield self._named(index).with_suffix(_trail_suffix())
+
+    def _check_journal(self, journal: Path, trails: bool) -> None:
+        """A picture is written last: it would end the record of its own run."""
+        taken = next((target for target in self._targets(trails) if _is_same(journal, target)), None)
+        if (
+            self.stem is None and trails and _is_same(journal.parent, self.folder)
+        ):  # these are named when they are there
+            named = NUMBERED.match(f"{journal.stem}.png") and journal.suffix.lower() == _trail_suffix()
+            taken = journal if named else None
+        if taken is not None:
+            what = "trail" if taken.suffix == _trail_suffix() else "picture"
+            raise RequestError(
+                f"{journal} is the journal, and a {what} would replace it; give one of them another name"
+            )
 
     @classmethod
     def recorded(cls, values: object) -> Destination | None:
@@ -122,3 +148,19 @@ class Destination:
                 return path
             except FileExistsError:
                 number += 1
+
+
+def _trail_suffix() -> str:
+    from ..pipeline.trail import SUFFIX
+
+    return SUFFIX
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether two paths mean one file, there already or not: by any link, and in any case where case does not count."""
+    try:
+        if one.exists() and other.exists():
+            return one.samefile(other)
+        return os.path.normcase(one.resolve()) == os.path.normcase(other.resolve())
+    except (OSError, ValueError, RuntimeError):  # no file can have such a name; writing it says so
+        return False

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FileProblem, ModelNotFound, Unsupported
+from ..errors import FileProblem, ModelNotFound
 
 if TYPE_CHECKING:
     from ..metadata import Found
@@ -59,16 +59,14 @@ def find_vae(options: argparse.Namespace, found: Found) -> Path | None:
     return _checked(find_model(found.vae, "vae", options.models_dir), found.vae_hash)
 
 
-def find_loras(options: argparse.Namespace, found: Found) -> list[tuple[Path, float]]:
-    """The LoRAs that the metadata name, each with its weight."""
+def find_loras(options: argparse.Namespace, found: Found) -> list[tuple[Path, float, float]]:
+    """The LoRAs that the metadata name, each with its weights for the text towers and for the UNet."""
     from ..checkpoint.folders import find_model
 
     loras = []
     for lora in found.loras:
-        if lora.text_weight != lora.unet_weight:
-            raise Unsupported(f"{lora.tag} has two weights, which is not supported yet")
         path = find_model(lora.name, "lora", options.models_dir)
-        loras.append((_checked(path, lora.hash, lora=True), lora.unet_weight))
+        loras.append((_checked(path, lora.hash, lora=True), lora.text_weight, lora.unet_weight))
     return loras
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FileProblem, Unsupported
+from ..errors import FileProblem, RequestError, Unsupported
 from .recorded import find_checkpoint, find_loras, find_vae
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     )
     replay.add_argument("--trail", metavar="FILE", help="the trail to compare with; default: IMAGE with .trail")
     replay.add_argument("-o", "--output", metavar="PATH", help="where to write; with --verify nothing is, without -o")
+    replay.add_argument(
+        "--lenient", action="store_true", help="leave out what of a LoRA does not fit the model, as `generate` does"
+    )
     replay.add_argument("--models-dir", metavar="DIR", help="where names of models are looked up")
     replay.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps")
     replay.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto")
@@ -45,7 +48,6 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
 def run_replay(options: argparse.Namespace) -> int:
     """`avila replay`."""
     from ..images import read_image
-    from ..metadata import read_request
     from ..pipeline.ledger import Ledger
     from ..pipeline.provenance import take_over
     from ..pipeline.trail import Trail
@@ -55,10 +57,9 @@ def run_replay(options: argparse.Namespace) -> int:
     from .progress import ProgressDisplay
 
     picture = read_image(options.image)
-    try:
-        found = read_request(picture)
-    except FileProblem as error:
-        raise FileProblem(f"{options.image}: {error}") from None
+    found = _read(picture, options.image)
+    if options.trail is not None and not options.verify:
+        raise RequestError("--trail only means something with --verify; add it, or leave out --trail")
     header, footprints = _trail(options)
     writes = not options.verify or options.output is not None
     destination = Destination.planned(options.output, 1)
@@ -66,11 +67,10 @@ def run_replay(options: argparse.Namespace) -> int:
         destination.check()
     display = ProgressDisplay(1, quiet=options.quiet)
     try:
-        if footprints is not None:
-            take_over(header.get("conditions"))
-        elif found.conditions:
-            take_over(found.conditions)
-        engine, request = _prepared(options, found, display)
+        conditions = found.conditions if footprints is None else header.get("conditions")
+        if conditions:
+            take_over(conditions)
+        engine, request = _prepared(options, found, conditions, display)
         trail = Trail()
         made: GenerateResult | None = None
         for event in engine.generate(request, journal=Ledger(trail=trail)):
@@ -78,6 +78,8 @@ def run_replay(options: argparse.Namespace) -> int:
                 made = event
             else:
                 display.show(event)
+        for note in () if made is None else made.notes:
+            display.say(note)
     finally:
         display.close()
     assert made is not None
@@ -85,13 +87,31 @@ def run_replay(options: argparse.Namespace) -> int:
     verdict = _verdict(picture, made[0], footprints, trail) if options.verify else None
     if options.json:
         said = {} if verdict is None else {"same": verdict.same, "verdict": verdict.says}
-        print(json.dumps({"path": None if path is None else str(path), "infotext": made[0].infotext, **said}))
+        print(
+            json.dumps(
+                {
+                    "path": None if path is None else str(path),
+                    "infotext": made[0].infotext,
+                    "notes": list(made.notes),
+                    **said,
+                }
+            )
+        )
     else:
         if path is not None:
             tell(path)
         if verdict is not None:
             print(f"{options.image}: {verdict.says}")
     return 0 if verdict is None or verdict.same else 1
+
+
+def _read(picture: Image, name: str) -> Found:
+    from ..metadata import read_request
+
+    try:
+        return read_request(picture)
+    except FileProblem as error:
+        raise FileProblem(f"{name}: {error}") from None
 
 
 def _trail(options: argparse.Namespace) -> tuple[dict[str, Any], list[Footprint] | None]:
@@ -112,13 +132,13 @@ def _verdict(picture: Image, made: Image, footprints: list[Footprint] | None, tr
 
 
 def _prepared(
-    options: argparse.Namespace, found: Found, display: ProgressDisplay
+    options: argparse.Namespace, found: Found, conditions: object, display: ProgressDisplay
 ) -> tuple[AvilaDiffusion, GenerateRequest]:
     """The model that the metadata name, with their LoRAs, and what they ask of it."""
     from ..api import AvilaDiffusion
 
     request = found.request()
-    if request.seed is None:
+    if request.seed in (None, -1):  # which draws another each time
         raise FileProblem(f"the metadata of {options.image} name no seed; the picture cannot be made again")
     if found.lost:
         raise Unsupported(
@@ -129,16 +149,21 @@ def _prepared(
         display.say(note)
     path = find_checkpoint(options, found, options.image, display)
     vae, loras = find_vae(options, found), find_loras(options, found)
-    display.say(f"making {options.image} again with {path}")
+    dtype = _dtype(options, conditions)
+    as_recorded = "" if dtype == options.dtype else f" in {dtype}, as recorded"
+    display.say(f"making {options.image} again with {path}{as_recorded}")
     engine = AvilaDiffusion.with_model(
-        path, vae=vae, lora=loras or None, device=options.device, dtype=_dtype(options, found)
+        path, vae=vae, lora=loras or None, device=options.device, dtype=dtype, lenient=options.lenient
     )
-    return engine, request
+    try:
+        return engine, engine.resolved(request)
+    except (RequestError, Unsupported) as error:
+        raise type(error)(f"what the metadata of {options.image} ask for cannot be made: {error}") from None
 
 
-def _dtype(options: argparse.Namespace, found: Found) -> str:
-    """The dtype asked for, else the recorded one."""
-    recorded = found.conditions.get("dtypes")
+def _dtype(options: argparse.Namespace, conditions: object) -> str:
+    """The dtype asked for, else the recorded one: in another, every call differs by more than rounding."""
+    recorded = conditions.get("dtypes") if isinstance(conditions, dict) else None
     known = ("float32", "float16", "bfloat16", "float64")
     if options.dtype == "auto" and isinstance(recorded, list) and recorded and recorded[0] in known:
         return str(recorded[0])

@@ -10,6 +10,7 @@ from ..errors import RequestError
 
 if TYPE_CHECKING:
     from ..pipeline.journal import Journal
+    from .job import Job
     from .progress import ProgressDisplay
 
 CHANGES = ("prompt", "negative_prompt", "guidance_scale", "sampler")
@@ -79,7 +80,7 @@ def _go_on(options: argparse.Namespace, journal: Journal, display: ProgressDispl
         for path in [] if options.json else paths:
             tell(path)
         return _finish(options, journal, paths)
-    destination.check()
+    destination.check(trails=trail, journals=[journal.path])
     display.say(f"{journal.calls} model calls are recorded")
     try:
         engine = AvilaDiffusion.from_journal(journal, model=_model(options), anyway=options.anyway)
@@ -97,7 +98,7 @@ def _go_on(options: argparse.Namespace, journal: Journal, display: ProgressDispl
         job.run()
     finally:
         display.close()
-    return _finish(options, journal, job.paths)
+    return _finish(options, journal, job.paths, job)
 
 
 def _branch(options: argparse.Namespace, journal: Journal, display: ProgressDisplay) -> int:
@@ -114,7 +115,7 @@ def _branch(options: argparse.Namespace, journal: Journal, display: ProgressDisp
             f"{journal.path} is itself a branch to another sampler; branch from the journal it came from"
         )
     destination = Destination.planned(options.output, journal.pictures)
-    destination.check()
+    destination.check(journals=[journal.path, *([options.journal] if options.journal else [])])
     journal.cut(options.branch_at)
     try:
         engine = AvilaDiffusion.from_journal(journal, model=_model(options), anyway=options.anyway)
@@ -127,7 +128,7 @@ def _branch(options: argparse.Namespace, journal: Journal, display: ProgressDisp
         job.run()
     finally:
         display.close()
-    return _finish(options, job.journal or journal, job.paths)
+    return _finish(options, job.journal or journal, job.paths, job)
 
 
 def _model(options: argparse.Namespace) -> Any:
@@ -136,8 +137,11 @@ def _model(options: argparse.Namespace) -> Any:
     return None if options.model is None else find_model(options.model, "checkpoint")
 
 
-def _finish(options: argparse.Namespace, journal: Journal, paths: list[Any]) -> int:
+def _finish(options: argparse.Namespace, journal: Journal, paths: list[Any], job: Job | None = None) -> int:
     if options.json:
+        notes = list(dict.fromkeys(note for result in ([] if job is None else job.results) for note in result.notes))
         seeds = list(journal.request.seeds)
-        print(json.dumps({"paths": [str(path) for path in paths], "seeds": seeds, "calls": journal.calls}))
+        print(
+            json.dumps({"paths": [str(path) for path in paths], "seeds": seeds, "calls": journal.calls, "notes": notes})
+        )
     return 0

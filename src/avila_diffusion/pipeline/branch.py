@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -60,7 +61,10 @@ def change(
             f"there is no border {at} in a run of {before.steps} steps; it must be from 0 to {before.steps}"
         )
     given = {"prompt": prompt, "negative_prompt": negative_prompt, "guidance_scale": guidance_scale}
-    request = replace(before, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if guidance_scale is not None:
+        changes["guidance_list"] = None  # which would win over the scale
+    request = replace(before, **changes)
     if sampler is None:
         return request
     new, joint = resolve_sampler(sampler)

@@ -196,6 +196,10 @@ class ModelEngine:
         notes = [*prompts.notes, *(note for reading in readings for note in reading.notes)]
         return used, tuple(dict.fromkeys(notes))
 
+    def embeddings_of(self, request: GenerateRequest) -> tuple[Embedding, ...]:
+        """Those that the prompts of a resolved request name. Raises FileProblem where one cannot be used."""
+        return tuple(self._read(request)[0].values())
+
     @cached_property
     def table(self) -> NoiseTable:
         """The model's noise levels."""

@@ -8,6 +8,7 @@ answering from the file as far as it reaches, and by the model from there on.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -25,11 +26,11 @@ import torch
 from torch import Tensor
 
 from ..device import DTYPES
-from ..errors import JournalProblem, OutputProblem
+from ..errors import JournalProblem, OutputProblem, RequestError
 from ..request import GenerateRequest
 from ..sampling.guidance import Call, Denoised
 from .branch import Branch
-from .records import BEGINNING, FIRST_SEAL, Record, encode, read_data, scan
+from .records import BEGINNING, FIRST_SEAL, MAGIC, Record, encode, read_data, scan
 
 SECONDS_UNSYNCED = 2.0
 """What a power cut may cost, at most."""
@@ -64,20 +65,12 @@ class Journal:
 
     @classmethod
     def create(cls, path: str | Path, header: Mapping[str, Any], *, copied: Journal | None = None) -> Journal:
-        """A new journal, with the calls of another one if given. It appears whole; what is there is never replaced.
-
-        Raises OutputProblem where it cannot be written.
+        """A new journal, with the calls of another one if given. It appears whole; what is there is never replaced, but for
+        an empty file, which a killed run leaves. Raises OutputProblem where it cannot be written.
         """
         path = Path(path)
+        claimed = _claim(path)
         first = {"kind": "run", "run": secrets.token_hex(16), **header}  # the seals of two runs are never alike
-        try:
-            path.open("xb").close()
-        except FileExistsError:
-            raise OutputProblem(
-                f"{path} is there already; go on with it by `avila resume {path}`, or name another journal"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise _not_written(path, error) from None
         partial = path.with_name(f".avila-{secrets.token_hex(8)}.partial")
         try:
             with partial.open("xb") as stream:
@@ -89,6 +82,8 @@ class Journal:
                     stream.write(encoded)
                 stream.flush()
                 os.fsync(stream.fileno())
+            if sys.platform == "win32":
+                claimed.close()  # what is open is not replaced there
             partial.replace(path)
         except BaseException as error:
             for left in (partial, path):
@@ -97,6 +92,8 @@ class Journal:
             if isinstance(error, OSError):
                 raise _not_written(path, error) from None
             raise
+        finally:
+            claimed.close()
         return cls.reopen(path)
 
     @classmethod
@@ -112,7 +109,7 @@ class Journal:
             journal = cls(path, stream, writable=True)
             if journal.torn:
                 stream.truncate(journal._end)
-                os.fsync(stream.fileno())
+                journal._sync()
         except BaseException:
             stream.close()
             raise
@@ -142,7 +139,7 @@ class Journal:
         if self._timer is not None:
             self._timer.cancel()
         if self.writable:
-            with contextlib.suppress(OSError):  # the run itself is not worse for it
+            with contextlib.suppress(OutputProblem):  # the run itself is not worse for it
                 self._sync()
         with self._guard:
             self._stream.close()
@@ -305,13 +302,16 @@ class Journal:
             self._timer.start()
 
     def _sync_if_open(self) -> None:
-        with contextlib.suppress(OSError, ValueError):  # the next record or closing says so
+        with contextlib.suppress(OutputProblem, ValueError):  # the next record or closing says so
             self._sync()
 
     def _sync(self) -> None:
         with self._guard:
             if not self._stream.closed:
-                os.fsync(self._stream.fileno())
+                try:
+                    os.fsync(self._stream.fileno())
+                except OSError as error:
+                    raise _not_written(self.path, error) from None
                 self._synced = time.monotonic()
 
 
@@ -384,6 +384,47 @@ def _open(path: Path, mode: str) -> FileIO:
         raise JournalProblem(f"the journal {path} cannot be opened ({said}); give one that is there") from None
 
 
+def _claim(path: Path) -> FileIO:
+    """An empty file of that name, held for this process. Raises OutputProblem where there is another of that name."""
+    if path == Path():
+        raise RequestError("the journal has an empty name; give it the name of a file")
+    try:
+        if path.is_dir():
+            raise OutputProblem(f"the journal {path} is a folder; name a file in it, such as {path / 'run.journal'}")
+        if path.exists() and not path.is_file():
+            raise OutputProblem(f"the journal {path} is a device or pipe; name a file")
+        if path.exists() and path.stat().st_size:
+            raise _is_there(path)
+        stream = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b")
+    except FileNotFoundError:
+        raise OutputProblem(
+            f"the journal {path} cannot be written: the folder {path.parent} is not there; make it, or name another place"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise _not_written(path, error) from None
+    try:
+        _hold(stream, path)
+        if not os.path.samestat(os.fstat(stream.fileno()), path.stat()) or path.stat().st_size:
+            raise _is_there(path)  # another run has put its own there meanwhile
+    except BaseException as error:
+        stream.close()
+        if isinstance(error, OSError):
+            raise _not_written(path, error) from None
+        raise
+    return stream
+
+
+def _is_there(path: Path) -> OutputProblem:
+    ours = False
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        ours = stream.read(len(MAGIC)) == MAGIC
+    if ours:
+        return OutputProblem(
+            f"{path} is there already; go on with it by `avila resume {path}`, or name another journal"
+        )
+    return OutputProblem(f"{path} is there already and is not a journal; name another journal")
+
+
 def _hold(stream: FileIO, path: Path) -> None:
     """Hold the file for this process; the system lets it go with the process, however that ends."""
     try:
@@ -402,4 +443,6 @@ def _hold(stream: FileIO, path: Path) -> None:
 
 def _not_written(path: Path, error: OSError | ValueError) -> OutputProblem:
     said = getattr(error, "strerror", None) or error
-    return OutputProblem(f"the journal {path} cannot be written ({said}); free some space, or name another place")
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    way_out = "free some space, or name another place" if full else "name another place"
+    return OutputProblem(f"the journal {path} cannot be written ({said}); {way_out}")

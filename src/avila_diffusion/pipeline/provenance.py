@@ -11,6 +11,7 @@ import numpy
 import torch
 
 from .. import kernels
+from ..checkpoint.embeddings import Embedding
 from ..checkpoint.load import Model
 from ..checkpoint.lora.apply import LoraReport
 from ..device import MAX_THREADS, Policy
@@ -19,8 +20,6 @@ from ..hashes import hash_in_background
 from ..machine import processor_name
 from ..version import __version__
 
-TAKEN_OVER = ("threads", "kernels")
-"""Conditions that a later process can make the same."""
 MEANINGS = {
     "avila_diffusion": "version of avila_diffusion",
     "torch": "version of torch",
@@ -89,10 +88,24 @@ def _shown(value: object) -> str:
     return " ".join(text.split())[:80]
 
 
-def files_of(model: Model, loras: Iterable[LoraReport]) -> list[dict[str, Any]]:
-    """The files that a model was made of: path, size, time, and the sha256 where that is known already."""
+def files_of(model: Model, loras: Iterable[LoraReport], embeddings: Iterable[Embedding] = ()) -> list[dict[str, Any]]:
+    """The files that a run was made of: path, size, time, and the sha256 where that is known already.
+
+    Raises FileProblem where an embedding's file went away.
+    """
     found = [_file(path, size, time) for path, (size, time) in model.stamps.items()]
-    return found + [_file(lora.path, lora.size, lora.mtime_ns, lora=True) for lora in loras]
+    found += [_file(lora.path, lora.size, lora.mtime_ns, lora=True) for lora in loras]
+    known = {file["path"] for file in found}  # a LoRA may bring embeddings along
+    words = {one.path: one for one in embeddings if str(one.path.absolute()) not in known}
+    return found + [_embedding(word) for word in words.values()]
+
+
+def _embedding(word: Embedding) -> dict[str, Any]:
+    """These are small: their hash is always known."""
+    digest = word.hash
+    status = word.path.stat()
+    stamp = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": digest}
+    return {"path": str(word.path.absolute()), **stamp, "lora": False, "embedding": True}
 
 
 def _file(path: Path, size: int, mtime_ns: int, *, lora: bool = False) -> dict[str, Any]:
@@ -119,9 +132,8 @@ def check_files(recorded: object, moved: Mapping[str, Path]) -> None:
 
 
 def _check_file(path: Path, recorded: Mapping[str, Any], *, moved: bool) -> None:
-    way_out = (
-        "put the recorded file back" if recorded["lora"] else "put the recorded file back, or say where it is with -m"
-    )
+    beside = recorded["lora"] or recorded.get("embedding")  # which -m does not name
+    way_out = "put the recorded file back" if beside else "put the recorded file back, or say where it is with -m"
     try:
         status = path.stat()
     except (OSError, ValueError):

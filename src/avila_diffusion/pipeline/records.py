@@ -69,6 +69,11 @@ def scan(stream: FileIO, path: Path) -> Scan:
     """
     size = stream.seek(0, 2)
     stream.seek(0)
+    if not size:
+        raise JournalProblem(
+            f"{path} is empty: a journal was begun there and holds nothing; "
+            "run `avila generate` with --journal once more, which may take its place"
+        )
     _check_beginning(stream.read(len(BEGINNING)), path)
     records: list[Record] = []
     seal, end = FIRST_SEAL, len(BEGINNING)

@@ -77,9 +77,28 @@ def read_trail(path: Path) -> tuple[dict[str, Any], list[Footprint]]:
         if not isinstance(header, dict) or header.get("avila_trail") != FORMAT:
             raise JournalProblem(f"{path} is no trail of format {FORMAT}; give the file that was written with --trail")
         calls = header.pop("calls")
-        return header, [Footprint(**{**call, "values": _decoded(call["values"])}) for call in calls]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return header, [_footprint(call, f"call {index}") for index, call in enumerate(calls, 1)]
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise JournalProblem(f"the trail {path} cannot be read ({str(error)[:200]}); give another") from None
+
+
+def _footprint(call: Mapping[str, Any], name: str) -> Footprint:
+    """A call as JSON gives it back. Raises ValueError, KeyError or TypeError for what is none."""
+    kinds: dict[str, Any] = {
+        "number": int,
+        "step": int,
+        "sigma": (int, float),
+        "asked": str,
+        "answered": str,
+        "values": str,
+    }
+    for field_, kind in kinds.items():
+        value = call[field_]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{field_} of {name} is {type(value).__name__}, which it cannot be")
+    if not math.isfinite(call["sigma"]):
+        raise ValueError(f"sigma of {name} is {call['sigma']}, which it cannot be")
+    return Footprint(**{**call, "values": _decoded(call["values"])})
 
 
 @dataclass(frozen=True)
