@@ -32,7 +32,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "seed": (-1, 2**64 - 1),
     "guidance_scale": (0, 100),
     "variation_seed": (-1, 2**64 - 1),
-    "ensd": (0, 2**64 - 1),
+    "ensd": (-(2**64 - 1), 2**64 - 1),
     "variation_strength": (0, 1),
     "eta": (0, 10),
     "s_churn": (0, 1000),

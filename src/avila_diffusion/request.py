@@ -287,7 +287,7 @@ _WHOLES: dict[str, tuple[int, int]] = {
     "batch": (1, MAX_BATCH),
     "count": (1, MAX_COUNT),
     "clip_skip": (1, MAX_CLIP_SKIP),
-    "ensd": (0, MAX_SEED),
+    "ensd": (-MAX_SEED, MAX_SEED),
     "noise_index": (0, MAX_BATCH - 1),
 }
 _NUMBERS: dict[str, tuple[float, float]] = {

@@ -139,10 +139,12 @@ def _values(options: argparse.Namespace, carried: Mapping[str, Any]) -> dict[str
     """The fields of the request but the prompt: those of a picture, and over them those of the command line."""
     from ..sampling.names import resolve_sampler
 
-    values = given(options)
+    values = given(options, carried)
     kept = {name: value for name, value in carried.items() if name != "prompt"}
     if values.keys() & SCHEDULE_FIELDS:
         kept.pop("sigmas", None)
+    if "guidance_scale" in values:
+        kept.pop("guidance_list", None)  # which would take its place
     if "sigmas" in values:
         kept = {name: value for name, value in kept.items() if name not in SCHEDULE_FIELDS}
         if "sampler" in kept:  # a joint name holds a schedule too

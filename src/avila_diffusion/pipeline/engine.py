@@ -98,7 +98,7 @@ class ModelEngine:
             check_model_size(request.width, request.height)
             return request
         width, height = drawing_size(request.width, request.height, spec.size)
-        drawn: dict[str, int] = {"width": width, "height": height}
+        drawn: dict[str, Any] = {"width": width, "height": height}
         if request.seed_width is not None and request.seed_height is not None:
             # In the measure of the drawing, so that the picture's own size still changes nothing.
             drawn["seed_width"] = max(round(request.seed_width * width / request.width), 1)
