@@ -155,8 +155,7 @@ class AvilaDiffusion:
         check_threads(threads)
         file = find_model(_name_of("a model", path))
         encoders = text_encoder if isinstance(text_encoder, list | tuple) else [text_encoder]
-        given = [encoder for encoder in encoders if encoder is not None]
-        towers = [find_model(_name_of("a text encoder", encoder), "text_encoder") for encoder in given]
+        towers = [find_model(_name_of("a text encoder", one), "text_encoder") for one in encoders if one is not None]
         loras = [(read_lora(find_model(name, "lora")), weight) for name, weight in _loras_of(lora)]
         model = load_model(
             file,
@@ -172,8 +171,8 @@ class AvilaDiffusion:
         folders = None if embeddings is None else _folders(embeddings)
         words = embeddings_by_name(folders, [read.path for read, _ in loras])
         diffusion._engine = ModelEngine(model, policy, rack, words)
-        diffusion._loaded = _loading(model, towers, loras, policy, prediction, mmap)
-        diffusion._loaded |= {"embeddings": _absolute(folders), "lenient": lenient}
+        again = {"embeddings": _absolute(folders), "lenient": lenient}
+        diffusion._loaded = _loading(model, towers, loras, policy, prediction, mmap) | again
         diffusion._recommended = _recommended(model.spec.defaults)
         diffusion._report = model.report
         return diffusion
