@@ -64,6 +64,16 @@ def test_what_is_asked_goes_before_what_the_file_recommends(bundled: Path) -> No
         AvilaDiffusion.bundled(vae="x")  # type: ignore[call-arg]
 
 
+def test_a_recommended_schedule_gives_way_to_noise_levels(bundled: Path) -> None:
+    diffusion = AvilaDiffusion.bundled()
+    assert diffusion.request("a cat").resolved(64).schedule == "Karras"
+    request = diffusion.request("a cat", sigmas=(14.6, 2.0, 0.0))
+    assert (request.resolved(64).sampler, request.resolved(64).schedule, request.steps) == ("DPM++ 2M", "Automatic", 2)
+    diffusion.resolved(request)
+    with pytest.raises(RequestError, match=r"names Karras; ask for 'DPM\+\+ 2M'"):
+        diffusion.request("a cat", sigmas=(14.6, 2.0, 0.0), sampler="DPM++ 2M Karras")
+
+
 def test_the_file_behaves_the_same_by_any_name(bundled: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     other.write_bytes(bundled.read_bytes())

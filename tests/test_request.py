@@ -32,7 +32,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "seed": (-1, 2**64 - 1),
     "guidance_scale": (0, 100),
     "variation_seed": (-1, 2**64 - 1),
-    "ensd": (0, 2**64 - 1),
+    "ensd": (-(2**64 - 1), 2**64 - 1),
     "variation_strength": (0, 1),
     "eta": (0, 10),
     "s_churn": (0, 1000),
@@ -283,6 +283,7 @@ def test_custom_levels() -> None:
         assert refusal(sigmas=bad).startswith(("sigmas must", "a value of sigmas"))
     assert "replace the schedule" in refusal(sigmas=[1, 0], schedule="Karras")
     assert "leave out one of the two" in refusal(sigmas=[1, 0], rho=7)
+    assert "'DPM++ 2M Karras' names Karras; ask for 'DPM++ 2M'" in refusal(sigmas=[1, 0], sampler="DPM++ 2M Karras")
 
 
 def test_guidance_lists_and_intervals() -> None:

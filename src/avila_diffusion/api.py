@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
 from .errors import AvilaError, Cancelled, JournalProblem, RequestError
 from .request import Compat, Emphasis, GenerateRequest, Rng
 from .result import GenerateResult, Progress
+from .sampling.names import resolve_sampler
 
 if TYPE_CHECKING:
     from .checkpoint.load import Model
@@ -108,6 +109,7 @@ class AvilaDiffusion:
         self._engine: Engine = ProceduralEngine()
         self._report: LoadReport | None = None
         self._loaded: dict[str, Any] = {}
+        self._recommended: dict[str, Any] = {}
         prompts = [name for name in PROMPTS if name in defaults]
         if prompts:
             raise RequestError(f"unknown option {', '.join(prompts)}; text_to_image takes the prompts")
@@ -170,9 +172,9 @@ class AvilaDiffusion:
         folders = None if embeddings is None else _folders(embeddings)
         words = embeddings_by_name(folders, [read.path for read, *_ in loras])
         diffusion._engine = ModelEngine(model, policy, rack, words)
-        diffusion._loaded = _loading(model, towers, loras, policy, prediction, mmap)
-        diffusion._loaded |= {"embeddings": _absolute(folders), "lenient": lenient}
-        diffusion._defaults = {**_recommended(model.spec.defaults), **defaults}
+        again = {"embeddings": _absolute(folders), "lenient": lenient}
+        diffusion._loaded = _loading(model, towers, loras, policy, prediction, mmap) | again
+        diffusion._recommended = _recommended(model.spec.defaults)
         diffusion._report = model.report
         return diffusion
 
@@ -351,7 +353,11 @@ class AvilaDiffusion:
         that the model's file recommends, then those of `GenerateRequest`.
         """
         negative = "" if negative_prompt is None else negative_prompt
-        values = {**self._defaults, **options, "prompt": prompt, "negative_prompt": negative}
+        asked = {**self._defaults, **options, "prompt": prompt, "negative_prompt": negative}
+        values = {**self._recommended, **asked}
+        if asked.get("sigmas") is not None and "sampler" not in asked and "sampler" in values:
+            # The schedule in a joint name such as "DPM++ 2M Karras" was recommended, not asked for: it gives way.
+            values["sampler"] = resolve_sampler(values["sampler"])[0].name
         return GenerateRequest.from_dict(values)
 
 

@@ -210,6 +210,12 @@ class GenerateRequest:
                 raise RequestError(f"{name} bends a schedule, and sigmas replace it; leave out one of the two")
         if resolve_schedule(self.schedule).key != "automatic":
             raise RequestError(f"sigmas replace the schedule; leave out {self.schedule[:80]!r} or the sigmas")
+        sampler, joint = resolve_sampler(self.sampler)
+        if joint is not None:
+            raise RequestError(
+                f"sigmas replace the schedule, and sampler {_shown(self.sampler)} names {joint.name}; "
+                f"ask for {sampler.name!r}, or leave out the sigmas"
+            )
         steps = len(self.sigmas) - 1
         falling = all(here > there for here, there in pairwise(self.sigmas))
         if not 1 <= steps <= MAX_STEPS or not falling:
@@ -281,7 +287,7 @@ _WHOLES: dict[str, tuple[int, int]] = {
     "batch": (1, MAX_BATCH),
     "count": (1, MAX_COUNT),
     "clip_skip": (1, MAX_CLIP_SKIP),
-    "ensd": (0, MAX_SEED),
+    "ensd": (-MAX_SEED, MAX_SEED),
     "noise_index": (0, MAX_BATCH - 1),
 }
 _NUMBERS: dict[str, tuple[float, float]] = {

@@ -469,3 +469,14 @@ def test_a_model_of_one_size_draws_at_it_and_resizes(make_engine: Any, finish: A
     assert (large.to_numpy() == resize(plain.to_numpy(), 96, 96)).all()
     assert "Size: 96x96, " in large[0].infotext
     assert ", Drawn at: 64x64, Resized with: Lanczos, Version: " in large[0].infotext
+
+
+def test_seed_resize_is_measured_in_what_was_asked_for(make_engine: Any, finish: Any) -> None:
+    engine = make_engine(fixed_size="true")
+    request = ask(width=128, height=128)
+    plain, same, half = (
+        finish(engine.generate(replace(request, seed_width=side, seed_height=side))).to_numpy()
+        for side in (None, 128, 64)
+    )
+    assert (same == plain).all()
+    assert (half != plain).any()

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 MODEL_OPTIONS = ("vae", "text_encoder", "lora", "prediction", "embeddings_dir")
+SCHEDULE_FIELDS = frozenset({"schedule", "steps", "rho", "sigma_min", "sigma_max"})
+"""What sigmas take the place of."""
 BUNDLED = "no model given: drawn by the small bundled one; -m FILE takes a checkpoint, --procedural needs none"
 
 
@@ -138,10 +140,18 @@ def _take_files(options: argparse.Namespace, found: Found, display: ProgressDisp
 
 def _values(options: argparse.Namespace, carried: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of the request but the prompt: those of a picture, and over them those of the command line."""
-    values = given(options)
+    from ..sampling.names import resolve_sampler
+
+    values = given(options, carried)
     kept = {name: value for name, value in carried.items() if name != "prompt"}
-    if values.keys() & {"schedule", "steps", "rho", "sigma_min", "sigma_max"}:
-        kept.pop("sigmas", None)  # which take the place of these
+    if values.keys() & SCHEDULE_FIELDS:
+        kept.pop("sigmas", None)
+    if "guidance_scale" in values:
+        kept.pop("guidance_list", None)  # which would take its place
+    if "sigmas" in values:
+        kept = {name: value for name, value in kept.items() if name not in SCHEDULE_FIELDS}
+        if "sampler" in kept:  # a joint name holds a schedule too
+            kept["sampler"] = resolve_sampler(kept["sampler"])[0].name
     return {**kept, **values}
 
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Collection
 from typing import Any
 
 from ..errors import RequestError
 
 MODEL_SIZE = "default: the model's own size"
+NEEDS = {
+    "variation_seed": "variation_strength",
+    "ngms_all": "ngms",
+    "s_tmin": "s_churn",
+    "s_tmax": "s_churn",
+}
+"""Options that mean nothing without another."""
 
 
 def add_request_options(parser: argparse.ArgumentParser) -> None:
@@ -81,8 +90,11 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--cfg-list", dest="guidance_list", metavar="X,X,…", help="a guidance scale per step")
 
 
-def given(options: argparse.Namespace) -> dict[str, Any]:
-    """The fields of a request that the command line names, but for the prompt. Raises RequestError."""
+def given(options: argparse.Namespace, carried: Collection[str] = ()) -> dict[str, Any]:
+    """The fields of a request that the command line names, but for the prompt. Raises RequestError.
+
+    carried: the fields that a picture brings beside.
+    """
     from ..request import GenerateRequest
 
     names = [name for name in GenerateRequest.__dataclass_fields__ if name != "prompt"]
@@ -92,15 +104,41 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
             values[name] = _numbers(name, values[name])
     if options.seed_resize is not None:
         values["seed_width"], values["seed_height"] = _size(options.seed_resize)
+    _refuse_useless(values, carried)
     return values
 
 
+def _refuse_useless(values: dict[str, Any], carried: Collection[str]) -> None:
+    """Raise RequestError for options that have no effect beside, or without, others.
+
+    Of a command line only: AUTOMATIC1111 records some of these together, and what it recorded can be asked for again.
+    """
+    for name, needed in NEEDS.items():
+        if name in values and needed not in values and needed not in carried:
+            option, other = (f"--{each.replace('_', '-')}" for each in (name, needed))
+            raise RequestError(f"{option} has no effect without {other}; add that, or leave it out")
+    if "guidance_scale" in values and "guidance_list" in values:
+        raise RequestError("--cfg-list takes the place of --cfg; leave out one of the two")
+    scales = len(values.get("guidance_list", ()))
+    if scales > values.get("steps", scales):
+        raise RequestError(
+            f"--cfg-list names {scales} scales for {values['steps']} steps; leave out those that are over"
+        )
+    if "sigmas" in values and values.get("steps", len(values["sigmas"]) - 1) != len(values["sigmas"]) - 1:
+        raise RequestError(
+            f"--sigmas names {len(values['sigmas'])} levels, which are {len(values['sigmas']) - 1} steps, "
+            f"and --steps asks for {values['steps']}; leave out one of the two"
+        )
+    if values.get("s_tmin", 0.0) > values.get("s_tmax", math.inf):
+        raise RequestError(f"--s-tmin {values['s_tmin']:g} lies above --s-tmax {values['s_tmax']:g}; exchange them")
+
+
 def _numbers(name: str, text: str) -> tuple[float, ...]:
-    option = {"sigmas": "--sigmas", "guidance_list": "--cfg-list"}[name]
+    option, example = {"sigmas": ("--sigmas", "14.6,3.5,0.8,0"), "guidance_list": ("--cfg-list", "9,7,5")}[name]
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise RequestError(f"{option} {text[:80]!r} is no list of numbers; write it as 14.6,3.5,0.8,0") from None
+        raise RequestError(f"{option} {text[:80]!r} is no list of numbers; write it as {example}") from None
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -98,7 +98,12 @@ class ModelEngine:
             check_model_size(request.width, request.height)
             return request
         width, height = drawing_size(request.width, request.height, spec.size)
-        return replace(request, width=width, height=height)
+        drawn: dict[str, Any] = {"width": width, "height": height}
+        if request.seed_width is not None and request.seed_height is not None:
+            # In the measure of the drawing, so that the picture's own size still changes nothing.
+            drawn["seed_width"] = max(round(request.seed_width * width / request.width), 1)
+            drawn["seed_height"] = max(round(request.seed_height * height / request.height), 1)
+        return replace(request, **drawn)
 
     def _run(
         self, request: GenerateRequest, cancel: threading.Event | None, ledger: Ledger

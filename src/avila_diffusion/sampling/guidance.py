@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..errors import RequestError
@@ -92,8 +93,9 @@ def guide(
 
     steps: of the sampler's run. calls: the model calls that shares of calls are of; as AUTOMATIC1111 counts them, steps,
     or twice that for second-order samplers. Where guidance does not act, the scale is 1 and the first cond stands in for
-    uncond, so that one cond is taken as it is whatever its weight. An uncond that would cancel out or that something
-    stands in for is not evaluated, unless the call wants it.
+    uncond, so that one cond is taken as it is whatever its weight; a call that wants the unguided prediction (CFG++) is
+    given the first cond's too, as by AUTOMATIC1111, and by the same rule outside of start to stop. An uncond that
+    something stands in for is not evaluated, nor one that would cancel out, unless the call wants it.
     Raises RequestError, at the call, where uncond is needed and not there.
     """
     conds = (conds,) if isinstance(conds, Cond) else tuple(conds)
@@ -103,18 +105,18 @@ def guide(
         scale = guidance.scale_at(call.step) if acts else 1.0
         weights = [cond.weight * scale for cond in conds]
         rescales = guidance.rescale > 0 and scale != 1
-        cancels = not acts or (sum(weights) == 1 and not rescales)
-        if cancels and not call.want_uncond:
+        if not acts or (sum(weights) == 1 and not rescales and not call.want_uncond):
             predictions, base = denoiser.predict(call.x, call.sigma, conds), None
         elif uncond is None:
             raise RequestError(_missing(scale, call.want_uncond))
         else:
             *predictions, base = denoiser.predict(call.x, call.sigma, (*conds, uncond))
-        guided = _combined(predictions, weights, base if acts else predictions[0])
+        unguided = base if acts else predictions[0]
+        guided = _combined(predictions, weights, unguided)
         if rescales:
             positive = predictions[0] if len(conds) == 1 else _combined(predictions, [c.weight for c in conds], base)
             guided = rescaled(guided, positive, guidance.rescale)
-        return Denoised(guided, base)
+        return Denoised(guided, unguided if acts or call.want_uncond else None)
 
     return denoise
 
@@ -132,7 +134,10 @@ def rescaled(guided: Tensor, positive: Tensor, phi: float) -> Tensor:
     Over all but the first dimension.
     """
     over = tuple(range(1, guided.ndim))
-    ratio = positive.std(dim=over, keepdim=True) / guided.std(dim=over, keepdim=True)
+    spread = guided.std(dim=over, keepdim=True)
+    # What is constant but for rounding has no deviation to change, and stays; dividing would make it NaN or huge.
+    rounding = 4 * torch.finfo(guided.dtype).eps * guided.abs().amax(dim=over, keepdim=True)
+    ratio = torch.where(spread <= rounding, 1.0, positive.std(dim=over, keepdim=True) / spread)
     return phi * (guided * ratio) + (1 - phi) * guided
 
 
