@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,38 @@ def test_every_field_that_changes_the_picture_comes_back() -> None:
         "NGMS": "1.5", "NGMS all steps": "True", "RNG": "CPU",
     }  # fmt: skip
     assert parsed.fields.items() >= expected.items()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"emphasis": "No norm", "prompt": "a (b)"},
+        {"emphasis": "Ignore", "prompt": "a [b]"},
+        {"emphasis": "None", "negative_prompt": "(c)"},
+        {"compat": "diffusers", "prompt": "a (b)"},
+        {"compat": "comfyui"},
+    ],
+    ids=str,
+)
+def test_how_prompts_are_read_comes_back(values: dict[str, Any]) -> None:
+    request = Settings(**values)
+    parsed = read(write(request, 1))
+    assert parsed.fields.get("Emphasis") == values.get("emphasis")
+    assert GenerateRequest(**parsed.request_values()).resolved(512) == request
+
+
+def test_emphasis_is_named_only_where_there_are_brackets() -> None:
+    assert "Emphasis" not in read(write(Settings(emphasis="Ignore"), 1)).fields
+    assert "Emphasis" not in read(write(Settings(prompt="a (b)"), 1)).fields
+
+
+def test_no_field_of_the_request_is_forgotten() -> None:
+    """Every field is in one of these tests, so a new one fails here until it is written and read."""
+    elsewhere = {
+        "prompt", "negative_prompt", "width", "height", "guidance_scale", "seed", "eta",  # as hypothesis has them
+        "compat", "emphasis", "sigmas", "noise_batch", "noise_index", "batch", "count",
+    }  # fmt: skip
+    assert {field.name for field in fields(GenerateRequest)} == elsewhere | EVERYTHING.keys()
 
 
 def test_custom_levels_and_comfyuis_batches_come_back() -> None:

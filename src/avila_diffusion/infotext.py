@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import RequestError
-from .request import GenerateRequest
+from .request import EMPHASES, GenerateRequest
 from .sampling.names import resolve_sampler
 from .version import __version__
 
@@ -96,6 +96,7 @@ def write(
         "ENSD": request.ensd if request.ensd and _draws(request) else None,
         # Absent means as on a GPU, which is what "nv" draws.
         "RNG": request.rng.upper() if request.rng in ("cpu", "gpu") else None,
+        "Emphasis": request.emphasis if request.emphasis != "Original" and _has_brackets(request) else None,
         **_options(request),
         **_ours(request, index),
         "Lora hashes": ", ".join(dict.fromkeys(f"{lora.word}: {lora.hash}" for lora in loras if lora.hash)) or None,
@@ -106,6 +107,11 @@ def write(
     }
     prompt = " ".join(filter(None, [request.prompt, *(lora.tag for lora in loras if not lora.in_prompt)]))
     return write_fields(prompt, request.negative_prompt, values)
+
+
+def _has_brackets(request: GenerateRequest) -> bool:
+    """Whether the mode of emphasis changes anything; AUTOMATIC1111 names it in this case only."""
+    return any(mark in request.prompt + request.negative_prompt for mark in "([")
 
 
 def _variation(request: GenerateRequest, index: int) -> dict[str, object]:
@@ -187,9 +193,11 @@ class Parsed:
         Raises RequestError where a field that should be a number is none.
         """
         values: dict[str, Any] = {"prompt": self.prompt, "negative_prompt": self.negative_prompt}
-        for name, key in (("Sampler", "sampler"), ("Schedule type", "schedule"), ("Compat", "compat")):
+        for name, key in _WORDS:
             if name in self.fields:
                 values[key] = self.fields[name]
+        if "Emphasis" in self.fields:
+            values["emphasis"] = self._emphasis(self.fields["Emphasis"])
         if "Sigmas" in self.fields:
             values.pop("schedule", None)
         for name, (key, kind) in _NUMBERS.items():
@@ -211,6 +219,12 @@ class Parsed:
             values["rng"] = known.get(self.fields.get("RNG", ""), "nv")
         return values
 
+    def _emphasis(self, said: str) -> str:
+        for known in EMPHASES:
+            if said.casefold() == known.casefold():
+                return known
+        raise RequestError(f"Emphasis in the picture's metadata is {said[:80]!r}; known are {', '.join(EMPHASES)}")
+
     def _as_number(self, name: str, text: str, kind: type[int] | type[float]) -> int | float:
         try:
             return kind(text)
@@ -218,6 +232,7 @@ class Parsed:
             raise RequestError(f"{name} in the picture's metadata is {text[:80]!r}, not a number") from None
 
 
+_WORDS = (("Sampler", "sampler"), ("Schedule type", "schedule"), ("Compat", "compat"))
 _NUMBERS: dict[str, tuple[str, type[int] | type[float]]] = {
     "Steps": ("steps", int),
     "CFG scale": ("guidance_scale", float),

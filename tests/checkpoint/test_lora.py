@@ -236,6 +236,7 @@ def test_a_model_as_if_the_change_were_in_its_file(
         "text_weight": 0.5,
         "unet_weight": -2.0,
         "dyn": None,
+        "uncut": 0,
         "matched": {"text encoder 1": 1, "unet": 2},
         "unmatched": [],
         "mis_shaped": [],

@@ -218,6 +218,16 @@ def test_dyn_cuts_the_rank_and_not_the_scale(sd1: Model, save_state: Save) -> No
         lora.cut(0)
 
 
+def test_dyn_says_where_there_is_no_rank_to_cut(sd1: Model, save_state: Save) -> None:
+    whole = {f"{GOOD}.diff": torch.zeros_like(effective(sd1, GOOD))}
+    (report,) = apply_loras(sd1, [(read_lora(save_state(whole)).cut(1), 1.0, 1.0)])
+    assert report.uncut == 1 and ", not cut to rank 1, because its kinds have no rank to cut" in report.describe()
+    remove_loras(sd1)
+    (report,) = apply_loras(sd1, [(read_lora(save_state(lora_state(GOOD))).cut(1), 1.0, 1.0)])
+    assert report.uncut == 0
+    remove_loras(sd1)
+
+
 def test_one_layer_by_two_names_is_refused(sd1: Model, save_state: Save) -> None:
     twice = lora_state(GOOD, "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q")
     with pytest.raises(WeightMismatch, match="again"):

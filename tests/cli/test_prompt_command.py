@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from avila_diffusion.checkpoint.safetensors import write_safetensors
 from avila_diffusion.cli import main
 
 
@@ -49,3 +51,15 @@ def test_what_is_wrong(capsys: pytest.CaptureFixture[str], arguments: list[str],
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1
+
+
+def test_embeddings_are_found(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_checkpoint: Callable[[str], Path]
+) -> None:
+    write_safetensors(tmp_path / "easynegative.safetensors", {"emb_params": torch.ones(3, 48)})
+    (tmp_path / "other.safetensors").write_bytes(b"is read only where it is named")
+    assert main(["prompt", "a EasyNegative", "--embeddings-dir", str(tmp_path)]) == 0
+    assert "embedding easynegative, 3 vectors" in capsys.readouterr().out
+    model = str(tiny_checkpoint("sdxl"))
+    assert main(["prompt", "a EasyNegative", "--embeddings-dir", str(tmp_path), "-m", model]) == 0
+    assert "easynegative is refused" in capsys.readouterr().out

@@ -13,7 +13,7 @@ import torch
 
 from avila_diffusion.api import AvilaDiffusion
 from avila_diffusion.checkpoint.lora.targets import name_targets
-from avila_diffusion.checkpoint.safetensors import write_safetensors
+from avila_diffusion.checkpoint.safetensors import TensorFile, write_safetensors
 from avila_diffusion.errors import ModelNotFound, RequestError, Unsupported
 from avila_diffusion.infotext import read
 from avila_diffusion.pipeline.engine import ModelEngine
@@ -130,3 +130,23 @@ def test_a_journal_knows_the_files_that_the_prompt_names(diffusion: AvilaDiffusi
         again = AvilaDiffusion.from_journal(journal).text_to_image("a cat <lora:ink:1>", None, 64, 64, steps=2, seed=3)
     assert files == ["ink.safetensors"]
     assert bytes_of(again) == bytes_of(made)
+
+
+def test_vectors_in_the_file_of_a_tag_are_words_of_its_prompt(diffusion: AvilaDiffusion, tmp_path: Path) -> None:
+    inner = diffusion._engine
+    assert isinstance(inner, ModelEngine)
+    path = tmp_path / "models/Lora/ink.safetensors"
+    with TensorFile(path) as file:
+        state = {key: file.tensor(key).clone() for key in file.names}
+    vectors = torch.randn(2, inner.model.spec.text[0].config.width, generator=torch.Generator().manual_seed(9))
+    write_safetensors(
+        path, state | {"bundle_emb.inkword.string_to_param.*": vectors}, {"ss_base_model_version": "sd_v1"}
+    )
+    write_safetensors(tmp_path / "models/Lora/bare.safetensors", state, {"ss_base_model_version": "sd_v1"})
+    named = diffusion.text_to_image("a inkword cat <lora:ink:1>")
+    assert bytes_of(named) != bytes_of(diffusion.text_to_image("a inkword cat <lora:bare:1>"))
+    assert "inkword: " in read(named[0].infotext or "").fields["TI hashes"]
+    assert bytes_of(diffusion.text_to_image("a cat <lora:ink:1>")) == bytes_of(
+        diffusion.text_to_image("a cat <lora:bare:1>")
+    )
+    assert "TI hashes" not in read(diffusion.text_to_image("a inkword cat")[0].infotext or "").fields

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from avila_diffusion.errors import WeightMismatch
+from avila_diffusion.text.attention import parse_attention
+from avila_diffusion.text.chunks import Part, chunk_a1111, find_names
 from avila_diffusion.text.explain import explain_prompt
 from avila_diffusion.text.tokenizer import clip_tokenizer
 
@@ -62,3 +65,40 @@ def test_lines() -> None:
     assert lines[-1] == "  never: 'a c'"
     (line,) = (line for line in explain_prompt("cat " * 70 + "," + " dog" * 6, steps=1).lines() if "chunk 1" in line)
     assert line == "    chunk 1: 71 of 75 tokens; 4 after the last comma moved to the next chunk"
+
+
+def test_an_embedding_counts_as_its_vectors_and_moves_as_in_the_picture() -> None:
+    def explained(text: str) -> list[tuple[int, str, int]]:
+        report = explain_prompt(text, steps=1, embeddings=["easynegative"], vectors=lambda name: 8)
+        return [(len(chunk.tokens), chunk.closed, chunk.moved) for chunk in report.parts[0].segments[0].chunks]
+
+    assert explained("cat easynegative") == [(9, "end", 0)]
+    assert explained("cat " * 70 + "easynegative") == [(70, "embedding", 0), (8, "end", 0)]
+    lines = explain_prompt("a easynegative", steps=1, embeddings=["easynegative"], vectors=lambda name: 2).lines()
+    assert "    embedding easynegative, 2 vectors" in lines
+    assert lines[-1].split() == ["a=320", "[easynegative]", "[easynegative]"]
+
+
+def test_an_embedding_that_cannot_be_used_is_a_note() -> None:
+    def vectors(name: str) -> int:
+        raise WeightMismatch(f"{name} is of another family")
+
+    report = explain_prompt("a easynegative, easynegative", steps=1, embeddings=["easynegative"], vectors=vectors)
+    assert report.notes == ("embedding easynegative is refused: easynegative is of another family",)
+
+
+def test_the_chunks_are_those_of_the_conditioner() -> None:
+    text = "cat " * 60 + "(, easynegative:1.2) " + "dog " * 14 + "BREAK [x]"
+    chunks = (
+        explain_prompt(text, steps=1, embeddings=["easynegative"], vectors=lambda name: 3).parts[0].segments[0].chunks
+    )
+    encode = clip_tokenizer().encode
+    parts = [
+        Part(is_break=True) if piece.is_break else Part(encode(piece.text), piece.weight)
+        for piece in parse_attention(text)
+    ]
+    done = chunk_a1111(parts, find_names({"easynegative": encode("easynegative")}, lambda name: 3))
+    assert [[(token[0], token[2]) for token in chunk.tokens] for chunk in chunks] == [
+        list(zip(chunk.tokens, chunk.weights, strict=True)) for chunk in done
+    ]
+    assert [chunk.closed for chunk in chunks] == ["comma", "BREAK", "end"]

@@ -186,7 +186,7 @@ def _request(options: argparse.Namespace, carried: Mapping[str, Any]) -> Generat
     return GenerateRequest(prompt=prompt, **_values(options, carried))
 
 
-def _embedding_folders(options: argparse.Namespace) -> list[Path] | None:
+def embedding_folders_of(options: argparse.Namespace) -> list[Path] | None:
     """The folder asked for, or those that belong to the models folder asked for; None for the engine's own."""
     if options.embeddings_dir is not None:
         return [Path(options.embeddings_dir)]
@@ -221,7 +221,7 @@ def _engine(options: argparse.Namespace, display: ProgressDisplay) -> tuple[Avil
         text_encoder=towers or None,
         lora=loras or None,
         prediction=options.prediction,
-        embeddings=_embedding_folders(options),
+        embeddings=embedding_folders_of(options),
         device=options.device,
         dtype=options.dtype,
         threads=options.threads,

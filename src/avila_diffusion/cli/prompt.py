@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ..errors import AvilaError
+
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
+
+    from ..config import TextEncoderSpec
 
 STEPS = 20
 SAMPLER = "DPM++ 2M"
@@ -19,12 +24,13 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
         "prompt",
         help="show what becomes of a prompt: schedule, weights, tokens, chunks",
         description="Show what becomes of a prompt: network tags, parts, the schedule, weights, tokens and chunks. "
-        "Makes no picture, and needs no model.",
+        "Makes no picture, and needs no model. Embeddings are found as `avila generate` finds them.",
     )
     prompt.add_argument("prompt", metavar="PROMPT")
     prompt.add_argument("-n", "--negative-prompt", metavar="TEXT", help="explain this one too")
     prompt.add_argument("-m", "--model", metavar="MODEL", help="as this model reads it: its text encoders and padding")
     prompt.add_argument("--models-dir", metavar="DIR", help="where names of models are looked up")
+    prompt.add_argument("--embeddings-dir", metavar="DIR", help="textual inversions; default: in the models folders")
     prompt.add_argument("--steps", type=int, default=STEPS, metavar="N", help=f"steps of the schedule; default {STEPS}")
     prompt.add_argument(
         "--sampler", default=SAMPLER, metavar="NAME", help=f"decides how many calls a step counts; default {SAMPLER}"
@@ -48,15 +54,20 @@ def run_prompt(options: argparse.Namespace) -> int:
     )
     info, _ = resolve_sampler(options.sampler)
     calls = options.steps * (2 if info.second_order else 1)
-    encoders = _encoders(options)
-    embeddings = _embeddings(options)
+    towers = _towers(options)
+    encoders = [
+        {"kind": tower.config.kind, "length": tower.config.context_length, "pad": tower.pad} for tower in towers
+    ]
+    notes: list[str] = []
+    names, vectors = _embeddings(options, towers, notes)
     texts = [(options.prompt, False)]
     if options.negative_prompt is not None:
         texts.append((options.negative_prompt, True))
     reports = [
-        explain_prompt(text, steps=options.steps, calls=calls, negative=negative, embeddings=embeddings)
+        explain_prompt(text, steps=options.steps, calls=calls, negative=negative, embeddings=names, vectors=vectors)
         for text, negative in texts
     ]
+    reports[0] = replace(reports[0], notes=(*notes, *reports[0].notes))
     if options.json:
         summary = {"sampler": info.name, "text_encoders": encoders, "prompts": [report.to_dict() for report in reports]}
         print(json.dumps(summary, indent=2))
@@ -69,7 +80,7 @@ def run_prompt(options: argparse.Namespace) -> int:
     return 0
 
 
-def _encoders(options: argparse.Namespace) -> list[dict[str, Any]]:
+def _towers(options: argparse.Namespace) -> list[TextEncoderSpec]:
     """The text encoders of the model, from its header alone; none without -m. All read CLIP's tokens."""
     if options.model is None:
         return []
@@ -79,12 +90,38 @@ def _encoders(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     parts = gather(find_model(options.model, models=options.models_dir))
     _, family = read_unet(parts)
-    return [
-        {"kind": tower.config.kind, "length": tower.config.context_length, "pad": tower.pad}
-        for _, tower in read_towers(parts, family)
-    ]
+    return [tower for _, tower in read_towers(parts, family)]
 
 
-def _embeddings(options: argparse.Namespace) -> dict[str, Path]:
-    """Textual inversions by name. None are looked for yet."""
-    return {}
+def _embeddings(
+    options: argparse.Namespace, towers: list[TextEncoderSpec], notes: list[str]
+) -> tuple[list[str], Callable[[str], int]]:
+    """(the names that a prompt may use, how many vectors one has). notes: receives LoRAs that are not to be found.
+
+    The vectors that LoRAs in the prompt bring along count too. Only files that the prompts name are read.
+    """
+    from ..checkpoint.embeddings import Embedding, embeddings_by_name, read_bundled, read_embedding
+    from ..checkpoint.folders import find_model
+    from ..text.networks import take_networks
+    from .generate import embedding_folders_of
+
+    known = embeddings_by_name(embedding_folders_of(options))
+    for tag in take_networks(options.prompt)[1]:
+        if not tag.is_lora or not tag.name.strip():
+            continue
+        try:
+            bundled = read_bundled(find_model(tag.name.strip(), "lora", options.models_dir))
+        except AvilaError as error:
+            notes.append(f"{tag} is refused: {error}")
+            continue
+        for item in bundled:
+            known.setdefault(item.name, item)
+
+    def vectors(name: str) -> int:
+        source = known[name]
+        found = source if isinstance(source, Embedding) else read_embedding(source, name)
+        if towers:
+            found.for_towers(towers)
+        return found.count
+
+    return list(known), vectors

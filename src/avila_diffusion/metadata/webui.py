@@ -35,6 +35,7 @@ _CARRIED = frozenset(
         "Seed resize from-1",
         "Seed resize from-2",
         "Clip skip",
+        "Emphasis",
         "ENSD",
         "RNG",
         "Schedule min sigma",
@@ -71,13 +72,12 @@ _CARRIED = frozenset(
 """Fields that are in the request or say which files to take. A batch changes nothing of AUTOMATIC1111's pictures."""
 _CHANGES = re.compile(
     r"Hires|Denoising|Mask|Inpaint|Masked|Soft inpainting|Init image|Image CFG|Refiner|ControlNet|ADetailer|Script|[XYZ] |"
-    r"Dynamic|Tiling|Hypernet|Token merging|FP8|Branched|Variation|Emphasis|Old prompt|Use old|Pad conds|Downcast|"
+    r"Dynamic|Tiling|Hypernet|Token merging|FP8|Branched|Variation|Old prompt|Use old|Pad conds|Downcast|"
     r"Noise Schedule|Noise multiplier|Extra noise|Beta schedule|UniPC|SGM noise|Discard penultimate|Always discard|AddNet|"
     r"Face restoration|Upcast|Conditional mask|Color correction|CFG Rescale|FreeU|Tiled|Postprocess|Refiner switch|"
     r"SLG|Skip layers|Guidance|dynthres|Downcast|Negative Guidance|HyperTile|Regional|RP |AnimateDiff|Diffusion in Low|PAG|SAG"
 )
 _DEFAULTS = {
-    "Emphasis": "Original",
     "Noise Schedule": "Default",
     "Beta schedule alpha": "0.6",
     "Beta scheduler alpha": "0.6",

@@ -182,7 +182,8 @@ class ModelEngine:
             self.policy.text,
             dialect=request.compat,
             emphasis=request.emphasis,
-            embeddings=self.embeddings,
+            # A folder's embedding goes before one of the same name in a LoRA.
+            embeddings={**self.rack.words(self.rack.named(request.prompt)), **self.embeddings},
         )
 
     def _prompts(self, request: GenerateRequest) -> Prompts:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..checkpoint.embeddings import Embedding, read_bundled
 from ..checkpoint.folders import find_model
 from ..checkpoint.load import Model
 from ..checkpoint.lora.apply import LoraReport, apply_loras
@@ -36,6 +37,7 @@ class LoraRack:
     mapped: bool = True
     lenient: bool = False
     _read: dict[tuple[Path, int, int], Lora] = field(default_factory=dict)
+    _words: dict[tuple[Path, int, int], tuple[Embedding, ...]] = field(default_factory=dict)
     _on: tuple[Weighted, ...] = ()
     _reports: tuple[LoraReport, ...] = ()
 
@@ -57,6 +59,22 @@ class LoraRack:
             self._reports = apply_loras(self.model, wanted, mapped=self.mapped, lenient=self.lenient)
             self._on = wanted
         return self._reports
+
+    def words(self, named: Sequence[Weighted]) -> dict[str, Embedding]:
+        """The embeddings that these LoRAs bring along, by name; the first where two have one name.
+
+        Raises FileProblem where their vectors are damaged.
+        """
+        found: dict[str, Embedding] = {}
+        for lora, *_ in named:
+            if not lora.embeddings:
+                continue
+            key = (lora.path, lora.header.size, lora.header.mtime_ns)
+            if key not in self._words:
+                self._words[key] = read_bundled(lora.path)
+            for item in self._words[key]:
+                found.setdefault(item.name, item)
+        return found
 
     def _named(self, tag: NetworkTag) -> Weighted:
         if not tag.is_lora:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 CHUNK = 75
@@ -50,12 +50,17 @@ class Placed:
 
 @dataclass(frozen=True)
 class Chunk:
-    """At most 75 tokens and their weights. moved: how many of them, its first, came over from the chunk before."""
+    """At most 75 tokens and their weights. moved: how many of them, its first, came over from the chunk before.
+
+    closed: what ended it: "full", "comma" (what followed the last one moved on), "embedding" (the next did not fit), "BREAK"
+    or "end". It says nothing of what the chunk is.
+    """
 
     tokens: tuple[int, ...] = ()
     weights: tuple[float, ...] = ()
     placed: tuple[Placed, ...] = ()
     moved: int = 0
+    closed: str = field(default="end", compare=False)
 
     @property
     def stranded(self) -> tuple[Placed, ...]:
@@ -84,8 +89,8 @@ class _Open:
         self.placed.append(Placed(found.name, len(self.tokens), found.vectors))
         self.add([PLACEHOLDER] * found.vectors, weight)
 
-    def closed(self) -> Chunk:
-        return Chunk(tuple(self.tokens), tuple(self.weights), tuple(self.placed), self.moved)
+    def closed(self, by: str = "end") -> Chunk:
+        return Chunk(tuple(self.tokens), tuple(self.weights), tuple(self.placed), self.moved, by)
 
     def cut(self, place: int) -> _Open:
         """Take the tokens from `place` on into a new chunk.
@@ -102,6 +107,27 @@ def _nothing(tokens: Sequence[int], place: int) -> Found | None:
     return None
 
 
+def find_names(names: Mapping[str, Sequence[int]], vectors: Callable[[str], int]) -> Find:
+    """Finds embeddings by the tokens of their names, the longest name that fits. vectors: a name → how many it has.
+
+    It is asked only for names that are found, so that no file is read for nothing.
+    """
+    known: dict[int, list[tuple[tuple[int, ...], str]]] = {}
+    for name, tokens in names.items():
+        if tokens:
+            known.setdefault(tokens[0], []).append((tuple(tokens), name))
+    for same in known.values():
+        same.sort(key=lambda item: -len(item[0]))
+
+    def find(tokens: Sequence[int], place: int) -> Found | None:
+        for ids, name in known.get(tokens[place], ()):
+            if tuple(tokens[place : place + len(ids)]) == ids:
+                return Found(name, vectors(name), len(ids))
+        return None
+
+    return find
+
+
 def chunk_a1111(
     parts: Iterable[Part], find: Find = _nothing, *, length: int = CHUNK, backtrack: int = BACKTRACK
 ) -> list[Chunk]:
@@ -115,7 +141,7 @@ def chunk_a1111(
     chunk = _Open()
     for part in parts:
         if part.is_break:
-            chunks.append(chunk.closed())
+            chunks.append(chunk.closed("BREAK"))
             chunk = _Open()
             continue
         place = 0
@@ -126,11 +152,11 @@ def chunk_a1111(
                 chunk.comma = len(chunk.tokens)
             elif full and chunk.comma != -1 and length - chunk.comma <= backtrack:
                 rest = chunk.cut(chunk.comma + 1)
-                chunks.append(chunk.closed())
+                chunks.append(chunk.closed("comma" if rest.tokens else "full"))
                 chunk = rest
             # A comma that is the token which does not fit moves nothing. And what moved may fill the new chunk again.
             if len(chunk.tokens) == length:
-                chunks.append(chunk.closed())
+                chunks.append(chunk.closed("full"))
                 chunk = _Open()
             found = find(part.tokens, place)
             if found is None:
@@ -138,7 +164,7 @@ def chunk_a1111(
                 place += 1
                 continue
             if len(chunk.tokens) + found.vectors > length:
-                chunks.append(chunk.closed())
+                chunks.append(chunk.closed("embedding"))
                 chunk = _Open()
             chunk.put(found, part.weight)
             place += found.length

@@ -21,7 +21,7 @@ from ..models.clip import ClipTextModel
 from ..models.layers import TextFeatures
 from ..models.open_clip import OpenClipTextModel
 from ..models.unet import embed_timesteps
-from .chunks import EMPTY, Chunk, Found, Part, chunk_a1111, chunk_comfyui, chunk_diffusers
+from .chunks import EMPTY, Chunk, Found, Part, chunk_a1111, chunk_comfyui, chunk_diffusers, find_names
 from .prompt import parse_attention
 from .tokenizer import clip_tokenizer
 
@@ -130,13 +130,11 @@ class Conditioner:
         used: dict[str, Embedding] = {}
         notes: list[str] = []
 
-        def find(tokens: Sequence[int], place: int) -> Found | None:
-            for ids, name in self._names.get(tokens[place], ()):
-                if tuple(tokens[place : place + len(ids)]) == ids:
-                    used[name] = self._load(name)
-                    return Found(name, used[name].count, len(ids))
-            return None
+        def vectors(name: str) -> int:
+            used[name] = self._load(name)
+            return used[name].count
 
+        find = find_names(self._names, vectors)
         if self.dialect == "comfyui":
             chunks = chunk_comfyui(self._comfyui_parts(text, used, notes))
         elif self.dialect == "diffusers":
@@ -188,13 +186,9 @@ class Conditioner:
         return next((known for known in self.embeddings if known.casefold() == folded), None)
 
     @cached_property
-    def _names(self) -> Mapping[int, Sequence[tuple[tuple[int, ...], str]]]:
-        """First token → (tokens, name) of the embeddings whose name begins with it, the longest first."""
-        names: dict[int, list[tuple[tuple[int, ...], str]]] = {}
-        for name in self.embeddings:
-            if ids := tuple(self.read(name)):
-                names.setdefault(ids[0], []).append((ids, name))
-        return {first: sorted(found, key=lambda item: -len(item[0])) for first, found in names.items()}
+    def _names(self) -> Mapping[str, Sequence[int]]:
+        """The tokens of every embedding's name."""
+        return {name: self.read(name) for name in self.embeddings}
 
     @cached_property
     def _loaded(self) -> dict[str, Embedding]:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..errors import RequestError
+from ..errors import AvilaError, RequestError
 from .attention import Piece, parse_attention
-from .chunks import CHUNK, split_chunks
+from .chunks import CHUNK, PLACEHOLDER, Chunk, Part, chunk_a1111, find_names
 from .networks import NetworkTag, lora_weights
 from .prompt import AndPart, read_prompt
 from .schedule import schedule_prompt
 from .tokenizer import clip_tokenizer
 
-Weighted = tuple[int, float]
-"""A token's id and its weight."""
-
 
 @dataclass(frozen=True)
 class ChunkReport:
-    """tokens: at most 75, without start and end. moved: how many more would have fitted, and went to the next chunk to
-    stay with the words before them. closed: what ended it: "full", "comma", "BREAK" or "end".
+    """tokens: at most 75, without start and end; an embedding's vectors have its name for text. moved: how many more would
+    have fitted, and went to the next chunk to stay together. closed: what ended it, see `Chunk`.
     """
 
     tokens: tuple[tuple[int, str, float], ...]
@@ -31,13 +28,17 @@ class ChunkReport:
 
 @dataclass(frozen=True)
 class SegmentReport:
-    """One text of the schedule. calls: the first and the last model call at which it holds, from 0; None for never."""
+    """One text of the schedule. calls: the first and the last model call at which it holds, from 0; None for never.
+
+    vectors: how many each embedding has.
+    """
 
     calls: tuple[int, int] | None
     text: str
     pieces: tuple[Piece, ...]
     chunks: tuple[ChunkReport, ...]
     embeddings: tuple[str, ...]
+    vectors: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,25 +96,33 @@ class PromptReport:
         for piece in segment.pieces:
             yield "  BREAK" if piece.is_break else f"  weight {piece.weight:<6.4g} {piece.text!r}"
         for name in segment.embeddings:
-            yield f"  embedding {name}"
+            count = segment.vectors[name]
+            yield f"  embedding {name}, {count} vector{'' if count == 1 else 's'}"
         for number, chunk in enumerate(segment.chunks, 1):
             yield f"  chunk {number}: {len(chunk.tokens)} of {CHUNK} tokens{_closing(chunk)}"
             yield from _token_lines(chunk.tokens)
 
 
 def explain_prompt(
-    text: str, *, steps: int, calls: int | None = None, negative: bool = False, embeddings: Iterable[str] = ()
+    text: str,
+    *,
+    steps: int,
+    calls: int | None = None,
+    negative: bool = False,
+    embeddings: Iterable[str] = (),
+    vectors: Callable[[str], int] = lambda name: 1,
 ) -> PromptReport:
-    """Read a prompt as it is read for a picture.
+    """Read a prompt as it is read for a picture, by the same chunks.
 
-    calls: as in `schedule_prompt`. embeddings: names of textual inversions, which are reported where the text has them.
+    calls: as in `schedule_prompt`. embeddings: names of textual inversions, which are found where the text has them;
+    vectors: how many one has, asked for those that are found; where it raises, its line is a note.
     """
     read = read_prompt(text, negative=negative)
     total = steps if calls is None else calls
     notes: list[str] = []
     networks = tuple(_explain_network(tag, notes) for tag in read.networks)
-    names = {name: tuple(clip_tokenizer().encode(name)) for name in embeddings}
-    parts = tuple(_explain_part(part, steps, total, names) for part in read.parts)
+    reader = _Reader({name: clip_tokenizer().encode(name) for name in embeddings}, vectors, notes)
+    parts = tuple(_explain_part(part, steps, total, reader) for part in read.parts)
     if negative and read_prompt(text).networks:
         notes.append("tags in a negative prompt are text like any other; write them in the prompt")
     if negative and len(read_prompt(text).parts) > 1:
@@ -135,46 +144,64 @@ def _explain_network(tag: NetworkTag, notes: list[str]) -> str:
     return f"{tag}: text encoders {weights.text:g}, UNet {weights.unet:g}{rank}"
 
 
-def _explain_part(part: AndPart, steps: int, calls: int, names: dict[str, tuple[int, ...]]) -> PartReport:
+@dataclass
+class _Reader:
+    """Takes texts apart as the conditioner does. names: those of embeddings, as tokens."""
+
+    names: dict[str, list[int]]
+    vectors: Callable[[str], int]
+    notes: list[str]
+    known: dict[str, int] = field(default_factory=dict)
+
+    def read(self, text: str) -> tuple[tuple[Piece, ...], tuple[Chunk, ...]]:
+        """The pieces of a text, and its chunks."""
+        pieces = parse_attention(text)
+        tokens = clip_tokenizer().encode
+        parts = [Part(is_break=True) if piece.is_break else Part(tokens(piece.text), piece.weight) for piece in pieces]
+        chunks = tuple(chunk_a1111(parts, find_names(self.names, self._count)))
+        for name in (item.name for chunk in chunks for item in chunk.stranded):
+            note = (
+                f"embedding {name}: a comma before it moved its place to the next chunk, and its vectors stayed behind"
+            )
+            if note not in self.notes:
+                self.notes.append(note)
+        return pieces, chunks
+
+    def _count(self, name: str) -> int:
+        if name not in self.known:
+            self.known[name] = 1  # something stands at its place, also where it cannot be read
+            try:
+                self.known[name] = self.vectors(name)
+            except AvilaError as error:
+                self.notes.append(f"embedding {name} is refused: {error}")
+        return self.known[name]
+
+
+def _explain_part(part: AndPart, steps: int, calls: int, reader: _Reader) -> PartReport:
     segments = []
     first = 0
-    read: dict[str, tuple[tuple[Piece, ...], tuple[ChunkReport, ...]]] = {}  # texts of [a|b] come again and again
+    read: dict[str, tuple[tuple[Piece, ...], tuple[Chunk, ...]]] = {}  # texts of [a|b] come again and again
     for segment in schedule_prompt(part.text, steps, calls=calls):
         last = min(segment.end, calls - 1)
         if segment.text not in read:
-            pieces = parse_attention(segment.text)
-            read[segment.text] = pieces, tuple(_explain_chunks(pieces))
+            read[segment.text] = reader.read(segment.text)
         pieces, chunks = read[segment.text]
-        ids = [token[0] for chunk in chunks for token in chunk.tokens]
-        found = tuple(name for name, wanted in names.items() if _holds(ids, wanted))
+        found = {item.name: item.vectors for chunk in chunks for item in chunk.placed}
         holds = (first, last) if first <= last else None
-        segments.append(SegmentReport(holds, segment.text, pieces, chunks, found))
+        segments.append(SegmentReport(holds, segment.text, pieces, tuple(_explain_chunks(chunks)), tuple(found), found))
         first = last + 1
     return PartReport(part.text, part.weight, tuple(segments))
 
 
-def _explain_chunks(pieces: Sequence[Piece]) -> Iterator[ChunkReport]:
-    """Chunks of each stretch between BREAKs. Each piece is tokenized by itself, as AUTOMATIC1111 does."""
+def _explain_chunks(chunks: Sequence[Chunk]) -> Iterator[ChunkReport]:
     tokenizer = clip_tokenizer()
-    stretches: list[list[Weighted]] = [[]]
-    for piece in pieces:
-        if piece.is_break:
-            stretches.append([])
-        else:
-            stretches[-1] += ((number, piece.weight) for number in tokenizer.encode(piece.text))
-    if len(stretches) > 1 and not stretches[-1]:
-        stretches.pop()  # a BREAK at the end opens no chunk
-        ends = ["BREAK"] * len(stretches)
-    else:
-        ends = [*["BREAK"] * (len(stretches) - 1), "end"]
-    for stretch, end in zip(stretches, ends, strict=True):
-        weights = iter([weight for _, weight in stretch])
-        chunks = split_chunks([number for number, _ in stretch])
-        for index, chunk in enumerate(chunks):
-            tokens = tuple((number, tokenizer.token(number), next(weights)) for number in chunk)
-            last = index == len(chunks) - 1
-            moved = 0 if last else CHUNK - len(chunk)
-            yield ChunkReport(tokens, end if last else "comma" if moved else "full", moved)
+    for index, chunk in enumerate(chunks):
+        texts = [tokenizer.token(number) for number in chunk.tokens]
+        for item in chunk.placed:
+            inside = min(item.vectors, max(0, len(texts) - item.place))
+            texts[item.place : item.place + inside] = [item.name] * inside
+        moved = chunks[index + 1].moved if chunk.closed == "comma" else 0
+        yield ChunkReport(tuple(zip(chunk.tokens, texts, chunk.weights, strict=True)), chunk.closed, moved)
 
 
 def _range(what: str, first: int, last: int) -> str:
@@ -185,6 +212,7 @@ def _closing(chunk: ChunkReport) -> str:
     return {
         "full": ", full",
         "comma": f"; {chunk.moved} after the last comma moved to the next chunk",
+        "embedding": ", closed because the embedding that follows did not fit",
         "BREAK": ", closed by BREAK",
         "end": "",
     }[chunk.closed]
@@ -194,6 +222,8 @@ def _token_lines(tokens: Sequence[tuple[int, str, float]], width: int = 100) -> 
     line = ""
     for number, text, weight in tokens:
         word = f"{text.removesuffix('</w>')}{'' if text.endswith('</w>') else '~'}={number}"
+        if number == PLACEHOLDER and text != clip_tokenizer().token(PLACEHOLDER):
+            word = f"[{text}]"  # a vector of an embedding
         word += "" if weight == 1.0 else f"x{weight:.4g}"
         if line and len(line) + len(word) >= width:
             yield "    " + line
@@ -201,8 +231,3 @@ def _token_lines(tokens: Sequence[tuple[int, str, float]], width: int = 100) -> 
         line += (" " if line else "") + word
     if line:
         yield "    " + line
-
-
-def _holds(ids: Sequence[int], wanted: Sequence[int]) -> bool:
-    length = len(wanted)
-    return length > 0 and any(tuple(ids[start : start + length]) == tuple(wanted) for start in range(len(ids)))

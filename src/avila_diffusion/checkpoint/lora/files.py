@@ -67,6 +67,11 @@ class LoraModule:
         return None if self.size is None else self.size.rank
 
     @property
+    def can_be_cut(self) -> bool:
+        """Whether `dyn` changes it: a product of two matrices, with no kernel between."""
+        return self.kind.title == "LoRA" and "lora_up.weight" in self.parts and "lora_mid.weight" not in self.parts
+
+    @property
     def title(self) -> str:
         """The kind for people: LoCon is LoRA on kernels, DoRA one with its magnitudes apart."""
         title = self.kind.title

@@ -17,7 +17,8 @@ class LoraReport:
     """How a LoRA file fits a model. Every module of the file is in exactly one of matched, unmatched and mis_shaped.
 
     kinds: what its modules are, the most frequent first. family: that it was trained on, as far as it tells.
-    text_weight, unet_weight: the strengths asked for; dyn: how much of the rank. ranks, scales: the different ranks, and values
+    text_weight, unet_weight: the strengths asked for; dyn: how much of the rank, uncut: how many modules are of a kind that has
+    no rank to cut, and are in effect whole. ranks, scales: the different ranks, and values
     of alpha / rank; what is applied is a strength times a scale. matched: how many modules change each network. unmatched:
     names that the model has not. mis_shaped: name, what was found, what was expected. embeddings: textual inversion beside it.
     metadata: what the trainer wrote into the file. size, mtime_ns: of the file when it was read.
@@ -32,6 +33,7 @@ class LoraReport:
     text_weight: float
     unet_weight: float
     dyn: int | None = None
+    uncut: int = 0
     matched: dict[str, int] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
     mis_shaped: list[str] = field(default_factory=list)
@@ -67,9 +69,18 @@ class LoraReport:
             f"{', '.join(self.kinds)}, {self.convention}{ranks}, alpha / rank {', '.join(shorten(scales, 3))}, "
             f"changes {parts or 'nothing'}"
             f"{f', leaves out {left:,} that do not fit' if left else ''}"
-            f"{f', cut to rank {self.dyn}' if self.dyn is not None else ''}"
+            f"{self._cut()}"
             f"{f', trained on {shown(base)}' if base else ''}"
         )
+
+    def _cut(self) -> str:
+        if self.dyn is None:
+            return ""
+        all_of_them = sum(self.matched.values()) + len(self.unmatched) + len(self.mis_shaped)
+        if self.uncut and self.uncut >= all_of_them:
+            return f", not cut to rank {self.dyn}, because its kinds have no rank to cut"
+        left = f" but for {self.uncut:,} of other kinds" if self.uncut else ""
+        return f", cut to rank {self.dyn}{left}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -84,6 +95,7 @@ class LoraReport:
             "text_weight": self.text_weight,
             "unet_weight": self.unet_weight,
             "dyn": self.dyn,
+            "uncut": self.uncut,
             "matched": self.matched,
             "unmatched": self.unmatched,
             "mis_shaped": self.mis_shaped,
@@ -104,6 +116,7 @@ def begin_report(lora: Lora, text_weight: float, unet_weight: float) -> LoraRepo
         text_weight=text_weight,
         unet_weight=unet_weight,
         dyn=lora.dyn,
+        uncut=0 if lora.dyn is None else sum(not module.can_be_cut for module in lora.modules.values()),
         embeddings=lora.embeddings,
         metadata=lora.header.metadata,
         size=lora.header.size,
