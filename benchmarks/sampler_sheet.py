@@ -1,6 +1,6 @@
 """One prompt and seed by every sampler, drawn by the bundled model: docs/images/samplers.jpg.
 
-    python -m benchmarks.sampler_sheet
+python -m benchmarks.sampler_sheet
 """
 
 from __future__ import annotations

@@ -98,6 +98,7 @@ ROOMS = {
         but=("server.worker",),
     ),
     "hashes": Room(("hashes",), ("errors",)),
+    "given": Room(("given",), ("errors",)),
     "machine": Room(("machine",)),
     "diagnose": Room(
         ("diagnose",), ("errors", "version", "machine"), inside=("checkpoint.bundled", "checkpoint.folders", "device")

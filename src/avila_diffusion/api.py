@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
 
 from .errors import AvilaError, Cancelled, JournalProblem, RequestError
+from .given import LoraGiven, absolute, folders_of, loras_of, name_of
 from .request import Compat, Emphasis, GenerateRequest, Rng
 from .result import GenerateResult, Progress
 from .sampling.names import resolve_sampler
@@ -25,10 +24,6 @@ if TYPE_CHECKING:
     from .pipeline.ledger import Ledger
     from .pipeline.loras import Weighted
 
-LoraGiven = str | Path | tuple[str | Path, float] | tuple[str | Path, float, float]
-"""A LoRA file by its path or name, or that and its weight, or its weights for text towers and UNet."""
-MOST_WEIGHT = 1e6
-"""Of a LoRA; a picture is noise long before."""
 PROMPTS = ("prompt", "negative_prompt")
 
 
@@ -155,13 +150,13 @@ class AvilaDiffusion:
 
         policy = choose_policy(device, dtype)
         check_threads(threads)
-        file = find_model(_name_of("a model", path))
+        file = find_model(name_of("a model", path))
         encoders = text_encoder if isinstance(text_encoder, list | tuple) else [text_encoder]
-        towers = [find_model(_name_of("a text encoder", one), "text_encoder") for one in encoders if one is not None]
-        loras = [(read_lora(find_model(name, "lora")), text, unet) for name, text, unet in _loras_of(lora)]
+        towers = [find_model(name_of("a text encoder", one), "text_encoder") for one in encoders if one is not None]
+        loras = [(read_lora(find_model(name, "lora")), text, unet) for name, text, unet in loras_of(lora)]
         model = load_model(
             file,
-            vae=None if vae is None else find_model(_name_of("a VAE", vae), "vae"),
+            vae=None if vae is None else find_model(name_of("a VAE", vae), "vae"),
             text_encoders=towers,
             prediction=prediction,
             mapped=mmap,
@@ -169,10 +164,10 @@ class AvilaDiffusion:
         rack = LoraRack(model, tuple(loras), mapped=mmap, lenient=lenient)
         _tell_loras(model.report, rack.use())
         use_threads(threads)
-        folders = None if embeddings is None else _folders(embeddings)
+        folders = None if embeddings is None else folders_of(embeddings)
         words = embeddings_by_name(folders, [read.path for read, *_ in loras])
         diffusion._engine = ModelEngine(model, policy, rack, words)
-        again = {"embeddings": _absolute(folders), "lenient": lenient}
+        again = {"embeddings": absolute(folders), "lenient": lenient}
         diffusion._loaded = _loading(model, towers, loras, policy, prediction, mmap) | again
         diffusion._recommended = _recommended(model.spec.defaults)
         diffusion._report = model.report
@@ -390,10 +385,10 @@ def _loading(
 ) -> dict[str, Any]:
     """What `with_model` would be called with to load the same again, as plain values."""
     return {
-        "path": _absolute(model.path),
-        "vae": _absolute(model.vae_path),
-        "text_encoder": _absolute(towers),
-        "lora": [[_absolute(lora.path), text, unet] for lora, text, unet in loras],
+        "path": absolute(model.path),
+        "vae": absolute(model.vae_path),
+        "text_encoder": absolute(towers),
+        "lora": [[absolute(lora.path), text, unet] for lora, text, unet in loras],
         "prediction": prediction,
         "device": str(policy.device),
         "dtype": str(policy.unet).removeprefix("torch."),
@@ -401,55 +396,8 @@ def _loading(
     }
 
 
-def _absolute(place: Any) -> Any:
-    """Paths as texts that mean the same from every current folder; in lists and pairs too."""
-    if isinstance(place, list | tuple):
-        return [_absolute(one) for one in place]
-    return str(place.absolute()) if isinstance(place, Path) else place
-
-
-def _folders(given: str | Path | Sequence[str | Path]) -> list[Path]:
-    several = given if isinstance(given, list | tuple) else [given]
-    return [Path(_name_of("a folder of embeddings", one)) for one in several]
-
-
-def _name_of(what: str, value: object) -> str:
-    if not isinstance(value, str | Path):
-        raise RequestError(f"{what} is given as a path or a name, not as {type(value).__name__}")
-    return str(value)
-
-
 def _tell_loras(report: LoadReport, loras: Sequence[LoraReport]) -> None:
     for one in loras:
         text, unet = one.text_weight, one.unet_weight
         weights = f"{unet:g}" if text == unet else f"{text:g} for the text, {unet:g} for the UNet"
         report.decide("LoRA", f"{one.path.name}, weight {weights}", one.describe())
-
-
-def _loras_of(value: object) -> list[tuple[str, float, float]]:
-    """(path or name, weight for the text towers, for the UNet) of each LoRA that was given."""
-    if value is None:
-        return []
-    if isinstance(value, list) or (isinstance(value, tuple) and not _is_weighted(value)):
-        return [weighted for one in value for weighted in _loras_of(one)]
-    name, *weights = value if isinstance(value, tuple) else (value, 1.0)
-    numbers_ = [_lora_weight(name, weight) for weight in weights]
-    return [(_name_of("a LoRA", name), numbers_[0], numbers_[-1])]
-
-
-def _lora_weight(name: object, weight: Any) -> float:
-    try:
-        number = float(weight)
-    except OverflowError:
-        number = math.inf
-    if not abs(number) <= MOST_WEIGHT:
-        raise RequestError(f"the weight of LoRA {name} is {number}; it must be a number such as 0.8")
-    return number
-
-
-def _is_weighted(value: tuple[object, ...]) -> bool:
-    """Whether it is one LoRA with one weight or two, not several LoRAs."""
-    weights = value[1:]
-    return len(weights) in (1, 2) and all(
-        isinstance(weight, numbers.Real) and not isinstance(weight, bool) for weight in weights
-    )

@@ -1,0 +1,65 @@
+"""What callers of the Python API may give for files: paths, names, pairs and lists of them."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import RequestError
+
+LoraGiven = str | Path | tuple[str | Path, float] | tuple[str | Path, float, float]
+"""A LoRA file by its path or name, or that and its weight, or its weights for text towers and UNet."""
+MOST_WEIGHT = 1e6
+"""Of a LoRA; a picture is noise long before."""
+
+
+def absolute(place: Any) -> Any:
+    """Paths as texts that mean the same from every current folder; in lists and pairs too."""
+    if isinstance(place, list | tuple):
+        return [absolute(one) for one in place]
+    return str(place.absolute()) if isinstance(place, Path) else place
+
+
+def folders_of(given: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Folders of embeddings, one or several."""
+    several = given if isinstance(given, list | tuple) else [given]
+    return [Path(name_of("a folder of embeddings", one)) for one in several]
+
+
+def name_of(what: str, value: object) -> str:
+    """A path or a name as text. Raises RequestError for anything else."""
+    if not isinstance(value, str | Path):
+        raise RequestError(f"{what} is given as a path or a name, not as {type(value).__name__}")
+    return str(value)
+
+
+def loras_of(value: object) -> list[tuple[str, float, float]]:
+    """(path or name, weight for the text towers, for the UNet) of each LoRA that was given."""
+    if value is None:
+        return []
+    if isinstance(value, list) or (isinstance(value, tuple) and not _is_weighted(value)):
+        return [weighted for one in value for weighted in loras_of(one)]
+    name, *weights = value if isinstance(value, tuple) else (value, 1.0)
+    numbers_ = [_lora_weight(name, weight) for weight in weights]
+    return [(name_of("a LoRA", name), numbers_[0], numbers_[-1])]
+
+
+def _lora_weight(name: object, weight: Any) -> float:
+    try:
+        number = float(weight)
+    except OverflowError:
+        number = math.inf
+    if not abs(number) <= MOST_WEIGHT:
+        raise RequestError(f"the weight of LoRA {name} is {number}; it must be a number such as 0.8")
+    return number
+
+
+def _is_weighted(value: tuple[object, ...]) -> bool:
+    """Whether it is one LoRA with one weight or two, not several LoRAs."""
+    weights = value[1:]
+    return len(weights) in (1, 2) and all(
+        isinstance(weight, numbers.Real) and not isinstance(weight, bool) for weight in weights
+    )
