@@ -24,11 +24,11 @@ from torch import Tensor
 from avila_diffusion.checkpoint.embedding_pictures import read_picture
 from avila_diffusion.checkpoint.embeddings import (
     ONE,
-    embedding_folders,
     find_embeddings,
     read_bundled,
     read_embedding,
 )
+from avila_diffusion.checkpoint.folders import embedding_folders
 from avila_diffusion.errors import FileProblem
 
 MATERIAL = Path(os.environ.get("AVILA_MATERIAL", "/work/shared/material"))

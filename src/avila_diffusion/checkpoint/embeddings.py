@@ -21,7 +21,7 @@ from torch import Tensor
 from ..config import TextEncoderSpec
 from ..errors import AvilaError, FileProblem, WeightMismatch
 from .embedding_pictures import PICTURES, read_picture
-from .folders import model_folders
+from .folders import embedding_folders
 from .header import shown
 from .pickle_machine import Stub
 from .pickle_tensors import TensorRef
@@ -145,17 +145,6 @@ def read_bundled(path: str | os.PathLike[str]) -> tuple[Embedding, ...]:
     return tuple(Embedding(name, _vectors(group, path), path) for name, group in groups.items())
 
 
-def embedding_folders(models: str | os.PathLike[str] | None = None) -> list[Path]:
-    """The existing folders named `embeddings` that belong to the models folders: in them, or beside them as in A1111."""
-    # A plain folder of files serves every role; LoRAs and checkpoints in it would be taken for words.
-    found = [folder for folder in model_folders(models, "embedding") if folder.name.lower() == "embeddings"]
-    for folder in model_folders(models):
-        places = [folder, folder.parent, folder.parent.parent]
-        roots = [place.parent for place in places if place.name.lower() == "models"]
-        found += [root / name for root in roots for name in _subfolders(root) if name.lower() == "embeddings"]
-    return list({folder.resolve(): folder for folder in found}.values())
-
-
 def embeddings_by_name(folders: Sequence[Path] | None, loras: Iterable[Path] = ()) -> dict[str, Path | Embedding]:
     """All that a prompt may name: what LoRA files bring along, and in its place what lies in the folders.
 
@@ -222,14 +211,6 @@ def _name_in_picture(path: Path, notes: list[str]) -> str | None:
     except AvilaError as problem:
         notes.append(f"{path} was skipped: {problem}")
         return None
-
-
-def _subfolders(folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir())
-    except OSError:
-        return []
 
 
 def _check_size(path: Path) -> None:

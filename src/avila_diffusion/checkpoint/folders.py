@@ -322,3 +322,22 @@ def _explain(wanted: str, role: str, models: str | os.PathLike[str] | None, foun
     near = [stems[stem] for stem in difflib.get_close_matches(key[:200], stems, n=3, cutoff=0.4)]
     hint = f"the nearest are {', '.join(near)}" if near else f"there are {_listed(found)}"
     return f"no {what} named {shown} in {folders}; {hint}. {VARIABLE} names the folders"
+
+
+def embedding_folders(models: str | os.PathLike[str] | None = None) -> list[Path]:
+    """The existing folders named `embeddings` that belong to the models folders: in them, or beside them as in A1111."""
+    # A plain folder of files serves every role; LoRAs and checkpoints in it would be taken for words.
+    found = [folder for folder in model_folders(models, "embedding") if folder.name.lower() == "embeddings"]
+    for folder in model_folders(models):
+        places = [folder, folder.parent, folder.parent.parent]
+        roots = [place.parent for place in places if place.name.lower() == "models"]
+        found += [root / name for root in roots for name in _subfolders(root) if name.lower() == "embeddings"]
+    return list({folder.resolve(): folder for folder in found}.values())
+
+
+def _subfolders(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir())
+    except OSError:
+        return []

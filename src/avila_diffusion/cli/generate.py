@@ -192,7 +192,7 @@ def embedding_folders_of(options: argparse.Namespace) -> list[Path] | None:
         return [Path(options.embeddings_dir)]
     if options.models_dir is None:
         return None
-    from ..checkpoint.embeddings import embedding_folders
+    from ..checkpoint.folders import embedding_folders
 
     return embedding_folders(options.models_dir)
 

@@ -100,13 +100,19 @@ def _embeddings(
 
     The vectors that LoRAs in the prompt bring along count too. Only files that the prompts name are read.
     """
-    from ..checkpoint.embeddings import Embedding, embeddings_by_name, read_bundled, read_embedding
-    from ..checkpoint.folders import find_model
+    from ..checkpoint.folders import embedding_folders, find_model
     from ..text.networks import take_networks
     from .generate import embedding_folders_of
 
-    known = embeddings_by_name(embedding_folders_of(options))
-    for tag in take_networks(options.prompt)[1]:
+    tags = take_networks(options.prompt)[1]
+    given = embedding_folders_of(options)
+    folders = embedding_folders() if given is None else given
+    if not tags and not folders:  # nothing to look into, and torch is not needed
+        return [], lambda name: 0
+    from ..checkpoint.embeddings import Embedding, embeddings_by_name, read_bundled, read_embedding
+
+    known = embeddings_by_name(folders)
+    for tag in tags:
         if not tag.is_lora or not tag.name.strip():
             continue
         try:
