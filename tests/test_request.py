@@ -277,6 +277,7 @@ def test_a_variation_seed_is_drawn_where_it_is_needed() -> None:
 def test_custom_levels() -> None:
     request = GenerateRequest.from_dict({"sigmas": [14.6, 3, 0], "steps": 50})
     assert (request.sigmas, request.steps) == ((14.6, 3, 0), 2)
+    assert GenerateRequest.from_dict({"sigmas": np.array([14.5, 3, 0])}).sigmas == (14.5, 3, 0)
     for sigmas in ([3], [], [1, 1, 0], [1, 2]):
         assert "falling noise levels" in refusal(sigmas=sigmas)
     for bad in ("14, 0", 5, [1, "0"], [1, math.nan], [1, -1], [1, None]):

@@ -192,6 +192,8 @@ class GenerateRequest:
             values = getattr(self, name)
             if values is None:
                 continue
+            if hasattr(values, "tolist"):  # of numpy and torch
+                values = values.tolist()
             if isinstance(values, str | bytes) or not isinstance(values, Sequence):
                 raise RequestError(f"{name} must be a list of numbers, not {_shown(values)}")
             object.__setattr__(self, name, tuple(map(_plain, values)))

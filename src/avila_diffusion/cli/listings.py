@@ -39,16 +39,21 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run_samplers(options: argparse.Namespace) -> int:
     """`avila samplers`."""
-    from ..sampling.names import SAMPLERS, SCHEDULES
+    from ..sampling.names import SAMPLERS
 
     if options.json:
         print(json.dumps([sampler_row(info) for info in SAMPLERS.values()], indent=2))
         return 0
-    rows = [
-        (info.name, _calls_per_step(info), SCHEDULES[info.automatic].name, _others(info)) for info in SAMPLERS.values()
-    ]
+    rows = [(info.name, _calls_per_step(info), _levels(info), _others(info)) for info in SAMPLERS.values()]
     _print(("sampler", "calls/step", "automatic", "other names"), rows)
     return 0
+
+
+def _levels(info: SamplerInfo) -> str:
+    """The schedule that Automatic means, where the sampler has no levels of its own."""
+    from ..sampling.names import SCHEDULES
+
+    return "its own" if info.grid in ("ddim", "unipc") else SCHEDULES[info.automatic].name
 
 
 def run_schedules(options: argparse.Namespace) -> int:

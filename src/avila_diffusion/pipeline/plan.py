@@ -45,11 +45,6 @@ class Plan:
     calls: int | None
 
     @property
-    def consistency(self) -> bool:
-        """Whether x0 is predicted as AUTOMATIC1111's LCM sampler does, on a grid of its own."""
-        return self.sampler.denoiser == "lcm" and numbers_of(self.request) == "a1111"
-
-    @property
     def unguided(self) -> bool:
         """Whether the negative prompt is never looked at."""
         scales = self.guidance.scales or (self.guidance.scale,)

@@ -32,7 +32,6 @@ class SamplerInfo:
     second_order: counted as two model calls a step in prompt schedules, as AUTOMATIC1111 does.
     stochastic: draws noise between steps at its default options. brownian: that noise is increments of a Brownian path.
     options: which of eta, s_noise, s_churn, s_tmin and s_tmax it takes. eta: the default of the first.
-    ensd: AUTOMATIC1111 writes the seed delta into the metadata for it.
     discard_penultimate: one more level is computed and the last before 0 is left out.
     ends: "zero", or the last level of its grid ("lowest"), which is then not 0. table: takes the model's noise table.
     uncond: wants the unguided prediction too (CFG++). guidance_divisor: what the guidance scale is divided by for it.
@@ -56,7 +55,6 @@ class SamplerInfo:
     brownian: bool = False
     options: tuple[str, ...] = ()
     eta: float | None = None
-    ensd: bool = False
     discard_penultimate: bool = False
     ends: Literal["zero", "lowest"] = "zero"
     uncond: bool = False
@@ -138,7 +136,6 @@ _SAMPLERS = (
         stochastic=True,
         options=ETA + S_NOISE,
         eta=1.0,
-        ensd=True,
     ),
     SamplerInfo(
         key="dpmpp_3m_sde",
@@ -166,7 +163,6 @@ _SAMPLERS = (
         stochastic=True,
         options=ETA + S_NOISE,
         eta=1.0,
-        ensd=True,
     ),
     SamplerInfo(
         key="euler",
@@ -233,7 +229,6 @@ _SAMPLERS = (
         stochastic=True,
         options=ETA + S_NOISE,
         eta=1.0,
-        ensd=True,
         discard_penultimate=True,
     ),
     SamplerInfo(
@@ -245,7 +240,6 @@ _SAMPLERS = (
         stochastic=True,
         options=ETA + S_NOISE,
         eta=1.0,
-        ensd=True,
         ends="lowest",
     ),
     SamplerInfo(
@@ -258,7 +252,6 @@ _SAMPLERS = (
         stochastic=True,
         options=ETA + S_NOISE,
         eta=1.0,
-        ensd=True,
         ends="lowest",
     ),
     SamplerInfo(
