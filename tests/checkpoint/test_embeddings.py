@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import zlib
 from collections import OrderedDict
 from pathlib import Path
@@ -31,7 +30,7 @@ from avila_diffusion.checkpoint.embeddings import (
 from avila_diffusion.checkpoint.folders import embedding_folders
 from avila_diffusion.errors import FileProblem
 
-MATERIAL = Path(os.environ.get("AVILA_MATERIAL", "/work/shared/material"))
+MATERIAL = Path(__file__).resolve().parents[3] / "shared" / "material"
 VECTORS = torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
 
 
