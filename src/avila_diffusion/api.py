@@ -167,7 +167,7 @@ class AvilaDiffusion:
         folders = None if embeddings is None else folders_of(embeddings)
         words = embeddings_by_name(folders, [read.path for read, *_ in loras])
         diffusion._engine = ModelEngine(model, policy, rack, words)
-        again = {"embeddings": absolute(folders), "lenient": lenient}
+        again = {"embeddings": absolute(folders), "lenient": lenient, "models": None}
         diffusion._loaded = _loading(model, towers, loras, policy, prediction, mmap) | again
         diffusion._recommended = _recommended(model.spec.defaults)
         diffusion._report = model.report
@@ -314,16 +314,19 @@ class AvilaDiffusion:
             "mmap",
             "embeddings",
             "lenient",
+            "models",
         )
         if not isinstance(loaded, dict) or set(loaded) != set(names) or not isinstance(loaded["path"], str):
             raise JournalProblem(f"{journal.path} does not say which model it was made with; it cannot be gone on with")
         given = {**loaded, "lora": [tuple(one) for one in loaded["lora"]]}
+        models = given.pop("models")
         recorded_path = given.pop("path")
         place = recorded_path if model is None else model
         check_files(journal.header.get("files"), {} if model is None else {loaded["path"]: Path(model)})
         recorded = journal.header.get("conditions")
         take_over(recorded)
         diffusion = cls.with_model(place, **given)
+        diffusion.look_in(models)
         others = differences(recorded, diffusion.conditions())
         if others and not anyway:
             raise JournalProblem(
@@ -331,6 +334,11 @@ class AvilaDiffusion:
                 "--anyway goes on to a picture that may differ a little"
             )
         return diffusion
+
+    def look_in(self, models: str | Path | None) -> None:
+        """Look for the LoRAs that prompts name in this models folder, None for the usual ones (`avila models`)."""
+        self._model_engine().rack.models = models
+        self._loaded["models"] = absolute(None if models is None else Path(models))
 
     def _model_engine(self) -> ModelEngine:
         from .pipeline.engine import ModelEngine

@@ -78,6 +78,24 @@ def test_the_next_prompt_is_free_of_them(diffusion: AvilaDiffusion) -> None:
     assert len(seen | {plain}) == 5
 
 
+def test_names_are_looked_up_where_it_is_said(
+    diffusion: AvilaDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a resumed run too."""
+    from avila_diffusion.pipeline.journal import Journal
+
+    wanted = bytes_of(diffusion.text_to_image("a cat <lora:ink:1>"))
+    monkeypatch.setenv("AVILA_MODELS", str(tmp_path / "nowhere"))
+    with pytest.raises(ModelNotFound):
+        diffusion.text_to_image("a cat <lora:red:1>")
+    diffusion.look_in(tmp_path / "models")
+    path = tmp_path / "run.journal"
+    assert bytes_of(diffusion.text_to_image("a cat <lora:ink:1>", journal=path)) == wanted
+    with closing(Journal.read(path)) as journal:
+        again = AvilaDiffusion.from_journal(journal)
+    assert bytes_of(again.text_to_image("a cat <lora:ink:1>", None, 64, 64, steps=2, seed=3)) == wanted
+
+
 def test_separate_weights(diffusion: AvilaDiffusion) -> None:
     pictures = {
         bytes_of(diffusion.text_to_image(f"a cat <lora:ink:{weights}>"))

@@ -228,6 +228,7 @@ def _engine(options: argparse.Namespace, display: ProgressDisplay) -> tuple[Avil
         mmap=not options.no_mmap,
         lenient=options.lenient,
     )
+    engine.look_in(folders)
     if engine.report is not None:
         brief = 0 if options.model is None else 1
         for line in engine.report.lines()[: None if options.verbose else brief]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FileProblem, RequestError, Unsupported
+from .generate import embedding_folders_of
 from .recorded import find_checkpoint, find_loras, find_vae
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
         "--lenient", action="store_true", help="leave out what of a LoRA does not fit the model, as `generate` does"
     )
     replay.add_argument("--models-dir", metavar="DIR", help="where names of models are looked up")
+    replay.add_argument("--embeddings-dir", metavar="DIR", help="textual inversions; default: in the models folders")
     replay.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps")
     replay.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto")
     replay.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -153,8 +155,15 @@ def _prepared(
     as_recorded = "" if dtype == options.dtype else f" in {dtype}, as recorded"
     display.say(f"making {options.image} again with {path}{as_recorded}")
     engine = AvilaDiffusion.with_model(
-        path, vae=vae, lora=loras or None, device=options.device, dtype=dtype, lenient=options.lenient
+        path,
+        vae=vae,
+        lora=loras or None,
+        embeddings=embedding_folders_of(options),
+        device=options.device,
+        dtype=dtype,
+        lenient=options.lenient,
     )
+    engine.look_in(options.models_dir)
     try:
         return engine, engine.resolved(request)
     except (RequestError, Unsupported) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,23 +19,18 @@ Weighted = tuple[Lora, float, float]
 """A LoRA with its weight for the text towers and for the UNet."""
 
 
-def find_lora(name: str) -> Path:
-    """The file of a LoRA by name or path, in the models folders."""
-    return find_model(name, "lora")
-
-
 @dataclass(eq=False)
 class LoraRack:
     """Changes the model from one set of LoRAs to another. given: those that hold for every request.
 
-    find: a name → its file. mapped, lenient: see `apply_loras`.
+    mapped, lenient: see `apply_loras`. models: the folder where names are looked up, by default the usual ones.
     """
 
     model: Model
     given: tuple[Weighted, ...] = ()
-    find: Callable[[str], Path] = find_lora
     mapped: bool = True
     lenient: bool = False
+    models: str | Path | None = None
     _read: dict[tuple[Path, int, int], Lora] = field(default_factory=dict)
     _words: dict[tuple[Path, int, int], tuple[Embedding, ...]] = field(default_factory=dict)
     _on: tuple[Weighted, ...] = ()
@@ -81,7 +76,7 @@ class LoraRack:
             what = "hypernetworks are" if tag.kind.startswith("hyper") else f"networks of the kind {tag.kind!r} are"
             raise Unsupported(f"{tag} cannot be applied, because {what} not supported; take it out of the prompt")
         weights = lora_weights(tag)
-        path = self.find(tag.name.strip())
+        path = find_model(tag.name.strip(), "lora", self.models)
         stat = path.stat()
         key = (path, stat.st_size, stat.st_mtime_ns)
         if key not in self._read:
