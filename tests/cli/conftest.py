@@ -51,6 +51,10 @@ class FlatEngine:
     fail: BaseException | None = None
     fail_run: int = 0
     fail_at: int = 2
+    models: str | Path | None = None
+
+    def look_in(self, models: str | Path | None) -> None:
+        self.models = models
 
     def request(self, prompt: str, negative_prompt: str = "", **options: Any) -> GenerateRequest:
         return GenerateRequest(prompt=prompt, negative_prompt=negative_prompt, **{**self.defaults, **options})
