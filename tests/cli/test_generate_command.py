@@ -120,6 +120,7 @@ def test_the_model_and_its_options_reach_the_engine(engine: FlatEngine, capsys: 
     line += " --device cpu --dtype bfloat16 -t 3 --no-mmap"
     assert main(line.split()) == 0
     assert engine.model == Path("m/checkpoint/dream")
+    assert engine.models == "m"
     assert engine.options == {
         "vae": Path("m/vae/v"),
         "text_encoder": [Path("m/text_encoder/a"), Path("m/text_encoder/b")],
