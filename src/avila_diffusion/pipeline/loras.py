@@ -50,7 +50,7 @@ class LoraRack:
         it was.
         """
         wanted = (*self.given, *named)
-        if len(wanted) != len(self._on) or any(one != other for one, other in zip(wanted, self._on, strict=True)):
+        if wanted != self._on:
             self._reports = apply_loras(self.model, wanted, mapped=self.mapped, lenient=self.lenient)
             self._on = wanted
         return self._reports
