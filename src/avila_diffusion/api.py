@@ -284,7 +284,7 @@ class AvilaDiffusion:
 
         engine = self._model_engine()
         request = self.resolved(request)
-        loras = engine.rack.use(engine.rack.named(request.prompt))
+        loras = engine.rack.use(engine.rack.named(request.prompt, request.compat))
         header |= {
             "request": asdict(request),
             "loaded": self._loaded,

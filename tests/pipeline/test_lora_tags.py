@@ -168,3 +168,9 @@ def test_vectors_in_the_file_of_a_tag_are_words_of_its_prompt(diffusion: AvilaDi
         diffusion.text_to_image("a cat <lora:bare:1>")
     )
     assert "TI hashes" not in read(diffusion.text_to_image("a inkword cat")[0].infotext or "").fields
+
+
+def test_a_tag_in_a_comment_is_none(diffusion: AvilaDiffusion) -> None:
+    commented = diffusion.text_to_image("a cat # <lora:ink:0.8> <lora:nowhere:1>")
+    assert bytes_of(commented) == bytes_of(diffusion.text_to_image("a cat\n"))
+    assert bytes_of(diffusion.text_to_image("a cat #\n<lora:ink:0.8>")) != bytes_of(commented)

@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from avila_diffusion.checkpoint.embeddings import Embedding
 from avila_diffusion.checkpoint.load import Model, load_model
 from avila_diffusion.errors import WeightMismatch
-from avila_diffusion.text import chunks, conditioner
+from avila_diffusion.text import chunks, conditioner, reading
 from avila_diffusion.text.chunks import Part, chunk_a1111
 from avila_diffusion.text.conditioner import Conditioner
 from avila_diffusion.text.tokenizer import END, START, clip_tokenizer
@@ -281,9 +281,9 @@ def test_an_embedding_in_the_prompt(sd1: World) -> None:
     assert not one.split("masks").used
     comfy = sd1.ours(dialect="comfyui", embeddings={"sks": word("sks")})
     close(encode(comfy, "a embedding:sks house"), z)
-    reading = comfy.split("a embedding:nope, house")
-    assert "no embedding 'nope'" in reading.notes[0]
-    assert reading.chunks[0].tokens == (*encode_text("a"), *encode_text(", house"))
+    taken = comfy.split("a embedding:nope, house")
+    assert "no embedding 'nope'" in taken.notes[0]
+    assert taken.chunks[0].tokens == (*encode_text("a"), *encode_text(", house"))
     close(encode(sd1.ours(dialect="diffusers", embeddings={"sks": word("sks")}), "a sks house"), z)
 
 
@@ -313,10 +313,10 @@ def test_an_embedding_of_another_family(sd1: World, world: Callable[[str], World
 
 def test_a_moved_embedding_leaves_its_vectors_behind_and_says_so(sd1: World) -> None:
     one = sd1.ours(embeddings={"sks": word("sks")})
-    reading = one.split("cat " * 60 + ", sks " + "dog " * 30)
-    first, second = reading.chunks
+    taken = one.split("cat " * 60 + ", sks " + "dog " * 30)
+    first, second = taken.chunks
     assert (len(first.tokens), first.stranded[0].place, second.tokens[:3], second.moved) == (61, 61, (0, 0, 0), 14)
-    assert "embedding sks" in reading.notes[0]
+    assert "embedding sks" in taken.notes[0]
     place = first.stranded[0].place
     vectors = {1 + place + index: row for index, row in enumerate(rows(3, 7))}
     expected = [sd1.run(0, framed(first.tokens), vectors), sd1.run(0, framed(second.tokens))]
@@ -334,7 +334,7 @@ def _wrong(name: str, patch: pytest.MonkeyPatch) -> None:
 
         patch.setattr(conditioner, "restoring", per_row)
     elif name == "comma rule off by one":
-        patch.setattr(conditioner, "chunk_a1111", lambda parts, find: chunk_a1111(parts, find, backtrack=19))
+        patch.setattr(reading, "chunk_a1111", lambda parts, find: chunk_a1111(parts, find, backtrack=19))
     else:
         right = chunk_a1111
 
@@ -345,7 +345,7 @@ def _wrong(name: str, patch: pytest.MonkeyPatch) -> None:
                 for chunk in found
             ]
 
-        patch.setattr(conditioner, "chunk_a1111", shifted)
+        patch.setattr(reading, "chunk_a1111", shifted)
 
 
 @pytest.mark.parametrize(

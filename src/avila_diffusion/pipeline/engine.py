@@ -85,7 +85,7 @@ class ModelEngine:
             )
         self._as_drawn(request)
         make_plan(request, spec, self.table)
-        self.rack.use(self.rack.named(request.prompt))
+        self.rack.use(self.rack.named(request.prompt, request.compat))
         self._read(request)
         if request.rng == "gpu":
             noise_source("gpu", 0, self.policy.device)
@@ -112,7 +112,7 @@ class ModelEngine:
         images = len(request.seeds)
         drawn = self._as_drawn(request)
         check(cancel)
-        named = self.rack.named(request.prompt)
+        named = self.rack.named(request.prompt, request.compat)
         loras = self.rack.use(named)
         hashes = self._hashes | lora_hashes(loras)  # made while the sampler works
         used, notes = self._read(request)
@@ -183,7 +183,7 @@ class ModelEngine:
             dialect=request.compat,
             emphasis=request.emphasis,
             # A folder's embedding goes before one of the same name in a LoRA.
-            embeddings={**self.rack.words(self.rack.named(request.prompt)), **self.embeddings},
+            embeddings={**self.rack.words(self.rack.named(request.prompt, request.compat)), **self.embeddings},
         )
 
     def _prompts(self, request: GenerateRequest) -> Prompts:

@@ -13,7 +13,7 @@ from ..checkpoint.lora.apply import LoraReport, apply_loras
 from ..checkpoint.lora.files import Lora, read_lora
 from ..errors import Unsupported
 from ..hashes import FileHash, hash_in_background
-from ..text.prompt import NetworkTag, lora_weights, take_networks
+from ..text.prompt import Dialect, NetworkTag, lora_weights, read_prompt
 
 Weighted = tuple[Lora, float, float]
 """A LoRA with its weight for the text towers and for the UNet."""
@@ -36,12 +36,12 @@ class LoraRack:
     _on: tuple[Weighted, ...] = ()
     _reports: tuple[LoraReport, ...] = ()
 
-    def named(self, prompt: str) -> tuple[Weighted, ...]:
-        """The LoRAs that a prompt's tags name, in their order.
+    def named(self, prompt: str, dialect: Dialect = "a1111") -> tuple[Weighted, ...]:
+        """The LoRAs that a prompt's tags name, in their order; a comment has no tags.
 
         Raises Unsupported for tags of other kinds, and errors of one line for files that are not found or damaged.
         """
-        return tuple(self._named(tag) for tag in take_networks(prompt)[1])
+        return tuple(self._named(tag) for tag in read_prompt(prompt, dialect=dialect).networks)
 
     def use(self, named: Sequence[Weighted] = ()) -> tuple[LoraReport, ...]:
         """Change the model by those it was given and by these, and by no others; a report for each, in that order.

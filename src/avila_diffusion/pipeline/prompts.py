@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,10 +10,7 @@ from torch import Tensor
 from ..config import ModelSpec
 from ..request import GenerateRequest
 from ..sampling.denoiser import Cond
-from ..text.prompt import Segment, schedule_prompt, segment_at, split_and, strip_comments, take_networks
-
-_CHANGES = re.compile(r"\[[^\[\]]*[:|][^\[\]]*\]|\bAND\b|\bBREAK\b")
-_PROGRAMS = {"comfyui": "ComfyUI", "diffusers": "diffusers"}
+from ..text.prompt import AndPart, Segment, read_prompt, schedule_part, segment_at, take_networks, unknown_marks
 
 
 @dataclass(frozen=True)
@@ -44,24 +40,17 @@ def read_prompts(request: GenerateRequest, spec: ModelSpec, calls: int, *, negat
     calls: of the model, as schedules count them. negative: whether the sampling looks at the negative prompt. Prompts of
     ComfyUI and diffusers are one text without schedule, and have no AND.
     """
-    text, _ = take_networks(request.prompt)
-    notes = []
-    if request.compat == "a1111":
-        parts = split_and(strip_comments(text))
-        positive = tuple(
-            Scheduled(schedule_prompt(part.text, request.steps, calls=calls), part.weight) for part in parts
-        )
-        other = Scheduled(schedule_prompt(strip_comments(request.negative_prompt), request.steps, calls=calls))
-    else:
-        positive, other = (
-            (Scheduled((Segment(calls, text),)),),
-            Scheduled((Segment(calls, request.negative_prompt),)),
-        )
-        program = _PROGRAMS[request.compat]
-        found = [match[0] for prompt in (text, request.negative_prompt) for match in _CHANGES.finditer(prompt)]
-        for mark in dict.fromkeys(found):
-            notes.append(f"{program} knows no {mark[:60]}; it was read as words")
-    if take_networks(request.negative_prompt)[1]:
+    dialect = request.compat
+    read = read_prompt(request.prompt, dialect=dialect)
+    (opposite,) = read_prompt(request.negative_prompt, negative=True, dialect=dialect).parts
+
+    def scheduled(part: AndPart) -> Scheduled:
+        return Scheduled(schedule_part(part, request.steps, calls=calls, dialect=dialect), part.weight)
+
+    positive, other = tuple(map(scheduled, read.parts)), scheduled(opposite)
+    seen = [part.text for part in (*read.parts, *((opposite,) if negative else ()))]
+    notes = list(unknown_marks(seen, dialect))
+    if take_networks(opposite.text)[1]:
         notes.append("tags such as <lora:…> in the negative prompt were read as words; put them into the prompt")
     if not negative and request.negative_prompt.strip():
         notes.append("the negative prompt was not used, because guidance is off")

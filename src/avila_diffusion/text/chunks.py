@@ -52,8 +52,8 @@ class Placed:
 class Chunk:
     """At most 75 tokens and their weights. moved: how many of them, its first, came over from the chunk before.
 
-    closed: what ended it: "full", "comma" (what followed the last one moved on), "embedding" (the next did not fit), "BREAK"
-    or "end". It says nothing of what the chunk is.
+    closed: what ended it: "full", "comma" (what followed the last one moved on), "embedding" or "group" (the next did not
+    fit), "BREAK" or "end". It says nothing of what the chunk is.
     """
 
     tokens: tuple[int, ...] = ()
@@ -194,7 +194,8 @@ def chunk_comfyui(parts: Iterable[Part], *, length: int = CHUNK) -> list[Chunk]:
             chunk.add([PLACEHOLDER] * take if part.embedding else list(part.tokens[done : done + take]), part.weight)
             done += take
             if done < count:
-                chunks.append(chunk.closed())
+                full = len(chunk.tokens) == length
+                chunks.append(chunk.closed("full" if full else "embedding" if part.embedding else "group"))
                 chunk = _Open()
     return [*chunks, chunk.closed()]
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,17 +19,15 @@ from ..models.clip import ClipTextModel
 from ..models.layers import TextFeatures
 from ..models.open_clip import OpenClipTextModel
 from ..models.unet import embed_timesteps
-from .chunks import EMPTY, Chunk, Found, Part, chunk_a1111, chunk_comfyui, chunk_diffusers, find_names
-from .prompt import parse_attention
+from .chunks import EMPTY, Chunk
+from .dialects import Dialect, Emphasis
+from .reading import TextReader
 from .tokenizer import clip_tokenizer
 
 AESTHETIC, NEGATIVE_AESTHETIC = 6.0, 2.5
 """Scores the SDXL refiner is told for the prompt and for the negative prompt, as AUTOMATIC1111 sets them."""
 
-Dialect = Literal["a1111", "comfyui", "diffusers"]
-Emphasis = Literal["Original", "No norm", "Ignore", "None"]
 BeforeCall = Callable[[], None]
-_NAMED = re.compile("(?:^|[ \\n])embedding:")
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,68 +123,15 @@ class Conditioner:
 
     def split(self, text: str) -> Reading:
         """The chunks of a text. Runs no tower; raises WeightMismatch and FileProblem as `encode_all`."""
-        used: dict[str, Embedding] = {}
-        notes: list[str] = []
-
-        def vectors(name: str) -> int:
-            used[name] = self._load(name)
-            return used[name].count
-
-        find = find_names(self._names, vectors)
-        if self.dialect == "comfyui":
-            chunks = chunk_comfyui(self._comfyui_parts(text, used, notes))
-        elif self.dialect == "diffusers":
-            only, dropped = chunk_diffusers([Part(self.read(text))], find)
-            chunks = [only]
-            if dropped:
-                notes.append(f"diffusers reads 75 tokens; the last {dropped} of a prompt were left out")
-        else:
-            chunks = chunk_a1111(self._parts(text), find)
-        stranded = [item.name for chunk in chunks for item in chunk.stranded] if self.dialect == "a1111" else []
-        for name in stranded:
-            notes.append(
-                f"embedding {name}: a comma before it moved its place to the next chunk and, as in AUTOMATIC1111, its "
-                "vectors stayed behind; put BREAK or fewer words before it"
-            )
-        return Reading(tuple(chunks), used, tuple(notes))
-
-    def _parts(self, text: str) -> list[Part]:
-        if self.emphasis == "None":
-            return [Part(self.read(text))]
-        return [
-            Part(is_break=True)
-            if piece.is_break
-            else Part(self.read(piece.text), 1.0 if self.emphasis == "Ignore" else piece.weight)
-            for piece in parse_attention(text)
-        ]
-
-    def _comfyui_parts(self, text: str, used: dict[str, Embedding], notes: list[str]) -> list[Part]:
-        """Groups of one weight; `embedding:name` is a group of its own, and what follows it another."""
-        parts = []
-        for piece in parse_attention(text, numbers="comfyui"):
-            before, *named = _NAMED.split(piece.text)
-            if before:
-                parts.append(Part(self.read(before), piece.weight))
-            for words in named:
-                name, _, rest = words.partition(" ")
-                name, comma = (name, "") if self._known(name) else (name.rstrip(","), name[len(name.rstrip(",")) :])
-                if (known := self._known(name)) is None:
-                    notes.append(f"there is no embedding {name!r}; as in ComfyUI it was left out of the prompt")
-                else:
-                    used[known] = self._load(known)
-                    parts.append(Part(embedding=Found(known, used[known].count), weight=piece.weight))
-                if rest := f"{comma} {rest}".strip():
-                    parts.append(Part(self.read(rest), piece.weight))
-        return parts
-
-    def _known(self, name: str) -> str | None:
-        folded = name.strip().casefold()
-        return next((known for known in self.embeddings if known.casefold() == folded), None)
+        taken = self._reader.take(text)
+        used = dict.fromkeys(item.name for chunk in taken.chunks for item in chunk.placed)
+        return Reading(taken.chunks, {name: self._load(name) for name in used}, taken.notes)
 
     @cached_property
-    def _names(self) -> Mapping[str, Sequence[int]]:
-        """The tokens of every embedding's name."""
-        return {name: self.read(name) for name in self.embeddings}
+    def _reader(self) -> TextReader:
+        return TextReader(
+            self.dialect, self.emphasis, self.read, tuple(self.embeddings), lambda name: self._load(name).count
+        )
 
     @cached_property
     def _loaded(self) -> dict[str, Embedding]:

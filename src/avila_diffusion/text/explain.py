@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..errors import AvilaError, RequestError
-from .attention import Piece, parse_attention
-from .chunks import CHUNK, PLACEHOLDER, Chunk, Part, chunk_a1111, find_names
+from .attention import Piece
+from .chunks import CHUNK, PLACEHOLDER, Chunk
+from .dialects import Dialect, Emphasis, unknown_marks
 from .networks import NetworkTag, lora_weights
-from .prompt import AndPart, read_prompt
-from .schedule import schedule_prompt
+from .prompt import AndPart, read_prompt, schedule_part
+from .reading import Taken, TextReader
 from .tokenizer import clip_tokenizer
 
 
@@ -109,25 +110,29 @@ def explain_prompt(
     steps: int,
     calls: int | None = None,
     negative: bool = False,
+    dialect: Dialect = "a1111",
+    emphasis: Emphasis = "Original",
     embeddings: Iterable[str] = (),
     vectors: Callable[[str], int] = lambda name: 1,
 ) -> PromptReport:
     """Read a prompt as it is read for a picture, by the same chunks.
 
-    calls: as in `schedule_prompt`. embeddings: names of textual inversions, which are found where the text has them;
-    vectors: how many one has, asked for those that are found; where it raises, its line is a note.
+    calls: as in `schedule_prompt`. dialect, emphasis: as in `Conditioner`. embeddings: names of textual inversions, which
+    are found where the text has them; vectors: how many one has, asked for those that are found; where it raises, its line
+    is a note.
     """
-    read = read_prompt(text, negative=negative)
+    read = read_prompt(text, negative=negative, dialect=dialect)
     total = steps if calls is None else calls
     notes: list[str] = []
     networks = tuple(_explain_network(tag, notes) for tag in read.networks)
-    reader = _Reader({name: clip_tokenizer().encode(name) for name in embeddings}, vectors, notes)
-    parts = tuple(_explain_part(part, steps, total, reader) for part in read.parts)
-    if negative and read_prompt(text).networks:
+    notes += unknown_marks([part.text for part in read.parts], dialect)
+    reader = TextReader(dialect, emphasis, names=tuple(embeddings), vectors=_Counts(vectors, notes).of)
+    parts = tuple(_explain_part(part, steps, total, reader, notes) for part in read.parts)
+    if negative and read_prompt(text, dialect=dialect).networks:
         notes.append("tags in a negative prompt are text like any other; write them in the prompt")
-    if negative and len(read_prompt(text).parts) > 1:
+    if negative and len(read_prompt(text, dialect=dialect).parts) > 1:
         notes.append("AND in a negative prompt is a word like any other")
-    return PromptReport(text, negative, steps, total, networks, parts, tuple(notes))
+    return PromptReport(text, negative, steps, total, networks, parts, tuple(dict.fromkeys(notes)))
 
 
 def _explain_network(tag: NetworkTag, notes: list[str]) -> str:
@@ -145,29 +150,14 @@ def _explain_network(tag: NetworkTag, notes: list[str]) -> str:
 
 
 @dataclass
-class _Reader:
-    """Takes texts apart as the conditioner does. names: those of embeddings, as tokens."""
+class _Counts:
+    """How many vectors an embedding has, asked once; where that raises, its line is a note."""
 
-    names: dict[str, list[int]]
     vectors: Callable[[str], int]
     notes: list[str]
     known: dict[str, int] = field(default_factory=dict)
 
-    def read(self, text: str) -> tuple[tuple[Piece, ...], tuple[Chunk, ...]]:
-        """The pieces of a text, and its chunks."""
-        pieces = parse_attention(text)
-        tokens = clip_tokenizer().encode
-        parts = [Part(is_break=True) if piece.is_break else Part(tokens(piece.text), piece.weight) for piece in pieces]
-        chunks = tuple(chunk_a1111(parts, find_names(self.names, self._count)))
-        for name in (item.name for chunk in chunks for item in chunk.stranded):
-            note = (
-                f"embedding {name}: a comma before it moved its place to the next chunk, and its vectors stayed behind"
-            )
-            if note not in self.notes:
-                self.notes.append(note)
-        return pieces, chunks
-
-    def _count(self, name: str) -> int:
+    def of(self, name: str) -> int:
         if name not in self.known:
             self.known[name] = 1  # something stands at its place, also where it cannot be read
             try:
@@ -177,18 +167,23 @@ class _Reader:
         return self.known[name]
 
 
-def _explain_part(part: AndPart, steps: int, calls: int, reader: _Reader) -> PartReport:
+def _explain_part(part: AndPart, steps: int, calls: int, reader: TextReader, notes: list[str]) -> PartReport:
     segments = []
     first = 0
-    read: dict[str, tuple[tuple[Piece, ...], tuple[Chunk, ...]]] = {}  # texts of [a|b] come again and again
-    for segment in schedule_prompt(part.text, steps, calls=calls):
+    read: dict[str, Taken] = {}  # texts of [a|b] come again and again
+    for segment in schedule_part(part, steps, calls=calls, dialect=reader.dialect):
         last = min(segment.end, calls - 1)
         if segment.text not in read:
-            read[segment.text] = reader.read(segment.text)
-        pieces, chunks = read[segment.text]
-        found = {item.name: item.vectors for chunk in chunks for item in chunk.placed}
+            read[segment.text] = reader.take(segment.text)
+        taken = read[segment.text]
+        notes += taken.notes
+        found = {item.name: item.vectors for chunk in taken.chunks for item in chunk.placed}
         holds = (first, last) if first <= last else None
-        segments.append(SegmentReport(holds, segment.text, pieces, tuple(_explain_chunks(chunks)), tuple(found), found))
+        segments.append(
+            SegmentReport(
+                holds, segment.text, taken.pieces, tuple(_explain_chunks(taken.chunks)), tuple(found), found
+            )
+        )
         first = last + 1
     return PartReport(part.text, part.weight, tuple(segments))
 
@@ -198,8 +193,8 @@ def _explain_chunks(chunks: Sequence[Chunk]) -> Iterator[ChunkReport]:
     for index, chunk in enumerate(chunks):
         texts = [tokenizer.token(number) for number in chunk.tokens]
         for item in chunk.placed:
-            inside = min(item.vectors, max(0, len(texts) - item.place))
-            texts[item.place : item.place + inside] = [item.name] * inside
+            first, last = max(item.place, 0), min(item.place + item.vectors, len(texts))  # it may be torn
+            texts[first:last] = [item.name] * (last - first)
         moved = chunks[index + 1].moved if chunk.closed == "comma" else 0
         yield ChunkReport(tuple(zip(chunk.tokens, texts, chunk.weights, strict=True)), chunk.closed, moved)
 
@@ -213,6 +208,7 @@ def _closing(chunk: ChunkReport) -> str:
         "full": ", full",
         "comma": f"; {chunk.moved} after the last comma moved to the next chunk",
         "embedding": ", closed because the embedding that follows did not fit",
+        "group": ", closed because the weighted words that follow did not fit",
         "BREAK": ", closed by BREAK",
         "end": "",
     }[chunk.closed]

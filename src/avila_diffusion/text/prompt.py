@@ -14,12 +14,14 @@ import re
 from dataclasses import dataclass
 
 from .attention import Numbers, Piece, parse_attention, print_attention
+from .dialects import Dialect, unknown_marks
 from .networks import LoraWeights, NetworkTag, lora_weights, take_networks
 from .schedule import Segment, schedule_prompt, segment_at
 from .styles import Style, apply_styles, find_styles, parse_styles, read_styles
 
 __all__ = [
     "AndPart",
+    "Dialect",
     "LoraWeights",
     "NetworkTag",
     "Numbers",
@@ -35,11 +37,13 @@ __all__ = [
     "print_attention",
     "read_prompt",
     "read_styles",
+    "schedule_part",
     "schedule_prompt",
     "segment_at",
     "split_and",
     "strip_comments",
     "take_networks",
+    "unknown_marks",
 ]
 
 _AND = re.compile(r"\bAND\b")
@@ -65,13 +69,26 @@ class ReadPrompt:
     networks: tuple[NetworkTag, ...] = ()
 
 
-def read_prompt(text: str, *, negative: bool = False) -> ReadPrompt:
-    """Comments, tags and AND, in this order. In a negative prompt tags and AND are text like any other, as in A1111."""
-    text = strip_comments(text)
+def read_prompt(text: str, *, negative: bool = False, dialect: Dialect = "a1111") -> ReadPrompt:
+    """Comments, tags and AND, in this order. In a negative prompt tags and AND are text like any other, as in A1111.
+
+    Other dialects know neither comments nor AND; tags are taken out for them too, which know no other way to name a LoRA.
+    """
+    if dialect == "a1111":
+        text = strip_comments(text)
     if negative:
         return ReadPrompt((AndPart(text, 1.0),))
     text, networks = take_networks(text)
-    return ReadPrompt(split_and(text), networks)
+    return ReadPrompt(split_and(text) if dialect == "a1111" else (AndPart(text, 1.0),), networks)
+
+
+def schedule_part(
+    part: AndPart, steps: int, *, calls: int | None = None, dialect: Dialect = "a1111"
+) -> tuple[Segment, ...]:
+    """The texts that a part stands for; see `schedule_prompt`. In other dialects it is one text for all calls."""
+    if dialect == "a1111":
+        return schedule_prompt(part.text, steps, calls=calls)
+    return (Segment(steps if calls is None else calls, part.text),)
 
 
 def split_and(text: str) -> tuple[AndPart, ...]:
