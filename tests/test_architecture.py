@@ -99,6 +99,7 @@ ROOMS = {
     ),
     "hashes": Room(("hashes",), ("errors",)),
     "given": Room(("given",), ("errors",)),
+    "styling": Room(("styling",), ("errors", "given", "text.styles", "checkpoint.folders")),
     "machine": Room(("machine",)),
     "diagnose": Room(
         ("diagnose",), ("errors", "version", "machine"), inside=("checkpoint.bundled", "checkpoint.folders", "device")

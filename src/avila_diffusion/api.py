@@ -12,6 +12,7 @@ from .given import LoraGiven, absolute, folders_of, loras_of, name_of
 from .request import Compat, Emphasis, GenerateRequest, Rng
 from .result import GenerateResult, Progress
 from .sampling.names import resolve_sampler
+from .styling import styled
 
 if TYPE_CHECKING:
     from .checkpoint.load import Model
@@ -209,9 +210,12 @@ class AvilaDiffusion:
         height: int | None = None,
         *,
         journal: str | Path | None = None,
+        styles: str | Sequence[str] = (),
+        styles_file: str | Path | None = None,
         **options: Unpack[RunOptions],
     ) -> GenerateResult:
         """Make pictures of a prompt. width, height: pixels, by default the model's own size. journal: see `generate`.
+        styles, styles_file: see `request`.
 
         The result is a sequence of pictures; with one, which is usual, it can be saved and converted like a picture.
         Raises RequestError for what cannot be asked for, and other AvilaErrors where the run fails.
@@ -219,7 +223,8 @@ class AvilaDiffusion:
         sizes = {name: side for name, side in (("width", width), ("height", height)) if side is not None}
         given: dict[str, Any] = {**options, **sizes}
         named: dict[str, Any] = {} if journal is None else {"journal": journal}
-        for event in self.generate(self.request(prompt, negative_prompt, **given), **named):
+        request = self.request(prompt, negative_prompt, styles=styles, styles_file=styles_file, **given)
+        for event in self.generate(request, **named):
             if isinstance(event, GenerateResult):
                 return event
         raise AvilaError("the run ended without a result")
@@ -350,12 +355,22 @@ class AvilaDiffusion:
         return self._engine
 
     def request(
-        self, prompt: str, negative_prompt: str | None = None, **options: Unpack[GenerateOptions]
+        self,
+        prompt: str,
+        negative_prompt: str | None = None,
+        *,
+        styles: str | Sequence[str] = (),
+        styles_file: str | Path | None = None,
+        **options: Unpack[GenerateOptions],
     ) -> GenerateRequest:
         """The request that `text_to_image` would run: these options, then the defaults given to this object, then those
         that the model's file recommends, then those of `GenerateRequest`.
+
+        styles: names in a styles.csv, merged into both prompts in order; the request has what they made. styles_file: that
+        file, by default in the models folder or beside it.
         """
         negative = "" if negative_prompt is None else negative_prompt
+        prompt, negative = styled(prompt, negative, styles, styles_file, self._loaded.get("models"))
         asked = {**self._defaults, **options, "prompt": prompt, "negative_prompt": negative}
         values = {**self._recommended, **asked}
         if asked.get("sigmas") is not None and "sampler" not in asked and "sampler" in values:

@@ -63,3 +63,21 @@ def test_embeddings_are_found(
     model = str(tiny_checkpoint("sdxl"))
     assert main(["prompt", "a EasyNegative", "--embeddings-dir", str(tmp_path), "-m", model]) == 0
     assert "easynegative is refused" in capsys.readouterr().out
+
+
+def test_in_other_dialects(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prompt", "((a:1.3):2) AND [b]", "--compat", "comfyui"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("20 steps of DPM++ 2M, counted as 20 model calls, as ComfyUI reads prompts\n")
+    assert "weight 1.3    'a'" in said
+    assert "note: ComfyUI knows no AND; it was read as words" in said
+    assert main(["prompt", "(a:1.3)", "--compat", "diffusers", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["compat"] == "diffusers"
+    assert found["prompts"][0]["parts"][0]["segments"][0]["pieces"] == [{"text": "(a:1.3)", "weight": 1.0}]
+    assert main(["prompt", "(a:1.3)", "--emphasis", "Ignore"]) == 0
+    said = capsys.readouterr().out
+    assert "emphasis Ignore" in said
+    assert "weight 1      'a'" in said
+    assert main(["prompt", "(a:1.3)", "--emphasis", "Ignore", "--compat", "comfyui"]) == 2
+    assert "emphasis means something with compat a1111 only" in capsys.readouterr().err

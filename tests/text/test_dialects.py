@@ -63,7 +63,12 @@ def test_a_comment_has_no_tags() -> None:
 
 def test_comfyui_ends_the_name_of_an_embedding_at_any_white_space() -> None:
     reader = TextReader("comfyui", names=("sks",), vectors=lambda name: 2)
-    for text in ("a embedding:sks house", "a embedding:sks\nhouse", "a\nembedding:SKS\thouse", "a embedding:sks\n house"):
+    for text in (
+        "a embedding:sks house",
+        "a embedding:sks\nhouse",
+        "a\nembedding:SKS\thouse",
+        "a embedding:sks\n house",
+    ):
         (chunk,) = reader.take(text).chunks
         assert chunk.tokens == (*encode("a"), 0, 0, *encode("house")), text
     (chunk,) = reader.take("a embedding:sks, embedding:no\nhouse").chunks
@@ -119,7 +124,26 @@ def test_modes_of_emphasis_are_explained(emphasis: str, expected: list[tuple[str
 @pytest.mark.parametrize("dialect", OTHERS)
 def test_any_text_is_explained(dialect: Dialect) -> None:
     draw = random.Random(1)
-    atoms = ["(", ")", "[", "]", ":1.2)", ":", "embedding:", "sks", ",", " ", "\n", "\\", "#", "AND", "\ud800", "<lora:x>"]
+    atoms = [
+        "(",
+        ")",
+        "[",
+        "]",
+        ":1.2)",
+        ":",
+        "embedding:",
+        "sks",
+        ",",
+        " ",
+        "\n",
+        "\\",
+        "#",
+        "AND",
+        "\ud800",
+        "<lora:x>",
+    ]
     for _ in range(300):
         text = "".join(draw.choices(atoms, k=draw.randrange(16)))
-        assert explained(text, dialect, embeddings=["sks"], vectors=lambda name: 3, negative=draw.random() < 0.5).lines()
+        assert explained(
+            text, dialect, embeddings=["sks"], vectors=lambda name: 3, negative=draw.random() < 0.5
+        ).lines()

@@ -16,11 +16,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ModelNotFound
+from ..errors import FileProblem, ModelNotFound
 from .bundled import NAME as BUNDLED
 from .bundled import bundled_model
 
 VARIABLE = "AVILA_MODELS"
+STYLES = "styles.csv"
 
 # Role -> names of its folders: A1111 and Forge first, then ComfyUI (Fooocus has ComfyUI's). Compared without case.
 _ROLE_FOLDERS: dict[str, tuple[str, ...]] = {
@@ -333,6 +334,25 @@ def embedding_folders(models: str | os.PathLike[str] | None = None) -> list[Path
         roots = [place.parent for place in places if place.name.lower() == "models"]
         found += [root / name for root in roots for name in _subfolders(root) if name.lower() == "embeddings"]
     return list({folder.resolve(): folder for folder in found}.values())
+
+
+def find_styles_file(models: str | os.PathLike[str] | None = None) -> Path:
+    """The first `styles.csv` in the models folders or beside them, where AUTOMATIC1111 has it.
+
+    Raises FileProblem, which says where was looked.
+    """
+    places: dict[Path, None] = {}
+    for entry in _entries(models):
+        folder = entry.absolute()
+        places |= dict.fromkeys((folder, folder.parent))
+        if folder.name.lower() in _ROLE_OF_FOLDER:  # models/Stable-diffusion: beside `models`
+            places[folder.parent.parent] = None
+    for place in places:
+        if os.path.isfile(place / STYLES):  # noqa: PTH113 (False for names that no system can hold)
+            return place / STYLES
+    raise FileProblem(
+        f"there is no {STYLES} in {', '.join(map(str, places))}; name the file (--styles-file, styles_file)"
+    )
 
 
 def _subfolders(folder: Path) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
 from .request_options import add_request_options, given
+from .styling import add_style_options, styles_of
 
 if TYPE_CHECKING:
     from ..api import AvilaDiffusion
@@ -44,6 +45,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     )
     generate.set_defaults(run=run_generate)
     add_request_options(generate)
+    add_style_options(generate.add_argument_group("styles"))
     _add_model_options(generate.add_argument_group("the model"))
     output = generate.add_argument_group("the output")
     output.add_argument(
@@ -92,16 +94,20 @@ def run_generate(options: argparse.Namespace) -> int:
 
     found = None if options.from_image is None else _found(options)
     carried = {} if found is None else found.request_values
-    request = _request(options, carried)
+    notes: list[str] = []
+    request = _request(options, carried, notes)
     destination = Destination.planned(options.output, request.batch * request.count)
     destination.check(trails=options.trail, journals=[options.journal] if options.journal else [])
     display = ProgressDisplay(request.batch * request.count, quiet=options.quiet)
     started = time.monotonic()
     try:
+        for note in notes:
+            display.say(note)
         if found is not None:
             _take_files(options, found, display)
         engine, model = _engine(options, display)
-        request = engine.request(request.prompt, **_values(options, carried))  # the model may bring defaults of its own
+        values = _values(options, carried) | {"negative_prompt": request.negative_prompt}
+        request = engine.request(request.prompt, **values)  # the model may bring defaults of its own
         job = Job(engine, request, destination, display, quiet=options.json, trail=options.trail)
         if options.journal is not None:
             job.begin_journal(options.journal)
@@ -155,9 +161,13 @@ def _values(options: argparse.Namespace, carried: Mapping[str, Any]) -> dict[str
     return {**kept, **values}
 
 
-def _request(options: argparse.Namespace, carried: Mapping[str, Any]) -> GenerateRequest:
-    """The request of a command line, checked. Raises RequestError."""
+def _request(options: argparse.Namespace, carried: Mapping[str, Any], notes: list[str]) -> GenerateRequest:
+    """The request of a command line, checked, its prompts as the styles make them. Raises RequestError, FileProblem.
+
+    notes: receives what is to be told of the styles.
+    """
     from ..request import GenerateRequest
+    from ..text.styles import apply_styles
 
     if options.words is not None and options.prompt is not None:
         raise RequestError("the prompt is given twice, as an argument and with --prompt; give it once")
@@ -183,7 +193,9 @@ def _request(options: argparse.Namespace, carried: Mapping[str, Any]) -> Generat
         raise RequestError("the journal has an empty name; give --journal the name of a file")
     if options.threads is not None and options.threads < 1:
         raise RequestError(f"threads is {options.threads}; it must be 1 or more")
-    return GenerateRequest(prompt=prompt, **_values(options, carried))
+    values = _values(options, carried)
+    prompt, negative = apply_styles(prompt, values.pop("negative_prompt", ""), styles_of(options, notes))
+    return GenerateRequest(prompt=prompt, negative_prompt=negative, **values)
 
 
 def embedding_folders_of(options: argparse.Namespace) -> list[Path] | None:

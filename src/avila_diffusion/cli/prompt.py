@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AvilaError
+from .styling import add_style_options, styles_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..config import TextEncoderSpec
+    from ..request import GenerateRequest
+    from ..text.explain import PromptReport
+    from ..text.styles import Style
 
 STEPS = 20
 SAMPLER = "DPM++ 2M"
+_NAMES = {"comfyui": "ComfyUI", "diffusers": "diffusers"}
 
 
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
@@ -35,49 +40,102 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     prompt.add_argument(
         "--sampler", default=SAMPLER, metavar="NAME", help=f"decides how many calls a step counts; default {SAMPLER}"
     )
+    prompt.add_argument(
+        "--compat", choices=("a1111", "comfyui", "diffusers"), default="a1111", help="whose reading; default a1111"
+    )
+    prompt.add_argument(
+        "--emphasis",
+        choices=("Original", "No norm", "Ignore", "None"),
+        default="Original",
+        help="how brackets weigh; default Original",
+    )
+    add_style_options(prompt)
     prompt.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     prompt.set_defaults(run=run_prompt)
 
 
 def run_prompt(options: argparse.Namespace) -> int:
     """`avila prompt`."""
-    from ..request import GenerateRequest
     from ..sampling.names import resolve_sampler
-    from ..text.explain import explain_prompt
 
-    # Checks what is given, as for a picture.
-    GenerateRequest(
-        prompt=options.prompt,
-        negative_prompt=options.negative_prompt or "",
-        steps=options.steps,
-        sampler=options.sampler,
-    )
+    notes: list[str] = []
+    styles = styles_of(options, notes)
+    request = _request(options, styles)
     info, _ = resolve_sampler(options.sampler)
     calls = options.steps * (2 if info.second_order else 1)
     towers = _towers(options)
     encoders = [
         {"kind": tower.config.kind, "length": tower.config.context_length, "pad": tower.pad} for tower in towers
     ]
-    notes: list[str] = []
-    names, vectors = _embeddings(options, towers, notes)
-    texts = [(options.prompt, False)]
-    if options.negative_prompt is not None:
-        texts.append((options.negative_prompt, True))
-    reports = [
-        explain_prompt(text, steps=options.steps, calls=calls, negative=negative, embeddings=names, vectors=vectors)
-        for text, negative in texts
-    ]
-    reports[0] = replace(reports[0], notes=(*notes, *reports[0].notes))
+    reports = _reports(options, request, calls, towers, notes)
     if options.json:
-        summary = {"sampler": info.name, "text_encoders": encoders, "prompts": [report.to_dict() for report in reports]}
+        summary = {
+            "sampler": info.name,
+            "compat": request.compat,
+            "emphasis": request.emphasis,
+            "styles": [asdict(style) for style in styles],
+            "text_encoders": encoders,
+            "prompts": [report.to_dict() for report in reports],
+        }
         print(json.dumps(summary, indent=2))
         return 0
-    print(f"{options.steps} steps of {info.name}, counted as {calls} model calls")
+    how = "" if request.compat == "a1111" else f", as {_NAMES[request.compat]} reads prompts"
+    how += "" if request.emphasis == "Original" else f", emphasis {request.emphasis}"
+    print(f"{options.steps} steps of {info.name}, counted as {calls} model calls{how}")
     for encoder in encoders:
         print(f"{encoder['kind']} text encoder: chunks of {encoder['length']}, filled with token {encoder['pad']}")
+    for style in styles:
+        print(f"style {style.name}: {style.prompt!r}, negative {style.negative_prompt!r}")
     for report in reports:
         print("\n".join(report.lines()))
     return 0
+
+
+def _request(options: argparse.Namespace, styles: tuple[Style, ...]) -> GenerateRequest:
+    """What is given, checked as for a picture."""
+    from ..request import GenerateRequest
+    from ..text.styles import apply_styles
+
+    prompt, negative = apply_styles(options.prompt, options.negative_prompt or "", styles)
+    return GenerateRequest(
+        prompt=prompt,
+        negative_prompt=negative,
+        steps=options.steps,
+        sampler=options.sampler,
+        compat=options.compat,
+        emphasis=options.emphasis,
+    )
+
+
+def _reports(
+    options: argparse.Namespace,
+    request: GenerateRequest,
+    calls: int,
+    towers: list[TextEncoderSpec],
+    notes: list[str],
+) -> list[PromptReport]:
+    """Of the prompt, and of the negative one if there is one. notes: go to the first."""
+    from ..text.explain import explain_prompt
+
+    names, vectors = _embeddings(options, request, towers, notes)
+    texts = [(request.prompt, False)]
+    if options.negative_prompt is not None or request.negative_prompt:
+        texts.append((request.negative_prompt, True))
+    reports = [
+        explain_prompt(
+            text,
+            steps=request.steps,
+            calls=calls,
+            negative=negative,
+            dialect=request.compat,
+            emphasis=request.emphasis,
+            embeddings=names,
+            vectors=vectors,
+        )
+        for text, negative in texts
+    ]
+    reports[0] = replace(reports[0], notes=(*notes, *reports[0].notes))
+    return reports
 
 
 def _towers(options: argparse.Namespace) -> list[TextEncoderSpec]:
@@ -94,17 +152,17 @@ def _towers(options: argparse.Namespace) -> list[TextEncoderSpec]:
 
 
 def _embeddings(
-    options: argparse.Namespace, towers: list[TextEncoderSpec], notes: list[str]
+    options: argparse.Namespace, request: GenerateRequest, towers: list[TextEncoderSpec], notes: list[str]
 ) -> tuple[list[str], Callable[[str], int]]:
     """(the names that a prompt may use, how many vectors one has). notes: receives LoRAs that are not to be found.
 
     The vectors that LoRAs in the prompt bring along count too. Only files that the prompts name are read.
     """
     from ..checkpoint.folders import embedding_folders, find_model
-    from ..text.networks import take_networks
+    from ..text.prompt import read_prompt
     from .generate import embedding_folders_of
 
-    tags = take_networks(options.prompt)[1]
+    tags = read_prompt(request.prompt, dialect=request.compat).networks
     given = embedding_folders_of(options)
     folders = embedding_folders() if given is None else given
     if not tags and not folders:  # nothing to look into, and torch is not needed

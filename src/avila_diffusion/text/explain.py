@@ -180,9 +180,7 @@ def _explain_part(part: AndPart, steps: int, calls: int, reader: TextReader, not
         found = {item.name: item.vectors for chunk in taken.chunks for item in chunk.placed}
         holds = (first, last) if first <= last else None
         segments.append(
-            SegmentReport(
-                holds, segment.text, taken.pieces, tuple(_explain_chunks(taken.chunks)), tuple(found), found
-            )
+            SegmentReport(holds, segment.text, taken.pieces, tuple(_explain_chunks(taken.chunks)), tuple(found), found)
         )
         first = last + 1
     return PartReport(part.text, part.weight, tuple(segments))

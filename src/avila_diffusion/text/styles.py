@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from ..errors import FileProblem, RequestError
 
 PLACE = "{prompt}"
 """Where a style has this, the prompt goes there; else the style follows the prompt after a comma."""
+
+
+LONGEST = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ def apply_styles(prompt: str, negative: str, styles: Iterable[Style]) -> tuple[s
 
     >>> apply_styles("a hill", "", [Style("ink", "ink drawing of {prompt}", "photo")])
     ('ink drawing of a hill', 'photo')
+
+    Raises RequestError where a text would become longer than a million characters: styles can double it again and again.
     """
     for style in styles:
         prompt, negative = _merge(style.prompt, prompt), _merge(style.negative_prompt, negative)
@@ -85,14 +91,20 @@ def find_styles(styles: Mapping[str, Style], names: Iterable[str]) -> tuple[Styl
     """The styles of these names. Raises RequestError for a name that there is not."""
     names = tuple(names)
     for name in names:
+        if not isinstance(name, str):
+            raise RequestError(f"a style is named by text, not {type(name).__name__}")
         if name not in styles:
+            near = difflib.get_close_matches(name[:200], styles, n=3, cutoff=0.4)
             known = ", ".join(sorted(styles)[:12]) or "none"
-            raise RequestError(f"there is no style {name!r}; known: {known}")
+            hint = f"the nearest are {', '.join(near)}" if near and len(styles) > 12 else f"known: {known}"
+            raise RequestError(f"there is no style {name!r}; {hint}")
     return tuple(styles[name] for name in names)
 
 
 def _merge(style: str, prompt: str) -> str:
     if PLACE in style:
+        if len(style) + style.count(PLACE) * len(prompt) > LONGEST:
+            raise RequestError(f"the styles make a prompt of more than {LONGEST:,} characters; leave some out")
         return style.replace(PLACE, prompt)
     return ", ".join(part for part in (prompt.strip(), style.strip()) if part)
 
