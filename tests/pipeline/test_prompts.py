@@ -181,3 +181,25 @@ def test_mistakes_are_seen(engine: ModelEngine, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(prompts_module, "_lengthened", lambda cond, length: cond)
     with pytest.raises(AssertionError):
         test_and_brings_its_parts_to_one_length(engine)
+
+
+@pytest.mark.parametrize(("prompt", "scale"), [("a cat AND a cat", 2.0), ("a cat :1.5", 1.5)])
+def test_parts_whose_weights_are_not_one_need_the_negative_prompt_at_scale_1(
+    prompt: str, scale: float, engine: ModelEngine
+) -> None:
+    """u + 1 (c - u) + 1 (c - u) is what scale 2 gives."""
+    *_, parts = engine.generate(request(prompt, negative_prompt="rain", guidance_scale=1.0))
+    *_, whole = engine.generate(request("a cat", negative_prompt="rain", guidance_scale=scale))
+    *_, other = engine.generate(request("a cat", guidance_scale=scale))
+    differ = abs(parts.to_numpy().astype(int) - whole.to_numpy())
+    assert differ.max() <= 1
+    assert abs(parts.to_numpy().astype(int) - other.to_numpy()).max() > 1
+    assert not any("not used" in note for note in parts.notes)
+
+
+def test_a_prompt_that_ends_in_a_weight_is_told(engine: ModelEngine) -> None:
+    (note,) = read(engine, "a clock at 10:30").notes
+    assert "ends in :30" in note
+    assert read(engine, "a clock at 10:30,").notes == ()
+    assert read(engine, "a cat AND a dog :2").notes == ()
+    assert read(engine, "a clock at 10:30", compat="comfyui").notes == ()

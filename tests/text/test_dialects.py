@@ -147,3 +147,11 @@ def test_any_text_is_explained(dialect: Dialect) -> None:
         assert explained(
             text, dialect, embeddings=["sks"], vectors=lambda name: 3, negative=draw.random() < 0.5
         ).lines()
+
+
+def test_a_break_inside_brackets_is_told() -> None:
+    (note,) = explained("(a BREAK b:1.2)", "a1111").notes
+    assert "a word of weight -1.2" in note
+    for text in ("(a:1.2) BREAK b", "(BREAKS:1.2)", "BREAK"):
+        assert explained(text, "a1111").notes == (), text
+    assert explained("(a BREAK b:1.2)", "a1111", emphasis="Ignore").notes == (note,)

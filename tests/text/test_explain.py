@@ -59,8 +59,9 @@ def test_embeddings_are_found_by_name() -> None:
 
 def test_lines() -> None:
     lines = explain_prompt("a [b|c] :2", steps=3, calls=6).lines()
-    assert lines[1] == "  part 1 of 1, weight 2: 'a [b|c]'"
-    assert lines[2] == "  calls 1 to 2 of 6 (step 1): 'a b'"
+    assert lines[1].startswith("  note: the prompt ends in :2,")
+    assert lines[2] == "  part 1 of 1, weight 2: 'a [b|c]'"
+    assert lines[3] == "  calls 1 to 2 of 6 (step 1): 'a b'"
     assert "  call 4 of 6 (step 2): 'a b', as above" in lines
     assert lines[-1] == "  never: 'a c'"
     (line,) = (line for line in explain_prompt("cat " * 70 + "," + " dog" * 6, steps=1).lines() if "chunk 1" in line)

@@ -10,7 +10,16 @@ from torch import Tensor
 from ..config import ModelSpec
 from ..request import GenerateRequest
 from ..sampling.denoiser import Cond
-from ..text.prompt import AndPart, Segment, read_prompt, schedule_part, segment_at, take_networks, unknown_marks
+from ..text.prompt import (
+    AndPart,
+    Segment,
+    read_prompt,
+    schedule_part,
+    segment_at,
+    take_networks,
+    unknown_marks,
+    weight_notes,
+)
 
 
 @dataclass(frozen=True)
@@ -37,8 +46,9 @@ class Prompts:
 def read_prompts(request: GenerateRequest, spec: ModelSpec, calls: int, *, negative: bool) -> Prompts:
     """Both prompts of a resolved request, networks' tags and comments taken out.
 
-    calls: of the model, as schedules count them. negative: whether the sampling looks at the negative prompt. Prompts of
-    ComfyUI and diffusers are one text without schedule, and have no AND.
+    calls: of the model, as schedules count them. negative: whether the sampling looks at the negative prompt at its scale
+    of guidance; it does at any scale where the weights of the parts do not add up to 1. Prompts of ComfyUI and diffusers
+    are one text without schedule, and have no AND.
     """
     dialect = request.compat
     read = read_prompt(request.prompt, dialect=dialect)
@@ -48,8 +58,9 @@ def read_prompts(request: GenerateRequest, spec: ModelSpec, calls: int, *, negat
         return Scheduled(schedule_part(part, request.steps, calls=calls, dialect=dialect), part.weight)
 
     positive, other = tuple(map(scheduled, read.parts)), scheduled(opposite)
+    negative = negative or sum(part.weight for part in positive) != 1
     seen = [part.text for part in (*read.parts, *((opposite,) if negative else ()))]
-    notes = list(unknown_marks(seen, dialect))
+    notes = [*unknown_marks(seen, dialect), *weight_notes(read.parts)]
     if take_networks(opposite.text)[1]:
         notes.append("tags such as <lora:…> in the negative prompt were read as words; put them into the prompt")
     if not negative and request.negative_prompt.strip():

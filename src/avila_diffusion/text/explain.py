@@ -11,7 +11,7 @@ from .attention import Piece
 from .chunks import CHUNK, PLACEHOLDER, Chunk
 from .dialects import Dialect, Emphasis, unknown_marks
 from .networks import NetworkTag, lora_weights
-from .prompt import AndPart, read_prompt, schedule_part
+from .prompt import AndPart, read_prompt, schedule_part, weight_notes
 from .reading import Taken, TextReader
 from .tokenizer import clip_tokenizer
 
@@ -125,7 +125,7 @@ def explain_prompt(
     total = steps if calls is None else calls
     notes: list[str] = []
     networks = tuple(_explain_network(tag, notes) for tag in read.networks)
-    notes += unknown_marks([part.text for part in read.parts], dialect)
+    notes += (*unknown_marks([part.text for part in read.parts], dialect), *weight_notes(read.parts))
     reader = TextReader(dialect, emphasis, names=tuple(embeddings), vectors=_Counts(vectors, notes).of)
     parts = tuple(_explain_part(part, steps, total, reader, notes) for part in read.parts)
     if negative and read_prompt(text, dialect=dialect).networks:

@@ -11,6 +11,7 @@ emphasis         parse_attention   (a:1.2) BREAK
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .attention import Numbers, Piece, parse_attention, print_attention
@@ -44,6 +45,7 @@ __all__ = [
     "strip_comments",
     "take_networks",
     "unknown_marks",
+    "weight_notes",
 ]
 
 _AND = re.compile(r"\bAND\b")
@@ -102,6 +104,17 @@ def split_and(text: str) -> tuple[AndPart, ...]:
     Source: the behaviour of AUTOMATIC1111 1.10.1.
     """
     return tuple(_read_part(part) for part in _AND.split(text))
+
+
+def weight_notes(parts: Sequence[AndPart]) -> tuple[str, ...]:
+    """A line where a prompt without AND has a weight, which may well be the end of a time or of an address."""
+    if len(parts) != 1 or parts[0].weight == 1:
+        return ()
+    weight = f"{parts[0].weight:g}"
+    return (
+        f"the prompt ends in :{weight}, which as in AUTOMATIC1111 is no text but multiplies its guidance by {weight}; "
+        "put a comma behind it if it is text",
+    )
 
 
 def strip_comments(text: str) -> str:

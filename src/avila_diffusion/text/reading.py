@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from .attention import BREAK
 from .chunks import Chunk, Find, Found, Part, chunk_a1111, chunk_comfyui, chunk_diffusers, find_names
 from .dialects import Dialect, Emphasis
 from .prompt import Piece, parse_attention
@@ -51,7 +52,7 @@ class TextReader:
             if dropped:
                 notes.append(f"diffusers reads 75 tokens; the last {dropped} of a prompt were left out")
         else:
-            pieces = self._a1111_pieces(text)
+            pieces = self._a1111_pieces(text, notes)
             chunks = chunk_a1111(
                 [Part(is_break=True) if one.is_break else Part(self.read(one.text), one.weight) for one in pieces],
                 self._find,
@@ -64,10 +65,16 @@ class TextReader:
             ]
         return Taken(pieces, tuple(chunks), tuple(dict.fromkeys(notes)))
 
-    def _a1111_pieces(self, text: str) -> tuple[Piece, ...]:
+    def _a1111_pieces(self, text: str, notes: list[str]) -> tuple[Piece, ...]:
         if self.emphasis == "None":
             return (Piece(text, 1.0),)
         pieces = parse_attention(text)
+        for one in pieces:
+            if one.text == BREAK and one.weight < 0 and not one.is_break:
+                notes.append(
+                    f"BREAK inside brackets closes no chunk; as in AUTOMATIC1111 it is a word of weight {one.weight:.4g}: "
+                    "close the brackets before it"
+                )
         if self.emphasis != "Ignore":
             return pieces
         return tuple(one if one.is_break else Piece(one.text, 1.0) for one in pieces)
