@@ -17,6 +17,7 @@ from avila_diffusion.pipeline import prompts as prompts_module
 from avila_diffusion.pipeline.engine import ModelEngine
 from avila_diffusion.pipeline.prompts import Conditions, condition, read_prompts
 from avila_diffusion.request import GenerateRequest
+from avila_diffusion.result import GenerateResult
 from avila_diffusion.text.conditioner import Conditioner
 
 BASE: dict[str, Any] = {"seed": 3, "steps": 4, "sampler": "Euler", "width": 64, "height": 64}
@@ -183,16 +184,22 @@ def test_mistakes_are_seen(engine: ModelEngine, monkeypatch: pytest.MonkeyPatch)
         test_and_brings_its_parts_to_one_length(engine)
 
 
+def drawn(engine: ModelEngine, asked: GenerateRequest) -> GenerateResult:
+    *_, result = engine.generate(asked)
+    assert isinstance(result, GenerateResult)
+    return result
+
+
 @pytest.mark.parametrize(("prompt", "scale"), [("a cat AND a cat", 2.0), ("a cat :1.5", 1.5)])
 def test_parts_whose_weights_are_not_one_need_the_negative_prompt_at_scale_1(
     prompt: str, scale: float, engine: ModelEngine
 ) -> None:
     """u + 1 (c - u) + 1 (c - u) is what scale 2 gives."""
-    *_, parts = engine.generate(request(prompt, negative_prompt="rain", guidance_scale=1.0))
-    *_, whole = engine.generate(request("a cat", negative_prompt="rain", guidance_scale=scale))
-    *_, other = engine.generate(request("a cat", guidance_scale=scale))
-    differ = abs(parts.to_numpy().astype(int) - whole.to_numpy())
-    assert differ.max() <= 1
+    parts, whole, other = (
+        drawn(engine, request(text, negative_prompt=negative, guidance_scale=guidance))
+        for text, negative, guidance in ((prompt, "rain", 1.0), ("a cat", "rain", scale), ("a cat", "", scale))
+    )
+    assert abs(parts.to_numpy().astype(int) - whole.to_numpy()).max() <= 1
     assert abs(parts.to_numpy().astype(int) - other.to_numpy()).max() > 1
     assert not any("not used" in note for note in parts.notes)
 
