@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ...config import FAMILIES
@@ -17,11 +19,12 @@ from ...models.layers import Delta, Layer, OfRows, restore
 from ..header import shown
 from ..load import Model
 from ..report import shorten
-from ..safetensors import TensorFile
 from .build import Read, build_bias_delta, build_weight_delta, fits
+from .deltas import Transposed
 from .files import FAMILY_OF_TEXT_WIDTH, Lora, LoraModule
 from .names import spell
 from .report import LoraReport, begin_report
+from .source import Tensors, open_tensors
 from .targets import Target, name_targets, number_targets
 
 __all__ = ["LoraReport", "apply_loras", "match", "remove_loras"]
@@ -47,11 +50,11 @@ def apply_loras(
         _refuse_family(model, lora)
         _refuse_misfits(model, lora, report, lenient)
         reports.append(report)
-        with TensorFile(lora.header, mapped=mapped) as file:
+        with open_tensors(lora.header, mapped=mapped) as file:
             for module, target in found:
                 weight = text_weight if target.is_text else unet_weight
                 if weight:
-                    _add(changes, module, target, weight, file, lora.dyn)
+                    _add(changes, module, target, weight, file, lora)
     remove_loras(model)
     for (layer, parameter), deltas in changes.items():
         layer.change(parameter, deltas)
@@ -90,11 +93,11 @@ def _match(
             report.unmatched.append(module.module)
         elif not fits(module, target.shape, target.has_bias):
             report.mis_shaped.append(
-                f"{module.module} is {module.describe()}, expected one for {list(target.shape)}"
+                f"{_named(module.module)} is {module.describe()}, expected one for {list(target.shape)}"
                 f"{'' if target.has_bias else ' without a bias'}"
             )
         elif (id(target.layer), target.third) in taken:
-            report.mis_shaped.append(f"{module.module} is the layer of {taken[id(target.layer), target.third]} again")
+            report.mis_shaped.append(f"{_named(module.module)} is the layer of {_named(taken[id(target.layer), target.third])} again")
         else:
             taken[id(target.layer), target.third] = module.module
             matched[target.part] += 1
@@ -104,21 +107,31 @@ def _match(
 
 
 def _add(
-    changes: Changes, module: LoraModule, target: Target, weight: float, file: TensorFile, dyn: int | None
+    changes: Changes, module: LoraModule, target: Target, weight: float, file: Tensors, lora: Lora
 ) -> None:
-    read = _reader(module, file)
+    read = _reader(module, file, lora.path)
     for parameter, delta in (
-        (target.parameter, build_weight_delta(module, read, weight, target.shape, dyn)),
+        (target.parameter, build_weight_delta(module, read, weight, target.shape, lora.dyn)),
         (target.bias, build_bias_delta(module, read, weight)),
     ):
         if delta is not None:
-            part = delta if target.rows is None else OfRows(target.rows, delta)
+            part: Delta = delta if target.rows is None else OfRows(target.rows, delta)
+            if target.transposed:
+                part = Transposed(part)
             changes.setdefault((target.layer, parameter), []).append(part)
 
 
-def _reader(module: LoraModule, file: TensorFile) -> Read:
+def _reader(module: LoraModule, file: Tensors, path: Path) -> Read:
     def read(leaf: str) -> Tensor:
-        return file.tensor(module.parts[leaf].name)
+        tensor = file.tensor(module.parts[leaf].name)
+        # the least and the greatest number are NaN where one is; this reads at the speed of memory, and isfinite does not
+        ends = torch.aminmax(tensor if tensor.dtype.itemsize > 1 else tensor.to(torch.float32))
+        if not all(bool(end.isfinite()) for end in ends):
+            raise WeightMismatch(
+                f"{path.name}: {shown(module.parts[leaf].name)} holds NaN or infinity; the training went wrong or the file "
+                "is damaged: take another"
+            )
+        return tensor
 
     return read
 
@@ -137,7 +150,7 @@ def _refuse_family(model: Model, lora: Lora) -> None:
 
 
 def _refuse_misfits(model: Model, lora: Lora, report: LoraReport, lenient: bool) -> None:
-    wrong = [f"{name} is not in it" for name in report.unmatched] + report.mis_shaped
+    wrong = [f"{_named(name)} is not in it" for name in report.unmatched] + report.mis_shaped
     if not wrong or (lenient and report.matched):
         return
     family = FAMILIES[model.spec.family].title
@@ -149,6 +162,11 @@ def _refuse_misfits(model: Model, lora: Lora, report: LoraReport, lenient: bool)
         f"{'; '.join(shorten(wrong, 3))}; take a LoRA that was trained on {_trained_on(model)}"
         f"{f', not on {shown(base)}' if base else ''}{', or leave those out with --lenient' if report.matched else ''}"
     )
+
+
+def _named(layer: str) -> str:
+    """A layer's name from a file, as it is where it can be printed."""
+    return layer if layer.isprintable() and layer.isascii() and len(layer) <= 160 else shown(layer)
 
 
 def _trained_on(model: Model) -> str:

@@ -29,12 +29,16 @@ NORMS: Kinds = {LayerNorm: "weight", GroupNorm: "weight"}
 
 @dataclass(frozen=True)
 class Target:
-    """A parameter, or one third of its rows where q, k and v lie in one matrix. part: "unet", "text encoder 1" …"""
+    """A parameter, or one third of its rows where q, k and v lie in one matrix. part: "unet", "text encoder 1" …
+
+    transposed: whether the file means the transpose, as of OpenCLIP's text_projection, which multiplies from the right.
+    """
 
     layer: Layer
     parameter: str
     part: str
     third: int | None = None
+    transposed: bool = False
 
     @property
     def bias(self) -> str:
@@ -43,7 +47,7 @@ class Target:
 
     @property
     def has_bias(self) -> bool:
-        return getattr(self.layer, self.bias, None) is not None
+        return self.bias != self.parameter and getattr(self.layer, self.bias, None) is not None
 
     @property
     def is_text(self) -> bool:
@@ -51,8 +55,8 @@ class Target:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the rows that it means."""
-        rows, *rest = getattr(self.layer, self.parameter).shape
+        """Of the rows that it means, as files have it."""
+        rows, *rest = getattr(self.layer, self.parameter).shape[:: -1 if self.transposed else 1]
         return (rows if self.third is None else rows // 3, *rest)
 
     @property
@@ -89,6 +93,8 @@ def _tower_targets(tower: TextModel, prefix: str, part: str, kinds: Kinds) -> It
     for theirs, (ours, third) in open_clip_to_transformers(targets).items():
         target = targets[ours]
         yield flatten(prefix, theirs), Target(target.layer, target.parameter, part, third)
+    if tower.text_projection is not None:
+        yield f"{prefix}text_projection", Target(tower, "text_projection", part, transposed=True)
 
 
 def _layer_targets(network: nn.Module, part: str, kinds: Kinds) -> dict[str, Target]:
