@@ -12,12 +12,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from avila_diffusion.api import AvilaDiffusion
 from avila_diffusion.checkpoint.inspection import inspect
 from avila_diffusion.checkpoint.load import Model, load_model
 from avila_diffusion.checkpoint.lora.apply import apply_loras, remove_loras
 from avila_diffusion.checkpoint.lora.files import read_lora
 from avila_diffusion.checkpoint.lora.targets import name_targets
-from avila_diffusion.errors import AvilaError, HeaderError, NotADiffusionModel, PickleRefused, WeightMismatch
+from avila_diffusion.errors import (
+    AvilaError,
+    HeaderError,
+    NotADiffusionModel,
+    PickleRefused,
+    RequestError,
+    WeightMismatch,
+)
 from avila_diffusion.hashes import hash_in_background
 
 State = dict[str, Tensor]
@@ -33,7 +41,7 @@ def sd1(request: pytest.FixtureRequest) -> Model:
 
 
 def effective(model: Model, name: str, part: str = "parameter") -> Tensor:
-    target = name_targets(model)[name]
+    target = name_targets(model, every=True)[name]
     found = target.layer.effective(getattr(target, part), torch.zeros(1))
     assert found is not None
     return found.clone()
@@ -223,3 +231,25 @@ def test_the_projection_of_the_second_tower(
         apply_loras(model, [(read_lora(save_state(state | {f"{prefix}text_projection.diff_b": drawn(64)})), 1.0, 1.0)])
     remove_loras(model)
     assert all(torch.equal(value, before[name]) for name, value in run_networks(model).items())
+
+
+def test_a_share_that_must_match(sd1: Model, save_state: Save, tiny_checkpoint: Any) -> None:
+    state = {DOWN: drawn(4, 64), UP: drawn(64, 4)} | {
+        f"lora_unet_nowhere{number}.{leaf}": drawn(4, 4)
+        for number in range(3)
+        for leaf in ("lora_down.weight", "lora_up.weight")
+    }
+    path = save_state(state)
+    lora = read_lora(path)
+    for enough in (0, 0.1, 0.25):
+        (report,) = apply_loras(sd1, [(lora, 1.0, 1.0)], min_match=enough)
+        assert report.share == 0.25 and len(report.unmatched) == 3
+    with pytest.raises(WeightMismatch, match="in 3 of 4 layers: .*25% of it fits, at least 26% is asked for"):
+        apply_loras(sd1, [(lora, 1.0, 1.0)], min_match=0.26)
+    remove_loras(sd1)
+    AvilaDiffusion.with_model(sd1.path, lora=path, min_match=0.2)
+    with pytest.raises(WeightMismatch):
+        AvilaDiffusion.with_model(sd1.path, lora=path)
+    for odd in (1.5, -0.1, float("nan"), "0.5", True, None):
+        with pytest.raises(RequestError, match="min_match is .* from 0 to 1"):
+            AvilaDiffusion.with_model(sd1.path, lora=path, min_match=odd)  # type: ignore[arg-type]

@@ -34,13 +34,14 @@ Targets = Mapping[str, Target]
 
 
 def apply_loras(
-    model: Model, loras: Sequence[tuple[Lora, float, float]], *, mapped: bool = True, lenient: bool = False
+    model: Model, loras: Sequence[tuple[Lora, float, float]], *, mapped: bool = True, min_match: float = 1.0
 ) -> tuple[LoraReport, ...]:
     """Change the model by these, in this order, and by no others: (file, weight for the text towers, for the UNet).
 
-    mapped: map the files into memory; False reads them, for network drives and files that change. lenient: leave out
-    what does not fit, as long as something does and the family is the model's; the reports tell what.
-    Raises WeightMismatch where a file does not fit in all its names and shapes; the model is then as it was before.
+    mapped: map the files into memory; False reads them, for network drives and files that change. min_match: how much of
+    each file must fit, as a share of its modules; 0: any at all. The rest is left out, and the reports tell what. A file of
+    another family is refused in any case.
+    Raises WeightMismatch where less of a file fits; the model is then as it was before.
     """
     targets = _all_targets(model, loras) if loras else {}
     changes: Changes = {}
@@ -48,7 +49,7 @@ def apply_loras(
     for lora, text_weight, unet_weight in loras:
         report, found = _match(model, lora, targets, text_weight, unet_weight)
         _refuse_family(model, lora)
-        _refuse_misfits(model, lora, report, lenient)
+        _refuse_misfits(model, lora, report, min_match)
         reports.append(report)
         with open_tensors(lora.header, mapped=mapped) as file:
             for module, target in found:
@@ -73,7 +74,7 @@ def match(model: Model, lora: Lora, text_weight: float = 1.0, unet_weight: float
 
 
 def _all_targets(model: Model, loras: Sequence[tuple[Lora, float, float]]) -> Targets:
-    targets = name_targets(model, norms=True)
+    targets = name_targets(model, every=True)
     for lora, *_ in loras:
         if lora.convention == "numbered":
             targets |= number_targets(targets, lora.header.metadata)
@@ -97,7 +98,9 @@ def _match(
                 f"{'' if target.has_bias else ' without a bias'}"
             )
         elif (id(target.layer), target.third) in taken:
-            report.mis_shaped.append(f"{_named(module.module)} is the layer of {_named(taken[id(target.layer), target.third])} again")
+            report.mis_shaped.append(
+                f"{_named(module.module)} is the layer of {_named(taken[id(target.layer), target.third])} again"
+            )
         else:
             taken[id(target.layer), target.third] = module.module
             matched[target.part] += 1
@@ -106,9 +109,7 @@ def _match(
     return report, found
 
 
-def _add(
-    changes: Changes, module: LoraModule, target: Target, weight: float, file: Tensors, lora: Lora
-) -> None:
+def _add(changes: Changes, module: LoraModule, target: Target, weight: float, file: Tensors, lora: Lora) -> None:
     read = _reader(module, file, lora.path)
     for parameter, delta in (
         (target.parameter, build_weight_delta(module, read, weight, target.shape, lora.dyn)),
@@ -149,17 +150,18 @@ def _refuse_family(model: Model, lora: Lora) -> None:
         )
 
 
-def _refuse_misfits(model: Model, lora: Lora, report: LoraReport, lenient: bool) -> None:
+def _refuse_misfits(model: Model, lora: Lora, report: LoraReport, min_match: float) -> None:
     wrong = [f"{_named(name)} is not in it" for name in report.unmatched] + report.mis_shaped
-    if not wrong or (lenient and report.matched):
+    if not wrong or (report.matched and report.share >= min_match):
         return
     family = FAMILIES[model.spec.family].title
     base = report.metadata.get("ss_base_model_version") or (
         FAMILIES[lora.family].title if lora.family not in (None, model.spec.family) else None
     )
+    enough = f"{report.share:.0%} of it fits, at least {min_match:.0%} is asked for; " if 0 < min_match < 1 else ""
     raise WeightMismatch(
         f"{lora.path.name} does not fit {model.path.name} ({family}) in {len(wrong):,} of {len(lora.modules):,} layers: "
-        f"{'; '.join(shorten(wrong, 3))}; take a LoRA that was trained on {_trained_on(model)}"
+        f"{'; '.join(shorten(wrong, 3))}; {enough}take a LoRA that was trained on {_trained_on(model)}"
         f"{f', not on {shown(base)}' if base else ''}{', or leave those out with --lenient' if report.matched else ''}"
     )
 

@@ -66,13 +66,19 @@ class Target:
         return None if self.third is None else slice(self.third * height, (self.third + 1) * height)
 
 
-def name_targets(model: Model, *, norms: bool = False) -> dict[str, Target]:
-    """Everything in the UNet and the text towers that a LoRA may change, by kohya's names. norms: normalisations too."""
-    kinds = CHANGED | NORMS if norms else CHANGED
+def name_targets(model: Model, *, every: bool = False) -> dict[str, Target]:
+    """What in the UNet and the text towers a LoRA may change, by kohya's names.
+
+    every: what is not trained here too, normalisations and the text towers' projections.
+    """
+    kinds = CHANGED | NORMS if every else CHANGED
     found = dict(_unet_targets(model.unet, kinds))
     for number, tower in enumerate(model.text, 1):
         prefix = "lora_te_" if len(model.text) == 1 else f"lora_te{number}_"
-        found |= _tower_targets(tower, prefix, f"text encoder {number}", kinds)
+        part = f"text encoder {number}"
+        found |= _tower_targets(tower, prefix, part, kinds)
+        if every and getattr(tower, "text_projection", None) is not None:
+            found[f"{prefix}text_projection"] = Target(tower, "text_projection", part, transposed=True)
     return found
 
 
@@ -93,8 +99,6 @@ def _tower_targets(tower: TextModel, prefix: str, part: str, kinds: Kinds) -> It
     for theirs, (ours, third) in open_clip_to_transformers(targets).items():
         target = targets[ours]
         yield flatten(prefix, theirs), Target(target.layer, target.parameter, part, third)
-    if tower.text_projection is not None:
-        yield f"{prefix}text_projection", Target(tower, "text_projection", part, transposed=True)
 
 
 def _layer_targets(network: nn.Module, part: str, kinds: Kinds) -> dict[str, Target]:
