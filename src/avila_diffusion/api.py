@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
 
 from .errors import AvilaError, Cancelled, JournalProblem, RequestError
-from .given import LoraGiven, absolute, check_share, folders_of, loras_of, name_of
+from .given import LoraGiven, absolute, checked_share, folders_of, loras_of, name_of
 from .request import Compat, Emphasis, GenerateRequest, Rng
 from .result import GenerateResult, Progress
 from .sampling.names import resolve_sampler
@@ -131,14 +131,13 @@ class AvilaDiffusion:
     ) -> AvilaDiffusion:
         """Load a checkpoint: a `.safetensors` file, a diffusers folder, or the name of a model in a models folder.
 
-        vae, text_encoder: files that replace or supply those parts. lora: a LoRA file that changes the model, or it with
-        its weight (1 by default) or its weights for the text towers and for the UNet, or a list of these.
-        prediction: "epsilon", "v" or "edm" overrules what
-        is detected. embeddings: the folder of textual inversions, or a list of them, by default those in the models
-        folders. device: "auto", "cpu", "cuda", "cuda:1", "mps". dtype: "auto", "float32", "float16", "bfloat16", "float64".
-        threads: how many torch computes with, for the whole process. mmap: map the file instead of reading it.
-        lenient: leave out what of a LoRA does not fit the model, instead of refusing it. min_match: likewise, but only where
-        at least this share of its layers fits, from 0 to 1; `lenient` is 0, any at all.
+        vae, text_encoder: files that replace or supply those parts. lora: a LoRA file that changes the model, or it
+        with its weight (1 by default) or its weights for the text towers and for the UNet, or a list of these.
+        prediction: "epsilon", "v" or "edm" overrules what is detected. embeddings: the folder of textual inversions,
+        or a list of them, by default those in the models folders. device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        dtype: "auto", "float32", "float16", "bfloat16", "float64". threads: how many torch computes with, for the
+        whole process. mmap: map the file instead of reading it. lenient: leave out what of a LoRA does not fit the
+        model, instead of refusing it. min_match: likewise, where at least this share (0 to 1) of its layers fits.
         Raises an AvilaError with one clear line where the file cannot be used.
         """
         diffusion = cls(**defaults)
@@ -152,7 +151,6 @@ class AvilaDiffusion:
 
         policy = choose_policy(device, dtype)
         check_threads(threads)
-        check_share(min_match)
         file = find_model(name_of("a model", path))
         encoders = text_encoder if isinstance(text_encoder, list | tuple) else [text_encoder]
         towers = [find_model(name_of("a text encoder", one), "text_encoder") for one in encoders if one is not None]
@@ -164,12 +162,11 @@ class AvilaDiffusion:
             prediction=prediction,
             mapped=mmap,
         )
-        rack = LoraRack(model, tuple(loras), mapped=mmap, min_match=0.0 if lenient else min_match)
+        rack = LoraRack(model, tuple(loras), mapped=mmap, min_match=0.0 if lenient else checked_share(min_match))
         _tell_loras(model.report, rack.use())
         use_threads(threads)
         folders = None if embeddings is None else folders_of(embeddings)
-        words = embeddings_by_name(folders, [read.path for read, *_ in loras])
-        diffusion._engine = ModelEngine(model, policy, rack, words)
+        diffusion._engine = ModelEngine(model, policy, rack, embeddings_by_name(folders, [x.path for x, *_ in loras]))
         again = {"embeddings": absolute(folders), "lenient": lenient, "min_match": min_match, "models": None}
         diffusion._loaded = _loading(model, towers, loras, policy, prediction, mmap) | again
         diffusion._recommended = _recommended(model.spec.defaults)

@@ -47,6 +47,11 @@ def effective(model: Model, name: str, part: str = "parameter") -> Tensor:
     return found.clone()
 
 
+def in_blocks(*blocks: Tensor) -> Tensor:
+    found: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    return found
+
+
 def drawn(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
@@ -90,7 +95,7 @@ def test_what_a_pickled_file_must_not_be(sd1: Model, tmp_path: Path, payloads: A
     with pytest.raises(PickleRefused, match="convert"):
         inspect(path)
     torch.save({DOWN: drawn(4, 64), UP: drawn(64, 4), f"{QUERY}.alpha": 2.0}, path)
-    with pytest.raises(WeightMismatch, match="alpha' is .*, expected a tensor"):  # losing it would double the change
+    with pytest.raises(WeightMismatch, match=r"alpha' is .*, expected a tensor"):  # losing it would double the change
         read_lora(path)
     torch.save({"conv.weight": drawn(4, 4)}, path)
     with pytest.raises(NotADiffusionModel):
@@ -171,23 +176,21 @@ def test_oft_as_kohya_names_it(sd1: Model, save_state: Save) -> None:
     skew = (blocks - blocks.mT).double()
     skew *= alpha * 64 / skew.norm()
     one = torch.eye(16, dtype=torch.float64)
-    turn = torch.block_diag(*((one + q) @ torch.linalg.inv(one - q) for q in skew))
+    turn = in_blocks(*((one + q) @ torch.linalg.inv(one - q) for q in skew))
     torch.testing.assert_close(
         effective(sd1, QUERY), (0.3 * plain + 0.7 * turn.T @ plain.double()).float(), rtol=1e-5, atol=1e-6
     )
     (report,) = apply_loras(sd1, [(read_lora(save_state({f"{QUERY}.oft_diag": blocks})), 1.0, 0.7)])  # R itself
-    torch.testing.assert_close(effective(sd1, QUERY), 0.3 * plain + 0.7 * torch.block_diag(*blocks).T @ plain)
+    torch.testing.assert_close(effective(sd1, QUERY), 0.3 * plain + 0.7 * in_blocks(*blocks).T @ plain)
     assert report.kinds == ("OFT",)
     remove_loras(sd1)
 
 
-@pytest.mark.filterwarnings("ignore:.*tensor.s. have invalid shape")  # PEFT doubts its own bias
-def test_a_bias_behind_the_product(sd1: Model, tmp_path: Path) -> None:
-    """PEFT's `lora_bias`."""
-    peft = pytest.importorskip("peft")
+def peft_layer(model: Model) -> tuple[Any, str, str]:
+    """(a network of one linear layer with a bias, under diffusers' name; that name; kohya's) with the model's weights."""
     name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0"
     kohya = "lora_unet_" + name.replace(".", "_")
-    remove_loras(sd1)
+    remove_loras(model)
     net: Any = torch.nn.Module()
     at = net
     *path, last = name.split(".")
@@ -196,8 +199,16 @@ def test_a_bias_behind_the_product(sd1: Model, tmp_path: Path) -> None:
         at = getattr(at, part)
     at.add_module(last, torch.nn.Linear(64, 64))
     layer = net.get_submodule(name)
-    layer.weight.data.copy_(effective(sd1, kohya))
-    layer.bias.data.copy_(effective(sd1, kohya, "bias"))
+    layer.weight.data.copy_(effective(model, kohya))
+    layer.bias.data.copy_(effective(model, kohya, "bias"))
+    return net, name, kohya
+
+
+@pytest.mark.filterwarnings("ignore:.*tensor.s. have invalid shape")  # PEFT doubts its own bias
+def test_a_bias_behind_the_product(sd1: Model, tmp_path: Path) -> None:
+    """PEFT's `lora_bias`."""
+    peft = pytest.importorskip("peft")
+    net, name, kohya = peft_layer(sd1)
     model = peft.get_peft_model(
         net, peft.LoraConfig(r=4, lora_alpha=6, target_modules=["to_out.0"], lora_bias=True, init_lora_weights=False)
     )
@@ -209,6 +220,30 @@ def test_a_bias_behind_the_product(sd1: Model, tmp_path: Path) -> None:
     merged = model.merge_and_unload().get_submodule(name)
     torch.testing.assert_close(effective(sd1, kohya), merged.weight.detach(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(effective(sd1, kohya, "bias"), merged.bias.detach(), rtol=1e-6, atol=1e-6)
+    remove_loras(sd1)
+
+
+@pytest.mark.parametrize("feedforward", [False, True])
+def test_ia3_of_peft(feedforward: bool, sd1: Model, tmp_path: Path) -> None:
+    """Of rows it scales the bias too."""
+    peft = pytest.importorskip("peft")
+    net, name, kohya = peft_layer(sd1)
+    config = peft.IA3Config(target_modules=["to_out.0"], feedforward_modules=["to_out.0"] if feedforward else [])
+    model = peft.get_peft_model(net, config)
+    with torch.no_grad():
+        factors = model.base_model.model.get_submodule(name).ia3_l["default"]
+        factors.copy_(drawn(*factors.shape))
+    model.save_pretrained(tmp_path)
+    plain = effective(sd1, kohya)
+    lora = read_lora(tmp_path / "adapter_model.safetensors")
+    (report,) = apply_loras(sd1, [(lora, 1.0, 1.0)])
+    assert report.matched == {"unet": 1} and report.kinds == ("IA3",) and report.convention == "PEFT"
+    whole = effective(sd1, kohya)
+    merged = model.merge_and_unload().get_submodule(name)
+    torch.testing.assert_close(whole, merged.weight.detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(effective(sd1, kohya, "bias"), merged.bias.detach(), rtol=1e-6, atol=1e-6)
+    apply_loras(sd1, [(lora, 1.0, 0.5)])
+    torch.testing.assert_close(effective(sd1, kohya), plain.lerp(whole, 0.5))
     remove_loras(sd1)
 
 
@@ -244,12 +279,12 @@ def test_a_share_that_must_match(sd1: Model, save_state: Save, tiny_checkpoint: 
     for enough in (0, 0.1, 0.25):
         (report,) = apply_loras(sd1, [(lora, 1.0, 1.0)], min_match=enough)
         assert report.share == 0.25 and len(report.unmatched) == 3
-    with pytest.raises(WeightMismatch, match="in 3 of 4 layers: .*25% of it fits, at least 26% is asked for"):
+    with pytest.raises(WeightMismatch, match=r"in 3 of 4 layers: .*25% of it fits, at least 26% is asked for"):
         apply_loras(sd1, [(lora, 1.0, 1.0)], min_match=0.26)
     remove_loras(sd1)
     AvilaDiffusion.with_model(sd1.path, lora=path, min_match=0.2)
     with pytest.raises(WeightMismatch):
         AvilaDiffusion.with_model(sd1.path, lora=path)
     for odd in (1.5, -0.1, float("nan"), "0.5", True, None):
-        with pytest.raises(RequestError, match="min_match is .* from 0 to 1"):
+        with pytest.raises(RequestError, match=r"min_match is .* from 0 to 1"):
             AvilaDiffusion.with_model(sd1.path, lora=path, min_match=odd)  # type: ignore[arg-type]

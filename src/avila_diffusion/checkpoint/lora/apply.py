@@ -115,7 +115,7 @@ def _add(changes: Changes, module: LoraModule, target: Target, weight: float, fi
         (target.parameter, build_weight_delta(module, read, weight, target.shape, lora.dyn)),
         (target.bias, build_bias_delta(module, read, weight)),
     ):
-        if delta is not None:
+        if delta is not None and (parameter == target.parameter or target.has_bias):
             part: Delta = delta if target.rows is None else OfRows(target.rows, delta)
             if target.transposed:
                 part = Transposed(part)

@@ -57,6 +57,8 @@ def build_weight_delta(
         rescale = read("rescale") if "rescale" in module.parts else None
         # alpha is the constraint, for each row
         return kind(read("oft_blocks"), numbers.get("alpha", 0.0) * shape[0], strength, rescale)
+    if "ia3_l" in module.parts:
+        return Factors(read("ia3_l") - 1, module.size.columns, strength)
     if title == "IA3":
         return Factors(read("weight"), module.size.columns, strength)
     return _build_product(module, read, strength * module.scale, dyn)
@@ -64,6 +66,8 @@ def build_weight_delta(
 
 def build_bias_delta(module: LoraModule, read: Read, strength: float) -> Delta | None:
     """The change of the bias; None where the module has none."""
+    if "ia3_l" in module.parts and module.size is not None and not module.size.columns:
+        return Factors(read("ia3_l") - 1, False, strength)  # PEFT scales what comes out of the layer
     leaf = next((leaf for leaf in BIASES if leaf in module.parts), None)
     if leaf is None:
         return None

@@ -37,8 +37,8 @@ OTHERS: tuple[tuple[str, str], ...] = (
     (r"\.set_weight$", "weights that replace a layer's"),
     (r"\.lora_embedding_[AB]", "changes of the table of tokens"),
     (r"\.bias_(indices|values|size)$", "sparse changes of biases"),
-    (r"\.(oft_[rRs]|boft_[RSP]|ia3_l|vera_lambda_[bd]|hra_u|fourierft_spectrum)(\.|$)",
-     "an adapter of a kind of PEFT's that is not read (only LoRA, LoHa and LoKr of PEFT's are)"),
+    (r"\.(oft_[rRs]|boft_[RSPs]|vera_lambda_[bd]|hra_u|fourierft_spectrum)(\.|$)",
+     "an adapter of a kind of PEFT's that is not read (only LoRA, LoHa, LoKr and IA3 of PEFT's are)"),
     (r"^(unet:|text_encoder:)?\d+:up:(conv|bias)|^\d+:(up|down)$", "numbered layers without the name of their network"),
 )  # fmt: skip
 _COMPILED = tuple((re.compile(pattern, re.MULTILINE), title) for pattern, title in OTHERS)

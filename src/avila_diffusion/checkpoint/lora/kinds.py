@@ -167,6 +167,14 @@ def measure_ia3(shapes: Shapes) -> Size | None:
     return Size((math.prod(shapes["weight"]),), by_rows=True)
 
 
+def measure_peft_ia3(shapes: Shapes) -> Size | None:
+    """(rows, 1) or, of what PEFT calls feedforward, (1, columns); of kernels both are (1, n, 1, 1), which tells nothing."""
+    rows, *rest = shapes["ia3_l"]
+    if len(rest) != 1 or 1 not in (rows, rest[0]):
+        return None
+    return Size((rows,), by_rows=True) if rest == [1] else Size((rest[0],), columns=True)
+
+
 def _product(a: Shape, b: Shape, kernel: Shape | None = None) -> Size | None:
     """a · b; with a kernel (rank, rank, h, w) both lie the other way: a (rank, out), b (rank, in)."""
     if len(a) != 2 or len(b) not in (2, 4):
@@ -191,6 +199,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("OFT", ("oft_blocks",), ("oft_blocks",), frozenset({"rescale"}), measure_oft),
     Kind("OFT", ("oft_diag",), ("oft_diag",), frozenset({"rescale"}), measure_oft),  # LyCORIS before 2.1: R itself
     Kind("IA3", ("on_input",), ("weight", "on_input"), frozenset(), measure_ia3),
+    Kind("IA3", ("ia3_l",), ("ia3_l",), frozenset(), measure_peft_ia3),
     Kind("norm", ("w_norm", "b_norm"), ("w_norm",), frozenset({"b_norm"}), lambda shapes: Size(shapes["w_norm"])),
     Kind("full", ("diff",), (), frozenset({"diff"}),
          lambda shapes: Size(shapes["diff"]) if "diff" in shapes else Size(())),

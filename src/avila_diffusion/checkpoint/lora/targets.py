@@ -15,7 +15,7 @@ from torch import nn
 from ...errors import Unsupported
 from ...models.clip import ClipTextModel
 from ...models.layers import Conv2d, GroupNorm, Layer, LayerNorm, Linear
-from ...models.open_clip import MultiheadAttention
+from ...models.open_clip import MultiheadAttention, OpenClipTextModel
 from ..header import shown
 from ..keys import open_clip_to_transformers, unet_to_diffusers
 from ..load import Model, TextModel
@@ -77,7 +77,7 @@ def name_targets(model: Model, *, every: bool = False) -> dict[str, Target]:
         prefix = "lora_te_" if len(model.text) == 1 else f"lora_te{number}_"
         part = f"text encoder {number}"
         found |= _tower_targets(tower, prefix, part, kinds)
-        if every and getattr(tower, "text_projection", None) is not None:
+        if every and isinstance(tower, OpenClipTextModel) and tower.text_projection is not None:
             found[f"{prefix}text_projection"] = Target(tower, "text_projection", part, transposed=True)
     return found
 
