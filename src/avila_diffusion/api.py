@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
 
 from .errors import AvilaError, Cancelled, JournalProblem, RequestError
-from .given import LoraGiven, absolute, folders_of, loras_of, name_of
+from .given import LoraGiven, absolute, checked_share, folders_of, loras_of, name_of
 from .request import Compat, Emphasis, GenerateRequest, Rng
 from .result import GenerateResult, Progress
 from .sampling.names import resolve_sampler
@@ -127,17 +127,18 @@ class AvilaDiffusion:
         threads: int | None = None,
         mmap: bool = True,
         lenient: bool = False,
+        min_match: float = 1.0,
         **defaults: Unpack[GenerateOptions],
     ) -> AvilaDiffusion:
         """Load a checkpoint: a `.safetensors` file, a diffusers folder, or the name of a model in a models folder.
 
-        vae, text_encoder: files that replace or supply those parts. lora: a LoRA file that changes the model, or it with
-        its weight (1 by default) or its weights for the text towers and for the UNet, or a list of these.
-        prediction: "epsilon", "v" or "edm" overrules what
-        is detected. embeddings: the folder of textual inversions, or a list of them, by default those in the models
-        folders. device: "auto", "cpu", "cuda", "cuda:1", "mps". dtype: "auto", "float32", "float16", "bfloat16", "float64".
-        threads: how many torch computes with, for the whole process. mmap: map the file instead of reading it.
-        lenient: leave out what of a LoRA does not fit the model, instead of refusing it.
+        vae, text_encoder: files that replace or supply those parts. lora: a LoRA file that changes the model, or it
+        with its weight (1 by default) or its weights for the text towers and for the UNet, or a list of these.
+        prediction: "epsilon", "v" or "edm" overrules what is detected. embeddings: the folder of textual inversions,
+        or a list of them, by default those in the models folders. device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        dtype: "auto", "float32", "float16", "bfloat16", "float64". threads: how many torch computes with, for the
+        whole process. mmap: map the file instead of reading it. lenient: leave out what of a LoRA does not fit the
+        model, instead of refusing it. min_match: likewise, where at least this share (0 to 1) of its layers fits.
         Raises an AvilaError with one clear line where the file cannot be used.
         """
         diffusion = cls(**defaults)
@@ -162,13 +163,12 @@ class AvilaDiffusion:
             prediction=prediction,
             mapped=mmap,
         )
-        rack = LoraRack(model, tuple(loras), mapped=mmap, lenient=lenient)
+        rack = LoraRack(model, tuple(loras), mapped=mmap, min_match=0.0 if lenient else checked_share(min_match))
         _tell_loras(model.report, rack.use())
         use_threads(threads)
         folders = None if embeddings is None else folders_of(embeddings)
-        words = embeddings_by_name(folders, [read.path for read, *_ in loras])
-        diffusion._engine = ModelEngine(model, policy, rack, words)
-        again = {"embeddings": absolute(folders), "lenient": lenient, "models": None}
+        diffusion._engine = ModelEngine(model, policy, rack, embeddings_by_name(folders, [x.path for x, *_ in loras]))
+        again = {"embeddings": absolute(folders), "lenient": lenient, "min_match": min_match, "models": None}
         diffusion._loaded = _loading(model, towers, loras, policy, prediction, mmap) | again
         diffusion._recommended = _recommended(model.spec.defaults)
         diffusion._report = model.report
@@ -319,9 +319,11 @@ class AvilaDiffusion:
             "mmap",
             "embeddings",
             "lenient",
+            "min_match",
             "models",
         )
-        if not isinstance(loaded, dict) or set(loaded) != set(names) or not isinstance(loaded["path"], str):
+        # the share is missing in journals of before it could be chosen
+        if not isinstance(loaded, dict) or {*loaded, "min_match"} != set(names) or not isinstance(loaded["path"], str):
             raise JournalProblem(f"{journal.path} does not say which model it was made with; it cannot be gone on with")
         given = {**loaded, "lora": [tuple(one) for one in loaded["lora"]]}
         models = given.pop("models")

@@ -29,6 +29,13 @@ def folders_of(given: str | Path | Sequence[str | Path]) -> list[Path]:
     return [Path(name_of("a folder of embeddings", one)) for one in several]
 
 
+def checked_share(share: object) -> float:
+    """The share. Raises RequestError for what is no share of a file, a number from 0 to 1."""
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise RequestError(f"min_match is {share!r:.80}; it must be a number from 0 to 1, such as 0.9")
+    return share
+
+
 def name_of(what: str, value: object) -> str:
     """A path or a name as text. Raises RequestError for anything else."""
     if not isinstance(value, str | Path):

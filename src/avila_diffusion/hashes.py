@@ -28,6 +28,8 @@ SHORT_LORA = 12
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _CHUNK = 1 << 20
+_PICKLED = (".ckpt", ".pt", ".pth", ".bin")
+"""Files without a header before their tensors; AUTOMATIC1111 hashes a LoRA in one of them whole."""
 _ONE_AT_A_TIME = threading.Lock()
 """Two files read at once would only fight for the disk, and on two cores for the one that should be computing."""
 
@@ -104,7 +106,7 @@ def own_hash(metadata: Mapping[str, str]) -> str | None:
 def hash_in_background(path: str | Path, *, tensors_only: bool = False) -> FileHash:
     """The hash of a file without waiting for it: from the cache, or read by a thread that never keeps Python alive.
 
-    tensors_only: of a safetensors file without its header.
+    tensors_only: of a safetensors file without its header; of a pickled one all of it, but with as many digits as a LoRA's.
     """
     found = FileHash(_absolute(path), tensors_only=tensors_only)
     try:
@@ -163,7 +165,7 @@ class _Entry:
 def _hash_and_remember(wanted: FileHash) -> str:
     with wanted.path.open("rb", buffering=0) as stream:
         before = os.fstat(stream.fileno())
-        if wanted.tensors_only:
+        if wanted.tensors_only and wanted.path.suffix.lower() not in _PICKLED:
             stream.seek(min(8 + int.from_bytes(stream.read(8), "little"), before.st_size))
         digest = hashlib.sha256()
         buffer = memoryview(bytearray(_CHUNK))

@@ -349,7 +349,7 @@ def refused(call: Callable[[], object], kind: type[AvilaError], *words: str) -> 
         ("transformer.single_blocks.0.linear1.lora_A.weight", "another kind of model"),
         (f"{TO_K}.set_weight", "weights that replace"),
         ("text_encoder.text_model.embeddings.token_embedding.lora_embedding_A", "changes of the table of tokens"),
-        ("base_model.model.down_blocks.0.attn1.to_q.ia3_l", "a kind of PEFT's that is not read"),
+        ("base_model.model.down_blocks.0.attn1.to_q.boft_R", "a kind of PEFT's that is not read"),
         ("0:up", "numbered layers without"),
     ],
 )

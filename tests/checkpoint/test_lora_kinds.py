@@ -310,7 +310,7 @@ def test_settings_in_metadata(sd1: Model, save_state: Save) -> None:
 
 
 def test_norms_and_biases_of_a_model(sd1: Model, save_state: Save) -> None:
-    targets = name_targets(sd1, norms=True)
+    targets = name_targets(sd1, every=True)
     norm, conv = "lora_unet_input_blocks_1_0_in_layers_0", "lora_unet_down_blocks_0_resnets_0_conv1"
     assert isinstance(targets[norm].layer, GroupNorm) and norm not in name_targets(sd1)
     assert isinstance(targets[conv].layer, Conv2d)

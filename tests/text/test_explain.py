@@ -19,7 +19,9 @@ def test_calls_of_the_schedule() -> None:
 def test_parts_and_networks() -> None:
     report = explain_prompt("a <lora:ink:0.8:0.5:8> AND b:0.3 <hypernet:x:1><lora:y:z>", steps=2)
     assert [(part.text, part.weight) for part in report.parts] == [("a", 1.0), (" b", 0.3)]
-    assert report.networks[0] == "<lora:ink:0.8:0.5:8>: text encoders 0.8, UNet 0.5, cut to rank 8"
+    assert (
+        report.networks[0] == "<lora:ink:0.8:0.5:8>: text encoders 0.8, UNet 0.5, cut to rank 8 where it is plain LoRA"
+    )
     assert [note.partition(" ")[0] for note in report.notes] == ["<hypernet:x:1>", "<lora:y:z>"]
     assert "refused" in report.notes[0]
 

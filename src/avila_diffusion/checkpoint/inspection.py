@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import FileProblem, NotADiffusionModel, Unsupported
+from ..errors import AvilaError, FileProblem, NotADiffusionModel, PickleRefused, Unsupported
 from .detect import build_spec, read_towers, read_unet, read_vae
 from .kinds import CHECKPOINT, Kind, recognise
 from .lora.files import parse_lora
 from .lora.report import describe_file
+from .lora.source import read_lora_header
 from .parts import VAE, Parts, gather
 from .report import LoadReport
 from .safetensors import Header, read_header
@@ -82,7 +83,7 @@ def inspect(path: str | Path) -> Inspection:
     path = Path(path)
     if os.path.isdir(path):  # noqa: PTH112 (False for a name that no file can have; reading it says why)
         return _inspect_model(path, CHECKPOINT, None, gather(path))
-    header = read_header(path)
+    header = _read(path)
     kind = recognise(header)
     if kind.key == "lora":
         return _inspect_lora(path, kind, header)
@@ -92,6 +93,20 @@ def inspect(path: str | Path) -> Inspection:
         return _inspect_model(path, kind, header, gather(path, header=header))
     except NotADiffusionModel as error:
         return _describe(path, kind, [header], header.metadata, problem=str(error))
+
+
+def _read(path: Path) -> Header:
+    """The header of a safetensors file; of a pickled one only where it holds a LoRA, which can be used as it is."""
+    try:
+        return read_header(path)
+    except PickleRefused as refused:
+        try:
+            header = read_lora_header(path)
+        except AvilaError:
+            header = None
+        if header is None or recognise(header).key != "lora":
+            raise refused from None
+        return header
 
 
 def _inspect_lora(path: Path, kind: Kind, header: Header) -> Inspection:

@@ -29,7 +29,7 @@ KINDS: tuple[tuple[str, Kind], ...] = (
     (r"time_stack|temporal_transformer|motion_modules", Kind(key="video", title="a video or motion model")),
     (r"clip_txt_mapper|^(down_blocks|embedding\.1)\..*effnet", Kind(key="cascade", title="a Stable Cascade model")),
     (r"^model\.diffusion_model\.input_blocks\.0\.0\.weight$", CHECKPOINT),
-    (r"^lora_|^lycoris_|\.lora_(up|down|A|B)\.|\.(lora|lora_linear_layer)\.(up|down)\.|_lora\.(up|down)\.|\.hada_w1_a|\.lokr_w|\.oft_|(^|:)\d+:(up|down)$|\.(diff|diff_b|on_input|w_norm|dora_scale)$",
+    (r"^lora_|^lycoris_|\.lora_(up|down|A|B)\.|\.(lora|lora_linear_layer)\.(up|down)\.|_lora\.(up|down)\.|\.hada_w1_a|\.lokr_w|\.oft_|(^|:)\d+:(up|down)$|\.(diff|diff_b|on_input|w_norm|dora_scale|ia3_l)$",
      Kind(key="lora", title="a LoRA", advice="it changes a checkpoint and is not one itself")),
     (r"(^|\.)ip_adapter\.|image_proj\.", Kind(key="ip_adapter", title="an IP-Adapter")),
     (r"control_model\.|controlnet_|zero_convs\.|input_hint_block\.", Kind(key="controlnet", title="a ControlNet")),

@@ -44,7 +44,7 @@ def read_small(header: Header, names: Iterable[str], limit: int = 65536) -> dict
             f"{header.path}: {total:,} bytes were asked of tensors that should be small (limit {limit:,})"
         )
     with _reopen(header) as file:
-        return {entry.name: _decode(entry, _read_bytes(file, entry, header)) for entry in entries}
+        return {entry.name: decode(entry, _read_bytes(file, entry, header)) for entry in entries}
 
 
 def _entry(header: Header, name: str) -> TensorEntry:
@@ -75,7 +75,8 @@ def _read_bytes(file: BufferedReader, entry: TensorEntry, header: Header) -> byt
     return buffer
 
 
-def _decode(entry: TensorEntry, buffer: bytearray) -> NDArray[Any]:
+def decode(entry: TensorEntry, buffer: bytearray) -> NDArray[Any]:
+    """The bytes of a tensor as a numpy array; see `read_small`. Raises HeaderError for a dtype that numpy has not."""
     import numpy as np
 
     if entry.dtype == "BF16":

@@ -23,13 +23,13 @@ Weighted = tuple[Lora, float, float]
 class LoraRack:
     """Changes the model from one set of LoRAs to another. given: those that hold for every request.
 
-    mapped, lenient: see `apply_loras`. models: the folder where names are looked up, by default the usual ones.
+    mapped, min_match: see `apply_loras`. models: the folder where names are looked up, by default the usual ones.
     """
 
     model: Model
     given: tuple[Weighted, ...] = ()
     mapped: bool = True
-    lenient: bool = False
+    min_match: float = 1.0
     models: str | Path | None = None
     _read: dict[tuple[Path, int, int], Lora] = field(default_factory=dict)
     _words: dict[tuple[Path, int, int], tuple[Embedding, ...]] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class LoraRack:
         """
         wanted = (*self.given, *named)
         if wanted != self._on:
-            self._reports = apply_loras(self.model, wanted, mapped=self.mapped, lenient=self.lenient)
+            self._reports = apply_loras(self.model, wanted, mapped=self.mapped, min_match=self.min_match)
             self._on = wanted
         return self._reports
 

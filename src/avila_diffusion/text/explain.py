@@ -145,7 +145,7 @@ def _explain_network(tag: NetworkTag, notes: list[str]) -> str:
     except RequestError as error:
         notes.append(str(error))
         return str(tag)
-    rank = "" if weights.dyn is None else f", cut to rank {weights.dyn}"
+    rank = "" if weights.dyn is None else f", cut to rank {weights.dyn} where it is plain LoRA"  # not read here
     return f"{tag}: text encoders {weights.text:g}, UNet {weights.unet:g}{rank}"
 
 

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ...models.layers import Delta, LowRank
-from .deltas import Butterfly, Decomposed, Difference, Factors, Generalised, Hadamard, Kronecker, Rotation
+from .deltas import Butterfly, Decomposed, Difference, Factors, Generalised, Hadamard, Kronecker, Rotation, Turned
 from .files import LoraModule
 from .kinds import order_glora
 
 Read = Callable[[str], Tensor]
 """A leaf → its tensor."""
-BIASES = ("diff_b", "b_norm")
+BIASES = ("diff_b", "b_norm", "lora_up.bias")
 
 
 def fits(module: LoraModule, shape: tuple[int, ...], has_bias: bool) -> bool:
@@ -50,11 +50,15 @@ def build_weight_delta(
     if "dora_scale" in module.parts:
         inner = _build_product(module, read, module.scale, dyn)
         return Decomposed(inner, read("dora_scale"), _lies(module, shape) is True, strength)
+    if "oft_diag" in module.parts:
+        return Turned(read("oft_diag"), strength, read("rescale") if "rescale" in module.parts else None)
     if title in ("OFT", "BOFT"):
         kind = Rotation if title == "OFT" else Butterfly
         rescale = read("rescale") if "rescale" in module.parts else None
         # alpha is the constraint, for each row
         return kind(read("oft_blocks"), numbers.get("alpha", 0.0) * shape[0], strength, rescale)
+    if "ia3_l" in module.parts:
+        return Factors(read("ia3_l") - 1, module.size.columns, strength)
     if title == "IA3":
         return Factors(read("weight"), module.size.columns, strength)
     return _build_product(module, read, strength * module.scale, dyn)
@@ -62,7 +66,13 @@ def build_weight_delta(
 
 def build_bias_delta(module: LoraModule, read: Read, strength: float) -> Delta | None:
     """The change of the bias; None where the module has none."""
-    return next((Difference(read(leaf), strength) for leaf in BIASES if leaf in module.parts), None)
+    if "ia3_l" in module.parts and module.size is not None and not module.size.columns:
+        return Factors(read("ia3_l") - 1, False, strength)  # PEFT scales what comes out of the layer
+    leaf = next((leaf for leaf in BIASES if leaf in module.parts), None)
+    if leaf is None:
+        return None
+    # a bias of the upper matrix stands behind the product, and is scaled with it
+    return Difference(read(leaf), strength * module.scale if leaf == "lora_up.bias" else strength)
 
 
 def _build_product(module: LoraModule, read: Read, scale: float, dyn: int | None) -> Delta:

@@ -37,6 +37,16 @@ class Difference(Fixed):
 
 
 @dataclass(frozen=True, eq=False)
+class Transposed(Fixed):
+    """A change of the transpose of a matrix."""
+
+    delta: Delta
+
+    def apply(self, weight: Tensor) -> Tensor:
+        return self.delta.apply(weight.mT.contiguous()).mT.contiguous()
+
+
+@dataclass(frozen=True, eq=False)
 class Hadamard(Fixed):
     """LoHa: weight + scale · (a1 · b1) ∘ (a2 · b2); with kernels t (rank, rank, h, w), a is (rank, out), b (rank, in)."""
 
@@ -122,6 +132,19 @@ class Rotation(Fixed):
 
     def apply(self, weight: Tensor) -> Tensor:
         turn = rotate(self.blocks.to(weight), self.constraint)
+        return Turned(turn, self.strength, self.rescale).apply(weight)
+
+
+@dataclass(frozen=True, eq=False)
+class Turned(Fixed):
+    """OFT whose blocks are the rotations themselves, (blocks, size, size): LyCORIS's first form of it."""
+
+    turn: Tensor
+    strength: float
+    rescale: Tensor | None = None
+
+    def apply(self, weight: Tensor) -> Tensor:
+        turn = self.turn.to(weight)
         parts = weight.reshape(*turn.shape[:2], -1)
         turned = torch.einsum("knm,knc->kmc", turn, parts).reshape(weight.shape)
         return weight.lerp(_rescale(turned, self.rescale), self.strength)

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...errors import NotADiffusionModel, RequestError, Unsupported, WeightMismatch
-from ..header import FLOATS, Header, TensorEntry, read_header, shown
+from ..header import FLOATS, Header, TensorEntry, shown
 from ..kinds import recognise
-from ..safetensors import read_small
 from .kinds import Kind, Size, recognise_kind
 from .names import Place, count_conventions, read_name
 from .settings import AdapterSettings, read_settings
+from .source import read_lora_header, read_numbers
 
 MAX_RANK = 16384
 """Ranks in use are 1 to 512; a claim of more than this is not multiplied out."""
@@ -37,8 +37,8 @@ OTHERS: tuple[tuple[str, str], ...] = (
     (r"\.set_weight$", "weights that replace a layer's"),
     (r"\.lora_embedding_[AB]", "changes of the table of tokens"),
     (r"\.bias_(indices|values|size)$", "sparse changes of biases"),
-    (r"\.(oft_[rRs]|oft_diag|boft_[RSP]|ia3_l|vera_lambda_[bd]|hra_u|fourierft_spectrum)(\.|$)",
-     "an adapter of a kind of PEFT's that is not read (only LoRA, LoHa and LoKr of PEFT's are)"),
+    (r"\.(oft_[rRs]|boft_[RSPs]|vera_lambda_[bd]|hra_u|fourierft_spectrum)(\.|$)",
+     "an adapter of a kind of PEFT's that is not read (only LoRA, LoHa, LoKr and IA3 of PEFT's are)"),
     (r"^(unet:|text_encoder:)?\d+:up:(conv|bias)|^\d+:(up|down)$", "numbered layers without the name of their network"),
 )  # fmt: skip
 _COMPILED = tuple((re.compile(pattern, re.MULTILINE), title) for pattern, title in OTHERS)
@@ -159,12 +159,12 @@ class Lora:
 
 
 def read_lora(path: str | Path) -> Lora:
-    """Read the header of a LoRA file and its numbers.
+    """Read the header of a LoRA file and its numbers; of a pickled file (.pt, .bin) without running anything in it.
 
-    Raises HeaderError or PickleRefused for what is no safetensors file, NotADiffusionModel for one that holds no LoRA,
+    Raises HeaderError or PickleRefused for a damaged or hostile file, NotADiffusionModel for one that holds no LoRA,
     Unsupported for kinds that are not read, WeightMismatch for a LoRA that is incomplete or damaged.
     """
-    return parse_lora(read_header(path))
+    return parse_lora(read_lora_header(path))
 
 
 def parse_lora(header: Header) -> Lora:
@@ -202,7 +202,8 @@ def _take_apart(header: Header) -> tuple[dict[str, Place], tuple[str, ...]]:
                 "kohya's, diffusers' or LyCORIS's programs write them"
             )
     embeddings = tuple(name for name in header.entries if EMBEDDING.fullmatch(name))
-    found = {name: read_name(name) for name in header.entries if name not in embeddings}
+    apart = set(embeddings)
+    found = {name: read_name(name) for name in header.entries if name not in apart}
     factors = {place.module for place in found.values() if place and place.leaf == "on_input"}
     places: dict[str, Place] = {}
     others = []
@@ -230,7 +231,7 @@ def _read_numbers(header: Header, entries: list[TensorEntry]) -> dict[str, float
                 f"{header.path.name}: {shown(entry.name)} is {entry.dtype} of shape {list(entry.shape)}, expected one number; "
                 "download it again"
             )
-    arrays = read_small(header, [entry.name for entry in entries], limit=8 * len(entries))
+    arrays = read_numbers(header, [entry.name for entry in entries], limit=8 * len(entries))
     numbers = {name: float(array.reshape(-1)[0]) for name, array in arrays.items()}
     for name, number in numbers.items():
         if not math.isfinite(number):

@@ -19,21 +19,22 @@ EVERY = frozenset({"alpha", "scale", "diff_b"})
 
 @dataclass(frozen=True)
 class Size:
-    """shape: of the weight that a change is for; of a rotation only the rows, (rows,). rank: None where it has none.
+    """shape: of the weight that a change is for. rank: None where it has none.
 
-    columns: whether a vector is for the columns instead of the rows.
+    by_rows: of a rotation or of factors only the rows are known, (rows,); columns: such factors are for the columns instead.
     """
 
     shape: Shape
     rank: int | None = None
+    by_rows: bool = False
     columns: bool = False
 
     def fits(self, target: Shape) -> bool:
         """Whether it can change a weight of shape `target`; a kernel of 1x1 and none are the same."""
         if self.columns:
             return len(target) > 1 and self.shape == target[1:2]
-        if len(self.shape) == 1 and len(target) > 1:
-            return self.shape == target[:1]
+        if self.by_rows:
+            return len(target) > 1 and self.shape == target[:1]
         flat = (target[0], math.prod(target[1:]))
         return plain(self.shape) == plain(target) or (len(target) > 1 and self.shape == flat)
 
@@ -133,7 +134,7 @@ def order_glora(shapes: Shapes) -> tuple[tuple[str, str], tuple[str, str]] | Non
 
 def measure_oft(shapes: Shapes) -> Size | None:
     """Rotations of blocks of rows: (blocks, size, size)."""
-    blocks = shapes["oft_blocks"]
+    blocks = shapes.get("oft_blocks", shapes.get("oft_diag", ()))
     if len(blocks) != 3 or blocks[1] != blocks[2]:
         return None
     return _rotation(shapes, blocks[0] * blocks[1], blocks[1])
@@ -158,12 +159,20 @@ def _rotation(shapes: Shapes, rows: int, size: int) -> Size | None:
     rescale = shapes.get("rescale")
     if rescale is not None and (rescale[:1] != (rows,) or math.prod(rescale) != rows):
         return None
-    return Size((rows,), size)
+    return Size((rows,), size, by_rows=True)
 
 
 def measure_ia3(shapes: Shapes) -> Size | None:
     """A vector of factors; which way it lies is read from the file's `on_input`."""
-    return Size((math.prod(shapes["weight"]),))
+    return Size((math.prod(shapes["weight"]),), by_rows=True)
+
+
+def measure_peft_ia3(shapes: Shapes) -> Size | None:
+    """(rows, 1) or, of what PEFT calls feedforward, (1, columns); of kernels both are (1, n, 1, 1), which tells nothing."""
+    rows, *rest = shapes["ia3_l"]
+    if len(rest) != 1 or 1 not in (rows, rest[0]):
+        return None
+    return Size((rows,), by_rows=True) if rest == [1] else Size((rest[0],), columns=True)
 
 
 def _product(a: Shape, b: Shape, kernel: Shape | None = None) -> Size | None:
@@ -182,13 +191,15 @@ LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 LOKR = frozenset(f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2"))
 DORA = frozenset({"dora_scale"})
 KINDS: tuple[Kind, ...] = (
-    Kind("LoRA", ("lora_",), LORA, DORA | {"lora_mid.weight"}, measure_lora),
+    Kind("LoRA", ("lora_",), LORA, DORA | {"lora_mid.weight", "lora_up.bias"}, measure_lora),
     Kind("LoHa", ("hada_",), LOHA, DORA | {"hada_t1", "hada_t2"}, measure_loha),
     Kind("LoKr", ("lokr_",), (), DORA | LOKR, measure_lokr),
     Kind("GLoRA", ("a1.", "a2.", "b1.", "b2."), ("a1.weight", "a2.weight", "b1.weight", "b2.weight"), frozenset(),
          measure_glora),
     Kind("OFT", ("oft_blocks",), ("oft_blocks",), frozenset({"rescale"}), measure_oft),
+    Kind("OFT", ("oft_diag",), ("oft_diag",), frozenset({"rescale"}), measure_oft),  # LyCORIS before 2.1: R itself
     Kind("IA3", ("on_input",), ("weight", "on_input"), frozenset(), measure_ia3),
+    Kind("IA3", ("ia3_l",), ("ia3_l",), frozenset(), measure_peft_ia3),
     Kind("norm", ("w_norm", "b_norm"), ("w_norm",), frozenset({"b_norm"}), lambda shapes: Size(shapes["w_norm"])),
     Kind("full", ("diff",), (), frozenset({"diff"}),
          lambda shapes: Size(shapes["diff"]) if "diff" in shapes else Size(())),
@@ -200,5 +211,5 @@ def recognise_kind(shapes: Shapes) -> Kind | None:
     """The kind of a module with these leaves; None where they are of none."""
     for kind in KINDS:
         if any(leaf.startswith(kind.marks) for leaf in shapes):
-            return BOFT if kind.title == "OFT" and len(shapes["oft_blocks"]) == 4 else kind
+            return BOFT if kind.title == "OFT" and len(shapes.get("oft_blocks", ())) == 4 else kind
     return None

@@ -16,12 +16,14 @@ LEAVES = (
     "lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "scale", "dora_scale",
     "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2",
     "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2",
-    "oft_blocks", "rescale", "a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight",
-    "weight", "on_input", "diff", "diff_b", "w_norm", "b_norm",
+    "oft_blocks", "oft_diag", "rescale", "lora_up.bias", "a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight",
+    "weight", "on_input", "ia3_l", "diff", "diff_b", "w_norm", "b_norm",
 )  # fmt: skip
 _PLAIN = re.compile(rf"(.+?)\.({'|'.join(map(re.escape, LEAVES))})", re.ASCII)
-_PEFT = re.compile(r"(.+?)\.lora_([AB])(?:\.(?!weight\b)\w+)?(?:\.weight)?", re.ASCII)
+_PEFT = re.compile(r"(.+?)\.lora_([AB])(?:\.(?!(?:weight|bias)\b)\w+)?(?:\.weight)?", re.ASCII)
+_PEFT_BIAS = re.compile(r"(.+?)\.lora_B(?:\.(?!bias\b)\w+)?\.bias", re.ASCII)
 _MAGNITUDE = re.compile(r"(.+?)\.lora_magnitude_vector(?:\.\w+)*", re.ASCII)
+_PEFT_IA3 = re.compile(r"(.+?)\.ia3_l(?:\.\w+)?", re.ASCII)
 _DIFFUSERS = re.compile(r"(.+?)\.(?:lora|lora_linear_layer)\.(up|down)\.weight", re.ASCII)
 _PROCESSOR = re.compile(r"(.+?)(?:\.processor)?\.to_(q|k|v|out)_lora\.(up|down)\.weight", re.ASCII)
 _NUMBERED = re.compile(r"((?:unet|text_encoder):(?:0|[1-9]\d{0,4})):(up|down)", re.ASCII)
@@ -32,6 +34,7 @@ _SINGLE_FILE = re.compile(r"lora_unet_(input_blocks|middle_block|output_blocks|t
 PREFIXES: tuple[tuple[str, str, str], ...] = (
     (r"lora_unet_", "lora_unet_", "kohya"),
     (r"lora_te([12]?)_", r"lora_te\1_", "kohya"),
+    (r"oft_unet_", "lora_unet_", "kohya"),  # of its program for OFT, which changes the UNet alone
     (r"lora_unet\.", "lora_unet_", "OneTrainer"),
     (r"lora_te([12]?)\.", r"lora_te\1_", "OneTrainer"),
     (r"lycoris_te([12]?)_", r"lora_te\1_", "LyCORIS"),
@@ -76,6 +79,10 @@ def read_name(tensor: str) -> Place | None:
         return _place(found[1], _HALVES[found[2]])
     if found := _PEFT.fullmatch(tensor):
         return _place(found[1], _HALVES[found[2]], "PEFT")
+    if found := _PEFT_BIAS.fullmatch(tensor):
+        return _place(found[1], "lora_up.bias", "PEFT")
+    if found := _PEFT_IA3.fullmatch(tensor):
+        return _place(found[1], "ia3_l", "PEFT")
     if found := _MAGNITUDE.fullmatch(tensor):
         return _place(found[1], "dora_scale", "PEFT")
     if found := _PLAIN.fullmatch(tensor):

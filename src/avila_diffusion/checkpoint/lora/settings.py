@@ -24,7 +24,7 @@ COMPONENTS = {
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
 }
-SUPPORTED = ("LORA", "LOHA", "LOKR")
+SUPPORTED = ("LORA", "LOHA", "LOKR", "IA3")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import nn
 from ...errors import Unsupported
 from ...models.clip import ClipTextModel
 from ...models.layers import Conv2d, GroupNorm, Layer, LayerNorm, Linear
-from ...models.open_clip import MultiheadAttention
+from ...models.open_clip import MultiheadAttention, OpenClipTextModel
 from ..header import shown
 from ..keys import open_clip_to_transformers, unet_to_diffusers
 from ..load import Model, TextModel
@@ -29,12 +29,16 @@ NORMS: Kinds = {LayerNorm: "weight", GroupNorm: "weight"}
 
 @dataclass(frozen=True)
 class Target:
-    """A parameter, or one third of its rows where q, k and v lie in one matrix. part: "unet", "text encoder 1" …"""
+    """A parameter, or one third of its rows where q, k and v lie in one matrix. part: "unet", "text encoder 1" …
+
+    transposed: whether the file means the transpose, as of OpenCLIP's text_projection, which multiplies from the right.
+    """
 
     layer: Layer
     parameter: str
     part: str
     third: int | None = None
+    transposed: bool = False
 
     @property
     def bias(self) -> str:
@@ -43,7 +47,7 @@ class Target:
 
     @property
     def has_bias(self) -> bool:
-        return getattr(self.layer, self.bias, None) is not None
+        return self.bias != self.parameter and getattr(self.layer, self.bias, None) is not None
 
     @property
     def is_text(self) -> bool:
@@ -51,8 +55,8 @@ class Target:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the rows that it means."""
-        rows, *rest = getattr(self.layer, self.parameter).shape
+        """Of the rows that it means, as files have it."""
+        rows, *rest = getattr(self.layer, self.parameter).shape[:: -1 if self.transposed else 1]
         return (rows if self.third is None else rows // 3, *rest)
 
     @property
@@ -62,13 +66,19 @@ class Target:
         return None if self.third is None else slice(self.third * height, (self.third + 1) * height)
 
 
-def name_targets(model: Model, *, norms: bool = False) -> dict[str, Target]:
-    """Everything in the UNet and the text towers that a LoRA may change, by kohya's names. norms: normalisations too."""
-    kinds = CHANGED | NORMS if norms else CHANGED
+def name_targets(model: Model, *, every: bool = False) -> dict[str, Target]:
+    """What in the UNet and the text towers a LoRA may change, by kohya's names.
+
+    every: what is not trained here too, normalisations and the text towers' projections.
+    """
+    kinds = CHANGED | NORMS if every else CHANGED
     found = dict(_unet_targets(model.unet, kinds))
     for number, tower in enumerate(model.text, 1):
         prefix = "lora_te_" if len(model.text) == 1 else f"lora_te{number}_"
-        found |= _tower_targets(tower, prefix, f"text encoder {number}", kinds)
+        part = f"text encoder {number}"
+        found |= _tower_targets(tower, prefix, part, kinds)
+        if every and isinstance(tower, OpenClipTextModel) and tower.text_projection is not None:
+            found[f"{prefix}text_projection"] = Target(tower, "text_projection", part, transposed=True)
     return found
 
 
