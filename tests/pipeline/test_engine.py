@@ -269,7 +269,12 @@ def test_ngms_is_compared_with_what_the_sampler_hands_on(
     engine = make_engine()
     seen: list[int] = []
     forward = engine.model.unet.forward
-    monkeypatch.setattr(engine.model.unet, "forward", lambda x, *a, **b: (seen.append(len(x)), forward(x, *a, **b))[1])
+
+    def counted(x: torch.Tensor, *inputs: Any, **named: Any) -> Any:
+        seen.append(len(x))
+        return forward(x, *inputs, **named)
+
+    monkeypatch.setattr(engine.model.unet, "forward", counted)
     finish(engine.generate(ask(sampler=sampler, steps=steps, guidance_scale=3, ngms=ngms, negative_prompt="rain")))
     assert seen == guided
 

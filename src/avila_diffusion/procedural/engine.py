@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from ..errors import Cancelled
 from ..images import Image
@@ -50,7 +50,8 @@ class ProceduralEngine:
 
 def _unused(request: GenerateRequest) -> tuple[str, ...]:
     """A line with the fields that are set and have no meaning without a model."""
-    values = ((field.name, getattr(request, field.name), field.default) for field in fields(request))
+    plain = replace(request, rng=None if request.rng == "nv" else request.rng)  # metadata name the default too
+    values = ((field.name, getattr(plain, field.name), field.default) for field in fields(plain))
     idle = [name for name, value, default in values if name not in READ and value != default]
     if not idle:
         return ()
