@@ -112,3 +112,18 @@ def test_convert(calls: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert calls == [(*files, {"dtype": None, "overwrite": False}), (*files, {"dtype": "bf16", "overwrite": True})]
     assert main(["convert", "a.ckpt", "b.safetensors", "--dtype", "f8"]) == 2
     assert main(["convert", "a.ckpt"]) == 2
+
+
+def test_a_picture_drawn_without_a_model_is_drawn_again_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", "a sunset", "--procedural", "-W", "64", "-H", "64", "-s", "1", "-o", "p.png", "-q"]) == 0
+    for command in (["generate", "--from", "p.png", "-o", "q.png"], ["replay", "p.png", "--verify"]):
+        capsys.readouterr()
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        assert "p.png was drawn without a model; `avila generate --from p.png --procedural`" in said
+    assert main(["generate", "--from", "p.png", "--procedural", "-o", "q.png"]) == 0
+    assert "not used" not in capsys.readouterr().err
+    assert (tmp_path / "q.png").read_bytes() == (tmp_path / "p.png").read_bytes()

@@ -251,11 +251,25 @@ def test_quiet_is_silent(engine: FlatEngine, capsys: pytest.CaptureFixture[str])
         (["generate", "a", "--steps", "many"], "invalid int value: 'many'"),
         (["generate", "a", "--sampler", "nonsense"], "nonsense"),
         (["generate", "a", "--nonsense"], "--nonsense"),
-        (["generate", "a", "--vae", "x", "--procedural"], "--vae only means something with a checkpoint"),
+        (["generate", "a", "--vae", "x", "--procedural"], "--vae only means something with a model"),
         (["generate", "a", "--step", "3"], "--step"),
         (["generate", "a", "-m", "x", "--procedural"], "--procedural"),
         (["generate", "a", "--vae", "x"], "--vae only means something with a checkpoint"),
-        (["generate", "a", "--lora", "x", "--procedural"], "--lora only means something with a checkpoint"),
+        (["generate", "a", "--lora", "x", "--procedural"], "--lora only means something with a model"),
+        (
+            ["generate", "a", "--procedural", "--device", "cpu", "--dtype", "auto"],
+            "--device, --dtype only mean something",
+        ),
+        (["generate", "a", "--procedural", "-t", "4"], "--threads only means something with a model"),
+        (["generate", "a", "--procedural", "--no-mmap"], "--no-mmap only means something with a model"),
+        (["generate", "a", "--procedural", "--lenient"], "--lenient only means something with a model"),
+        (["generate", "a", "--procedural", "--models-dir", "d"], "--models-dir only means something with a model"),
+        (["generate", "a", "--sampler", "Karras"], "is a schedule, not a sampler; give it as schedule (--schedule"),
+        (["generate", "a", "--scheduler", "euler"], "is a sampler, not a schedule; give it as sampler (--sampler"),
+        (["generate", "a", "-o", os.devnull], "is a device, not a file"),
+        (["generate", "\udcff"], "the text is not UTF-8"),
+        (["generate", "a", "-n", "\udcff"], "the text is not UTF-8"),
+        (["prompt", "\udcff"], "the text is not UTF-8"),
         (["generate", "a", "-t", "0"], "threads is 0"),
         (["generate", "a", "-o", "a.gif"], "a.png"),
         (["generate", "a", "-o", ""], "empty name"),
@@ -359,3 +373,14 @@ def test_too_little_memory_is_named(
     engine.fail = error
     assert main(["generate", "cat", "-q"]) == 1
     assert "not enough memory" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows hands over UTF-16, whatever the locale")
+def test_a_prompt_typed_where_the_locale_is_ascii(
+    engine: FlatEngine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python decodes the arguments by the locale, and keeps what does not fit in lone surrogates."""
+    pieces = "maçã 🍎".encode().decode("ascii", "surrogateescape")
+    monkeypatch.setattr(os, "fsencode", lambda text: text.encode("ascii", "surrogateescape"))
+    assert main(["generate", pieces, "-n", pieces, "-q"]) == 0
+    assert (engine.requests[0].prompt, engine.requests[0].negative_prompt) == ("maçã 🍎", "maçã 🍎")

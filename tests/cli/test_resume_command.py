@@ -180,6 +180,24 @@ def test_another_model_is_refused(model: Path, tmp_path: Path, capsys: pytest.Ca
     run("resume", "j", "-o", "z.png")
 
 
+def test_borders_of_samplers_that_walk_steps_of_their_own(
+    model: Path, made: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """3 steps of UniPC are 4 in AUTOMATIC1111's grid, 5 of DDIM are 4: the borders are those that were walked."""
+    run(*LINE, "--steps", "3", "-m", model, "--journal", "u", "-o", "u.png", "--sampler", "UniPC")
+    assert len(made) == 4
+    run("resume", "u", "--branch-at", "3", "-p", "a dog", "-o", "branch.png")
+    assert len(made) == 5
+    assert (read_image("branch.png").pixels != read_image("u.png").pixels).any()
+    run("resume", "u", "--branch-at", "4", "-p", "a dog", "-o", "last.png")
+    assert (read_image("last.png").pixels == read_image("u.png").pixels).all()
+    run(*LINE, "--steps", "5", "-m", model, "--journal", "d", "-o", "d.png", "--sampler", "DDIM")
+    for journal, border in (("u", "5"), ("d", "5"), ("d", "600")):
+        said = refused(capsys, "resume", journal, "--branch-at", border, "-p", "a dog", "-o", "n.png")
+        assert f"picture 1 took 4 sampler steps; branch at 0 to 4, not {border}" in said
+    assert "there is no border -1" in refused(capsys, "resume", "d", "--branch-at", "-1", "-p", "a dog")
+
+
 def test_branches(model: Path, made: list[int], capsys: pytest.CaptureFixture[str]) -> None:
     run(*LINE, "--steps", "5", "-m", model, "--journal", "j", "-o", "a.png", "-b", "2")
     journal = Path("j").read_bytes()

@@ -235,6 +235,50 @@ def test_a_picture_of_a_job_is_the_one_made_alone(key: str, rng: Any, make_engin
     assert len({image.pixels.tobytes() for image in alone}) == 3
 
 
+@pytest.mark.parametrize("key", ["euler_ancestral", "dpmpp_sde", "ddim", "uni_pc", "euler_ancestral_cfg_pp", "lcm"])
+def test_a_picture_of_a_guided_job_is_the_one_made_alone(key: str, make_engine: Any, finish: Any) -> None:
+    """In ComfyUI's way a picture's noise is its part of the batch's: alone it says which of how many it is."""
+    engine = make_engine()
+    request = ask(sampler=SAMPLERS[key].name, steps=3, seed=41, guidance_scale=3, negative_prompt="rain")
+    together = finish(engine.generate(replace(request, batch=3)))
+    alone = [finish(engine.generate(replace(request, seed=seed)))[0] for seed in (41, 42, 43)]
+    assert [image.pixels.tobytes() for image in together] == [image.pixels.tobytes() for image in alone]
+    assert len({image.pixels.tobytes() for image in alone}) == 3
+    request = replace(request, compat="comfyui")
+    together = finish(engine.generate(replace(request, batch=3)))
+    parts = [replace(request, noise_batch=3, noise_index=index) for index in range(3)]
+    alone = [finish(engine.generate(part))[0] for part in parts]
+    assert [image.pixels.tobytes() for image in together] == [image.pixels.tobytes() for image in alone]
+    assert len({image.pixels.tobytes() for image in alone}) == 3
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "ngms", "guided"),
+    [
+        # AUTOMATIC1111's DDIM of 10 steps asks at timesteps 901, 801, … 101 and ends at 1; its "sigma" is that number.
+        ("DDIM", 10, 701.0, [2, 2, 2, 1, 2, 1, 2, 1, 2]),
+        ("DDIM", 10, 14.0, [2] * 9),  # all sigmas are below 14, all timesteps above
+        ("PLMS", 10, 101.5, [2] * 9 + [1]),  # its first step takes two calls
+        ("UniPC", 10, 100.0, [2, 2, 2, 2, 2, 2, 2, 2, 2, 1]),  # 999, 899.1, … 99.9
+        ("Euler", 10, 14.0, [2, 1, 2, 1, 2, 1, 2, 1, 2, 1]),  # sigmas, as everywhere else
+    ],
+)
+def test_ngms_is_compared_with_what_the_sampler_hands_on(
+    sampler: str, steps: int, ngms: float, guided: list[int], make_engine: Any, finish: Any, monkeypatch: Any
+) -> None:
+    engine = make_engine()
+    seen: list[int] = []
+    forward = engine.model.unet.forward
+
+    def counted(x: torch.Tensor, *inputs: Any, **named: Any) -> Any:
+        seen.append(len(x))
+        return forward(x, *inputs, **named)
+
+    monkeypatch.setattr(engine.model.unet, "forward", counted)
+    finish(engine.generate(ask(sampler=sampler, steps=steps, guidance_scale=3, ngms=ngms, negative_prompt="rain")))
+    assert seen == guided
+
+
 def test_the_rest_of_a_request_changes_the_picture(make_engine: Any, finish: Any) -> None:
     engine = make_engine()
     request = ask(sampler="Euler a", steps=3, guidance_scale=3, negative_prompt="rain")

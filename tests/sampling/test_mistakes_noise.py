@@ -40,7 +40,7 @@ MISTAKES = [
     ("guidance.py", "call.number / calls <= self.skip_early", "call.number / calls < self.skip_early"),
     ("guidance.py", "if self.skip_early > 0 and", "if"),
     ("guidance.py", "call.number % 2 == 1", "call.number % 2 == 0"),
-    ("guidance.py", "call.sigma < self.ngms", "call.sigma <= self.ngms"),
+    ("guidance.py", "level < self.ngms", "level <= self.ngms"),
     ("guidance.py", "share = call.step / steps", "share = call.number / steps"),
     ("guidance.py", "(share >= self.stop", "(share > self.stop"),
     ("guidance.py", "min(step, len(self.scales) - 1)", "step % len(self.scales)"),

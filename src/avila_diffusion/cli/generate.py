@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
+from .parser import typed_text
 from .request_options import add_request_options, given
 from .styling import add_style_options, styles_of
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 MODEL_OPTIONS = ("vae", "text_encoder", "lora", "prediction", "embeddings_dir")
+"""Options that mean nothing without a checkpoint; but for LoRAs, they mean nothing with the bundled one either."""
+RUN_OPTIONS = ("lenient", "models_dir", "device", "dtype", "threads", "no_mmap")
+"""Options that mean nothing without any model."""
 SCHEDULE_FIELDS = frozenset({"schedule", "steps", "rho", "sigma_min", "sigma_max"})
 """What sigmas take the place of."""
 BUNDLED = "no model given: drawn by the small bundled one; -m FILE takes a checkpoint, --procedural needs none"
@@ -35,8 +39,8 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
         help="make pictures from a prompt",
         description="Make pictures from a prompt: with a checkpoint (-m), else with the small model that comes with avila.",
     )
-    generate.add_argument("words", metavar="PROMPT", nargs="?", help="what to draw")
-    generate.add_argument("-p", "--prompt", metavar="TEXT", help="the same, as an option")
+    generate.add_argument("words", metavar="PROMPT", nargs="?", type=typed_text, help="what to draw")
+    generate.add_argument("-p", "--prompt", type=typed_text, metavar="TEXT", help="the same, as an option")
     generate.add_argument(
         "--from",
         dest="from_image",
@@ -80,8 +84,8 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--prediction", choices=("epsilon", "v", "edm"), help="what the UNet predicts, where files lie")
     group.add_argument("--embeddings-dir", metavar="DIR", help="textual inversions; default: in the models folders")
     group.add_argument("--models-dir", metavar="DIR", help="where names of models are looked up")
-    group.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps")
-    group.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto")
+    group.add_argument("--device", metavar="DEVICE", help="auto (default), cpu, cuda, cuda:1, mps")
+    group.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), help="default auto")
     group.add_argument("-t", "--threads", type=int, metavar="N", help="processor threads; default: one a core")
     group.add_argument("--no-mmap", action="store_true", help="read the file into memory instead of mapping it")
 
@@ -181,14 +185,7 @@ def _request(options: argparse.Namespace, carried: Mapping[str, Any], notes: lis
         raise RequestError(
             "--procedural makes no model calls, so there is nothing to record; leave out --journal and --trail"
         )
-    if options.model is None and options.from_image is None:
-        named = MODEL_OPTIONS if options.procedural else [name for name in MODEL_OPTIONS if name != "lora"]
-        useless = [f"--{name.replace('_', '-')}" for name in named if getattr(options, name) is not None]
-        if useless:
-            raise RequestError(
-                f"{', '.join(useless)} only means something with a checkpoint"
-                + ("; leave out --procedural" if options.procedural else " of yours; add -m FILE")
-            )
+    _refuse_useless(options)
     if options.journal == "":
         raise RequestError("the journal has an empty name; give --journal the name of a file")
     if options.threads is not None and options.threads < 1:
@@ -196,6 +193,21 @@ def _request(options: argparse.Namespace, carried: Mapping[str, Any], notes: lis
     values = _values(options, carried)
     prompt, negative = apply_styles(prompt, values.pop("negative_prompt", ""), styles_of(options, notes))
     return GenerateRequest(prompt=prompt, negative_prompt=negative, **values)
+
+
+def _refuse_useless(options: argparse.Namespace) -> None:
+    """Raise RequestError for options of a model where there is none, or not one that they could be for."""
+    if not options.procedural and (options.model is not None or options.from_image is not None):
+        return
+    bundled = [name for name in MODEL_OPTIONS if name != "lora"]
+    named = (*MODEL_OPTIONS, *RUN_OPTIONS) if options.procedural else bundled
+    useless = [f"--{name.replace('_', '-')}" for name in named if getattr(options, name) not in (None, False)]
+    if useless:
+        mean = "only means" if len(useless) == 1 else "only mean"
+        raise RequestError(
+            f"{', '.join(useless)} {mean} something with a "
+            + ("model; leave out --procedural" if options.procedural else "checkpoint of yours; add -m FILE")
+        )
 
 
 def embedding_folders_of(options: argparse.Namespace) -> list[Path] | None:
@@ -234,8 +246,8 @@ def _engine(options: argparse.Namespace, display: ProgressDisplay) -> tuple[Avil
         lora=loras or None,
         prediction=options.prediction,
         embeddings=embedding_folders_of(options),
-        device=options.device,
-        dtype=options.dtype,
+        device=options.device or "auto",
+        dtype=options.dtype or "auto",
         threads=options.threads,
         mmap=not options.no_mmap,
         lenient=options.lenient,

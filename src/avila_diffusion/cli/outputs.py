@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,10 @@ class Destination:
         if not output:
             raise RequestError("the output is an empty name; give -o a file or a folder")
         path = Path(output)
+        if _is_device(path):
+            raise RequestError(
+                f"{output} is a device, not a file or a folder; name the output a picture such as out.png"
+            )
         if output.endswith(("/", os.sep)) or os.path.isdir(output):  # noqa: PTH112 (False for impossible names)
             return cls(folder=path, stem=None, pictures=pictures)
         suffix = path.suffix.lower()
@@ -148,6 +153,15 @@ class Destination:
                 return path
             except FileExistsError:
                 number += 1
+
+
+def _is_device(path: Path) -> bool:
+    """Whether nothing that is written there can be kept as a picture: /dev/null, a pipe, NUL on Windows."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _trail_suffix() -> str:

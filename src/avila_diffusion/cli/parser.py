@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import NoReturn
 
 from ..errors import RequestError
@@ -44,3 +45,16 @@ def build_parser() -> Parser:
 def one_line(error: BaseException) -> str:
     """What an error says, on one line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def typed_text(text: str) -> str:
+    """A prompt as it was typed: where the locale knows only ASCII (LC_ALL=C), Python hands its UTF-8 on in pieces.
+
+    Raises ArgumentTypeError for bytes that are no UTF-8.
+    """
+    if not any("\ud800" <= letter <= "\udfff" for letter in text):
+        return text
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+        raise argparse.ArgumentTypeError("the text is not UTF-8; type it in a UTF-8 locale") from None

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AvilaError
+from .parser import typed_text
 from .styling import add_style_options, styles_of
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
         description="Show what becomes of a prompt: network tags, parts, the schedule, weights, tokens and chunks. "
         "Makes no picture, and needs no model. Embeddings are found as `avila generate` finds them.",
     )
-    prompt.add_argument("prompt", metavar="PROMPT")
-    prompt.add_argument("-n", "--negative-prompt", metavar="TEXT", help="explain this one too")
+    prompt.add_argument("prompt", type=typed_text, metavar="PROMPT")
+    prompt.add_argument("-n", "--negative-prompt", type=typed_text, metavar="TEXT", help="explain this one too")
     prompt.add_argument("-m", "--model", metavar="MODEL", help="as this model reads it: its text encoders and padding")
     prompt.add_argument("--models-dir", metavar="DIR", help="where names of models are looked up")
     prompt.add_argument("--embeddings-dir", metavar="DIR", help="textual inversions; default: in the models folders")

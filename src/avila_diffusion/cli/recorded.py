@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from ..metadata import Found
     from .progress import ProgressDisplay
 
+PROCEDURAL = "avila procedural"
+"""What pictures that were drawn without a model name in a model's place."""
+
 
 def read_found(path: str) -> Found:
     """How the picture in a file was made. Raises FileProblem where it does not say."""
@@ -35,6 +38,10 @@ def find_checkpoint(options: argparse.Namespace, found: Found, source: str, disp
         if wanted is not None and not has_hash(path, wanted):
             display.say(f"{path} is not the model that the metadata name ({name or wanted})")
         return path
+    if name == PROCEDURAL and wanted is None:
+        raise ModelNotFound(
+            f"{source} was drawn without a model; `avila generate --from {source} --procedural` draws it again"
+        )
     problem = f"the metadata of {source} name no model"
     if name is not None:
         try:

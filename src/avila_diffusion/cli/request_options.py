@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from ..errors import RequestError
+from .parser import typed_text
 
 MODEL_SIZE = "default: the model's own size"
 NEEDS = {
@@ -22,7 +23,7 @@ NEEDS = {
 def add_request_options(parser: argparse.ArgumentParser) -> None:
     """Add an option for every field of `GenerateRequest` but the prompt. What is not given is not in `given`."""
     picture = parser.add_argument_group("the picture")
-    picture.add_argument("-n", "--negative-prompt", metavar="TEXT", help="what to stay away from")
+    picture.add_argument("-n", "--negative-prompt", type=typed_text, metavar="TEXT", help="what to stay away from")
     picture.add_argument("-W", "--width", type=int, metavar="PIXELS", help=MODEL_SIZE)
     picture.add_argument("-H", "--height", type=int, metavar="PIXELS", help=MODEL_SIZE)
     picture.add_argument("--steps", type=int, metavar="N", help="sampling steps; default: the model's, else 20")
@@ -81,7 +82,7 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
         "guidance-start": "share of the steps before guidance begins",
         "guidance-stop": "share of the steps after which it ends",
         "skip-early": "share of the steps, at first, without the negative prompt",
-        "ngms": "noise level below which every second call does without the negative prompt",
+        "ngms": "noise level (timestep for DDIM, PLMS, UniPC) below which every second call has no negative prompt",
     }
     for name, text in numbers.items():
         group.add_argument(f"--{name}", type=float, metavar="X", help=text)

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
+from .parser import typed_text
 
 if TYPE_CHECKING:
     from ..pipeline.journal import Journal
@@ -32,8 +33,10 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     )
     branch = resume.add_argument_group("another way")
     branch.add_argument("--branch-at", type=int, metavar="K", help="keep K steps; what follows is made anew")
-    branch.add_argument("-p", "--prompt", metavar="TEXT", help="by this prompt from there")
-    branch.add_argument("-n", "--negative-prompt", metavar="TEXT", help="by this negative prompt from there")
+    branch.add_argument("-p", "--prompt", type=typed_text, metavar="TEXT", help="by this prompt from there")
+    branch.add_argument(
+        "-n", "--negative-prompt", type=typed_text, metavar="TEXT", help="by this negative prompt from there"
+    )
     branch.add_argument(
         "--cfg", dest="guidance_scale", type=float, metavar="X", help="by this guidance scale from there"
     )

@@ -38,6 +38,7 @@ from .loras import LoraRack, Weighted, lora_hashes
 from .plan import make_plan
 from .prompts import Prompts, condition, read_prompts
 from .provenance import told_conditions
+from .unused import unused
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ class ModelEngine:
 
         ledger: what the run answers from and writes to, by default nothing.
         """
-        return self._run(self.accept(request), cancel, Ledger() if ledger is None else ledger)
+        return self._run(self.accept(request), cancel, Ledger() if ledger is None else ledger, asked=request)
 
     def accept(self, request: GenerateRequest) -> GenerateRequest:
         """The request with nothing left open. Raises RequestError or Unsupported for what cannot be run."""
@@ -106,7 +107,7 @@ class ModelEngine:
         return replace(request, **drawn)
 
     def _run(
-        self, request: GenerateRequest, cancel: threading.Event | None, ledger: Ledger
+        self, request: GenerateRequest, cancel: threading.Event | None, ledger: Ledger, *, asked: GenerateRequest
     ) -> Iterator[Progress | GenerateResult]:
         began = time.perf_counter()
         images = len(request.seeds)
@@ -135,7 +136,7 @@ class ModelEngine:
             seconds=time.perf_counter() - began,
             report=self.model.report,
             drawn_at=None if drawn == request else _size(drawn),
-            notes=notes,
+            notes=(*notes, *unused(asked, guided=not make_plan(request, self.model.spec, self.table).unguided)),
         )
 
     @torch.no_grad()

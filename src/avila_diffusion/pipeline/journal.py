@@ -245,11 +245,13 @@ class Journal:
         for image in range(self.pictures):
             steps = self.steps(image)
             border = next((number for number, step in enumerate(steps) if step >= at), None)
+            last = max(steps, default=-1) + 1
+            if self.finished(image) and at > last:
+                raise JournalProblem(f"picture {image + 1} took {last} sampler steps; branch at 0 to {last}, not {at}")
             if at and border is None and not self.finished(image):
-                reached = max(steps, default=0)
                 raise JournalProblem(
-                    f"picture {image + 1} is recorded up to the border of step {reached}, not of {at}; "
-                    f"go on with `avila resume {self.path}` first, or branch at {reached} or before"
+                    f"picture {image + 1} is recorded up to the border of step {max(last - 1, 0)}, not of {at}; "
+                    f"go on with `avila resume {self.path}` first, or branch at {max(last - 1, 0)} or before"
                 )
             self._calls[image] = self._calls.get(image, [])[:border]
         self._stages, self._files = {}, {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ from ..config import ModelSpec
 from ..errors import RequestError
 from ..request import GenerateRequest
 from ..sampling.denoiser import Denoiser
+from ..sampling.grids import GRIDS
 from ..sampling.guidance import Call, Denoise, Denoised, Guidance, guide
 from ..sampling.lcm import lcm_denoiser
 from ..sampling.names import SamplerInfo, resolve_sampler, resolve_schedule
@@ -144,5 +146,19 @@ def make_plan(request: GenerateRequest, spec: ModelSpec, table: NoiseTable) -> P
         skip_early=request.skip_early,
         ngms=request.ngms,
         ngms_all=request.ngms_all,
+        ngms_level=partial(_timestep, table) if _asks_by_timestep(sampler, request) else None,
     )
     return Plan(request, sampler, sigmas, table, options, guidance, calls(sampler, sigmas))
+
+
+def _asks_by_timestep(sampler: SamplerInfo, request: GenerateRequest) -> bool:
+    """Whether AUTOMATIC1111's sampler hands its model a timestep where others hand a sigma: DDIM, PLMS, UniPC and kin.
+
+    Its "Negative Guidance minimum sigma" is then compared with the timestep, a number up to 999.
+    """
+    return sampler.grid in GRIDS and numbers_of(request) == "a1111"
+
+
+def _timestep(table: NoiseTable, sigma: float) -> float:
+    """The timestep of a level, without the last bits that the way from timestep to sigma and back leaves."""
+    return round(float(table.sigma_to_t(sigma)), 6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import fields, replace
 
 from ..errors import Cancelled
 from ..images import Image
@@ -15,19 +16,23 @@ from .render import draw
 
 NAME = "avila procedural"
 SIZE = 512
+READ = frozenset({"prompt", "negative_prompt", "width", "height", "seed", "batch", "count"})
+"""The fields of a request that this generator looks at."""
 
 
 class ProceduralEngine:
-    """Draws requests. Of a request it reads the prompts, the size and the seed; sampling options mean nothing to it."""
+    """Draws requests. Of a request it reads the prompts, the size and the seed; sampling options mean nothing to it,
+    and the result says so."""
 
     def generate(
         self, request: GenerateRequest, cancel: threading.Event | None = None
     ) -> Iterator[Progress | GenerateResult]:
         """One event before each picture, the GenerateResult last. Raises Cancelled between two pictures."""
-        request = request.resolved(SIZE)
-        return self._run(request, cancel)
+        return self._run(request.resolved(SIZE), cancel, _unused(request))
 
-    def _run(self, request: GenerateRequest, cancel: threading.Event | None) -> Iterator[Progress | GenerateResult]:
+    def _run(
+        self, request: GenerateRequest, cancel: threading.Event | None, notes: tuple[str, ...]
+    ) -> Iterator[Progress | GenerateResult]:
         began = time.perf_counter()
         width, height, seeds = request.width or SIZE, request.height or SIZE, request.seeds
         made = []
@@ -40,7 +45,17 @@ class ProceduralEngine:
                 Image(pixels, infotext=write_fields(request.prompt, request.negative_prompt, fields), seed=seed)
             )
         _check(cancel)
-        yield GenerateResult(tuple(made), request, seconds=time.perf_counter() - began)
+        yield GenerateResult(tuple(made), request, seconds=time.perf_counter() - began, notes=notes)
+
+
+def _unused(request: GenerateRequest) -> tuple[str, ...]:
+    """A line with the fields that are set and have no meaning without a model."""
+    plain = replace(request, rng=None if request.rng == "nv" else request.rng)  # metadata name the default too
+    values = ((field.name, getattr(plain, field.name), field.default) for field in fields(plain))
+    idle = [name for name, value, default in values if name not in READ and value != default]
+    if not idle:
+        return ()
+    return (f"{', '.join(idle)} {'was' if len(idle) == 1 else 'were'} not used; nothing of a model is in this picture",)
 
 
 def _check(cancel: threading.Event | None) -> None:

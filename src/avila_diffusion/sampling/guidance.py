@@ -54,6 +54,7 @@ class Guidance:
     skip_early: none in the calls up to and with this share of all, if above 0 (AUTOMATIC1111's "Ignore negative prompt
         during early sampling").
     ngms, ngms_all: none at levels below ngms in every second call, or in all (its "Negative Guidance minimum sigma").
+    ngms_level: what of a sigma is compared with ngms, None for sigma itself.
     """
 
     scale: float = 7.0
@@ -64,6 +65,7 @@ class Guidance:
     skip_early: float = 0.0
     ngms: float = 0.0
     ngms_all: bool = False
+    ngms_level: Callable[[float], float] | None = None
 
     def scale_at(self, step: int) -> float:
         """The scale of a step, where guidance acts."""
@@ -76,7 +78,8 @@ class Guidance:
             return False
         if self.skip_early > 0 and call.number / calls <= self.skip_early:
             return False
-        return not (call.sigma < self.ngms and (self.ngms_all or call.number % 2 == 1))
+        level = call.sigma if self.ngms_level is None else self.ngms_level(call.sigma)
+        return not (level < self.ngms and (self.ngms_all or call.number % 2 == 1))
 
 
 def guide(

@@ -61,11 +61,15 @@ def _keys(infos: Iterable[SamplerInfo | ScheduleInfo]) -> dict[str, str]:
 
 
 def _unknown(kind: str, text: str, infos: Mapping[str, SamplerInfo | ScheduleInfo], keys: dict[str, str]) -> str:
+    shown = repr(text[:80])  # which escapes all that would break the line, each to up to 10 characters
+    shown = shown if len(shown) < 100 else shown[:100] + "…"
+    other, others = ("schedule", _SCHEDULE_KEYS) if kind == "sampler" else ("sampler", _SAMPLER_KEYS)
+    if _plain(text) in others:
+        return f"{shown} is a {other}, not a {kind}; give it as {other} (--{other} on the command line)"
     near = difflib.get_close_matches(_plain(text[:80]), keys, n=6, cutoff=0.5)
     names = list(dict.fromkeys(infos[keys[match]].name for match in near))[:4]
     offer = f"the nearest: {', '.join(names)}" if names else f"`avila {kind}s` lists those there are"
-    shown = repr(text[:80])  # which escapes all that would break the line, each to up to 10 characters
-    return f"unknown {kind} {shown if len(shown) < 100 else shown[:100] + '…'}; {offer}"
+    return f"unknown {kind} {shown}; {offer}"
 
 
 _SAMPLER_KEYS = _keys(SAMPLERS.values())

@@ -1,0 +1,93 @@
+"""What of a request changes nothing in the run it is for: a line each, so that nothing is ignored in silence.
+
+What a sampler or model cannot take at all is refused elsewhere; here is what could mean something, and does not in this run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..request import GenerateRequest
+from ..sampling.names import SCHEDULES, SamplerInfo, ScheduleInfo, resolve_sampler, resolve_schedule
+from ..sampling.restarts import FEWEST
+
+LEVELS = ("rho", "sigma_min", "sigma_max")
+GUIDED = ("guidance_rescale", "skip_early", "ngms")
+
+
+def unused(request: GenerateRequest, *, guided: bool) -> tuple[str, ...]:
+    """One line for each field, or kin of fields, that a request sets and its run does not look at.
+
+    request: as it was asked for; resolved ones have lost some. guided: whether the negative prompt is looked at.
+    """
+    sampler, joint = resolve_sampler(request.sampler)
+    schedule = resolve_schedule(request.schedule)
+    if joint is not None and schedule.key == "automatic":
+        schedule = joint
+    return (*_noise(request, sampler), *_levels(request, sampler, schedule), *_guidance(request, guided))
+
+
+def _noise(request: GenerateRequest, sampler: SamplerInfo) -> Iterator[str]:
+    if request.variation_seed not in (None, -1) and not request.variation_strength:
+        yield "variation_seed was not used; variation_strength is 0"
+    why = _noiseless(request, sampler)
+    if why is None:
+        low, high = request.s_tmin, request.s_tmax
+        if low is not None and high is not None and low > high:
+            yield f"s_churn was not used; s_tmin {low:g} lies above s_tmax {high:g}, so no level is between them"
+        return
+    churn = ("s_noise", "s_tmin", "s_tmax")
+    idle = [name for name in churn if getattr(request, name) is not None]
+    if request.ensd:
+        idle.append("ensd")
+    if idle:
+        yield f"{_listed(idle)} not used; {why}"
+
+
+def _noiseless(request: GenerateRequest, sampler: SamplerInfo) -> str | None:
+    """Why no noise is drawn after the first, None where some is."""
+    if "eta" in sampler.options:
+        eta = sampler.eta if request.eta is None else request.eta
+        return None if eta else f"{sampler.name} adds no noise between steps with eta 0"
+    if "s_churn" in sampler.options:
+        return None if request.s_churn else f"{sampler.name} adds noise between steps with s_churn above 0 only"
+    if sampler.calls == "restart" and request.steps < FEWEST:
+        return f"{sampler.name} goes back to more noise from {FEWEST} steps on"
+    return None if sampler.stochastic else f"{sampler.name} adds no noise between steps"
+
+
+def _levels(request: GenerateRequest, sampler: SamplerInfo, schedule: ScheduleInfo) -> Iterator[str]:
+    asked = [name for name in LEVELS if getattr(request, name) is not None]
+    if sampler.grid != "schedule" and request.compat != "comfyui":
+        if schedule.key != "automatic":
+            asked.insert(0, f"schedule {schedule.name}")
+        if asked:
+            yield f"{_listed(asked)} not used; {sampler.name} chooses its noise levels itself"
+        return
+    if request.sigmas is not None:
+        return
+    if schedule.key == "automatic":
+        schedule = SCHEDULES[sampler.automatic]
+    idle = [name for name in asked if name not in schedule.options]
+    if idle:
+        takes = f"takes only {', '.join(schedule.options)}" if schedule.options else "takes none of these"
+        yield f"{_listed(idle)} not used; the schedule {schedule.name} {takes}"
+
+
+def _guidance(request: GenerateRequest, guided: bool) -> Iterator[str]:
+    if request.ngms_all and not request.ngms:
+        yield "ngms_all was not used; ngms is 0"
+    scales = len(request.guidance_list or ())
+    if scales > request.steps:
+        yield f"the last {scales - request.steps} of guidance_list were not used; there are {request.steps} steps"
+    if guided:
+        return
+    idle = [name for name in GUIDED if getattr(request, name)]
+    idle += ["guidance_start"] if request.guidance_start > 0 else []
+    idle += ["guidance_stop"] if request.guidance_stop < 1 else []
+    if idle:
+        yield f"{_listed(idle)} not used, because guidance is off"
+
+
+def _listed(names: list[str]) -> str:
+    return f"{' and '.join(names)} {'was' if len(names) == 1 else 'were'}"
