@@ -216,6 +216,18 @@ def test_user_comments_in_bytes_are_read(black: Pixels, head: bytes) -> None:
     assert read_image(with_comment(black, head)).infotext is None
 
 
+@pytest.mark.parametrize("head", [b"UNICODE\0", b"JIS\0\0\0\0\0"])
+def test_user_comments_under_a_wrong_name_are_read(black: Pixels, head: bytes) -> None:
+    text = "日本\nSteps: 20, Seed: 1, Size: 8x8"
+    assert read_image(with_comment(black, head + text.encode())).infotext == text
+
+
+@pytest.mark.parametrize("order", ["be", "le"])
+def test_a_mark_of_byte_order_is_no_part_of_the_prompt(black: Pixels, order: str) -> None:
+    comment = b"UNICODE\0" + "\ufeffa cat".encode(f"utf-16-{order}")
+    assert read_image(with_comment(black, comment)).infotext == "a cat"
+
+
 def with_comment(pixels: Pixels, comment: bytes) -> bytes:
     """A JPEG with a user comment, as Pillow writes it."""
     exif = PIL.Image.Exif()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,7 @@ def test_the_samplers_in_parts() -> None:
         ({"_20": ("ImageSharpen", {"image": ["8", 0]}), "_9__images": ["20", 0]}, "node 20: ImageSharpen"),
         ({"_8": ("VAEDecodeTiled", {"samples": ["3", 0], "vae": ["4", 2]})}, "node 8: VAEDecodeTiled"),
         ({"_7": ("ConditioningZeroOut", {"conditioning": ["6", 0]})}, "node 7: ConditioningZeroOut on the way of the neg"),
+        ({"_6__text": "a cat <lora:x:0.5>"}, "words to ComfyUI, a LoRA here: <lora:x:0.5>"),
         ({"_3__sampler_name": "res_9s"}, "unknown sampler 'res_9s'"),
         ({"_3__steps": 0}, "steps is 0"),
         ({"_3": ("Sampler Of Somebody", {})}, "the graph has no sampler that is known here"),
@@ -176,7 +177,8 @@ def test_a_drawing_with_a_bypassed_node_and_a_primitive() -> None:
 
 def test_a_huge_graph_takes_no_time() -> None:
     nodes: dict[str, Any] = {
-        str(number): {"class_type": "KSampler", "inputs": {"latent_image": [str(number + 1), 0]}} for number in range(4000)
+        str(number): {"class_type": "KSampler", "inputs": {"latent_image": [str(number + 1), 0]}}
+        for number in range(4000)
     }
     nodes |= {f"o{number}": {"class_type": "SaveImage", "inputs": {"images": ["0", 0]}} for number in range(900)}
     started = time.perf_counter()
@@ -344,3 +346,11 @@ def test_no_text_stops_the_reader(text: str, name: str) -> None:
         except FileProblem as error:
             assert "carries no metadata" in str(error)
         found_in(value + "\nSteps: 1, Seed: 2, Size: 1x1").request()
+
+
+def test_blanks_in_an_old_prompt_of_invokeai_take_no_time() -> None:
+    prompt = "a" + " " * 80_000 + "cat [dog]"
+    started = time.perf_counter()
+    found = found_in(**{"sd-metadata": {"image": {"prompt": prompt}}})
+    assert time.perf_counter() - started < 1  # 5 s where every blank is tried as the first
+    assert found.request_values["negative_prompt"] == "dog"

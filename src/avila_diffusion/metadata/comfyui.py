@@ -13,6 +13,7 @@ from typing import Any
 
 from ..infotext import LoraUsed
 from .found import Draft, load_json, number, plain_fields, rows, stem, table, text_of, whole
+from .webui import LORA_TAG
 
 SOURCE = "ComfyUI"
 
@@ -73,6 +74,10 @@ def read_comfyui(texts: Mapping[str, str]) -> Draft | None:
     draft.fields = plain_fields({f"{node.id} {node.kind}": node.inputs for node in _behind(graph, sampler)})
     _read_sampler(graph, sampler, draft)
     _read_latent(graph, sampler, draft)
+    prompt = draft.values.get("prompt", "")
+    for match in LORA_TAG.finditer(prompt):
+        draft.lose("words to ComfyUI, a LoRA here", match[0])
+    draft.values["prompt"] = LORA_TAG.sub("", prompt)
     return draft
 
 
@@ -322,7 +327,9 @@ def _read_text(graph: Graph, node: Node, name: str, draft: Draft) -> tuple[str |
         ways = (name, "conditioning", "conditioning_1", "conditioning_to", "positive")
         found = next((one for way in ways if (one := _linked(graph, found, way)) is not None), None)
     assert found is not None
-    texts = [text for key in ("text", "text_g", "text_l") if (text := text_of(_told(graph, found, key, draft))) is not None]
+    texts = [
+        text for key in ("text", "text_g", "text_l") if (text := text_of(_told(graph, found, key, draft))) is not None
+    ]
     if len(set(texts)) > 1:
         draft.lost.append(f"node {found.id[:20]}: another text for each of the two text encoders")
     if found.kind != "CLIPTextEncode":

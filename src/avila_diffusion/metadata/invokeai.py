@@ -138,7 +138,7 @@ def _sampler(draft: Draft, name: object) -> None:
 def _split_prompt(draft: Draft, prompt: str) -> None:
     """Old prompts hold the negative one in square brackets."""
     negative = [part.strip(" ,") for part in re.findall(r"\[([^\[\]]*)\]", prompt)]
-    draft.values["prompt"] = re.sub(r"\s*\[[^\[\]]*\]", "", prompt).strip()
+    draft.values["prompt"] = re.sub(r"(?<!\s)\s*\[[^\[\]]*\]", "", prompt).strip()
     draft.values["negative_prompt"] = ", ".join(filter(None, negative))
 
 
