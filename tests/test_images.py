@@ -228,6 +228,25 @@ def test_a_mark_of_byte_order_is_no_part_of_the_prompt(black: Pixels, order: str
     assert read_image(with_comment(black, comment)).infotext == "a cat"
 
 
+def test_damaged_exif_harms_no_pixels(black: Pixels) -> None:
+    exif = PIL.Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + "a cat".encode("utf-16-be")
+    whole = exif.tobytes()
+    for place in range(6, len(whole), 3):
+        buffer = io.BytesIO()
+        PIL.Image.fromarray(black).save(buffer, "JPEG", exif=whole[:place] + b"\xff" + whole[place + 1 :])
+        assert read_image(buffer.getvalue()).pixels.shape == black.shape
+
+
+@pytest.mark.parametrize(
+    ("comment", "infotext"), [(b"a\nSteps: 2, Seed: 1", "a\nSteps: 2, Seed: 1"), (b"gd-jpeg", None)]
+)
+def test_the_comment_of_a_jpeg_may_be_an_infotext(black: Pixels, comment: bytes, infotext: str | None) -> None:
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(black).save(buffer, "JPEG", comment=comment)
+    assert read_image(buffer.getvalue()).infotext == infotext
+
+
 def with_comment(pixels: Pixels, comment: bytes) -> bytes:
     """A JPEG with a user comment, as Pillow writes it."""
     exif = PIL.Image.Exif()

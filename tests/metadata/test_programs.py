@@ -186,6 +186,11 @@ def test_a_huge_graph_takes_no_time() -> None:
     assert time.perf_counter() - started < 1.5  # 0.3 s; 5 s where each output walks the graph anew
 
 
+def test_a_graph_of_too_many_nodes_is_said() -> None:
+    nodes = {str(number): {"class_type": "Note", "inputs": {}} for number in range(5001)}
+    assert found_in(prompt=nodes).lost == ("the graph has 5,001 nodes; at most 5,000 are read",)
+
+
 def test_a_graph_in_circles_ends() -> None:
     nodes = graph(_3__model=["10", 0], _10__model=["10", 0], _6=("ConditioningCombine", {"conditioning_1": ["6", 0]}))
     nodes["5"] = {"class_type": "Reroute", "inputs": {"": ["5", 0]}}

@@ -63,7 +63,10 @@ Graph = dict[str, Node]
 
 def read_comfyui(texts: Mapping[str, str]) -> Draft | None:
     """A picture with a graph of ComfyUI; None for others."""
-    graph = _graph(load_json(texts.get("prompt"))) or _drawn(load_json(texts.get("workflow")))
+    told = load_json(texts.get("prompt"))
+    if len(table(told)) > _MOST_NODES:
+        return Draft(source=SOURCE, lost=[f"the graph has {len(told):,} nodes; at most {_MOST_NODES:,} are read"])
+    graph = _graph(told) or _drawn(load_json(texts.get("workflow")))
     if not graph:
         return None
     draft = Draft(source=SOURCE, values={"compat": "comfyui"})
@@ -87,7 +90,7 @@ def _graph(prompt: object) -> Graph:
         kind = table(value).get("class_type")
         if isinstance(kind, str):
             found[key] = Node(key, kind, table(value.get("inputs")))
-    return found if len(found) <= _MOST_NODES else {}
+    return found
 
 
 def _drawn(workflow: object) -> Graph:
