@@ -359,3 +359,23 @@ def test_blanks_in_an_old_prompt_of_invokeai_take_no_time() -> None:
     found = found_in(**{"sd-metadata": {"image": {"prompt": prompt}}})
     assert time.perf_counter() - started < 1  # 5 s where every blank is tried as the first
     assert found.request_values["negative_prompt"] == "dog"
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"invokeai_metadata": {"positive_prompt": "a", "model": {"name": "m"}, "new_thing": 3, "off": False}},
+        {"sd-metadata": {"image": {"prompt": "a", "steps": 2, "new_thing": 3, "off": None}}},
+        {"Description": "a", "Comment": {"uc": "", "steps": 2, "new_thing": 3, "off": []}},
+        {"parameters": {"base_model": "m", "steps": 2, "new_thing": 3, "off": ""}},
+    ],
+)
+def test_a_field_that_is_not_known_is_named(texts: dict[str, Any]) -> None:
+    notes = [note for note in found_in(**texts).notes if "not understood" in note]
+    assert notes == ["new_thing: 3 (not understood)"]
+
+
+@pytest.mark.parametrize(("source", "skip"), [("Stable Diffusion 81274D13", 2), ("Stable Diffusion XL C1E1DE52", None)])
+def test_only_the_first_models_of_novelai_skip_a_layer(source: str, skip: int | None) -> None:
+    found = found_in(Description="a", Source=source, Comment={"uc": "", "steps": 2})
+    assert (found.request_values.get("clip_skip"), "ensd" in found.request_values) == (skip, skip is not None)
