@@ -356,7 +356,8 @@ def test_no_text_stops_the_reader(text: str, name: str) -> None:
 def test_blanks_in_an_old_prompt_of_invokeai_take_no_time() -> None:
     prompt = "a" + " " * 80_000 + "cat [dog]"
     started = time.perf_counter()
-    found = found_in(**{"sd-metadata": {"image": {"prompt": prompt}}})
+    texts: dict[str, Any] = {"sd-metadata": {"image": {"prompt": prompt}}}
+    found = found_in(None, **texts)
     assert time.perf_counter() - started < 1  # 5 s where every blank is tried as the first
     assert found.request_values["negative_prompt"] == "dog"
 
