@@ -216,6 +216,37 @@ def test_user_comments_in_bytes_are_read(black: Pixels, head: bytes) -> None:
     assert read_image(with_comment(black, head)).infotext is None
 
 
+@pytest.mark.parametrize("head", [b"UNICODE\0", b"JIS\0\0\0\0\0"])
+def test_user_comments_under_a_wrong_name_are_read(black: Pixels, head: bytes) -> None:
+    text = "日本\nSteps: 20, Seed: 1, Size: 8x8"
+    assert read_image(with_comment(black, head + text.encode())).infotext == text
+
+
+@pytest.mark.parametrize("order", ["be", "le"])
+def test_a_mark_of_byte_order_is_no_part_of_the_prompt(black: Pixels, order: str) -> None:
+    comment = b"UNICODE\0" + "\ufeffa cat".encode(f"utf-16-{order}")
+    assert read_image(with_comment(black, comment)).infotext == "a cat"
+
+
+def test_damaged_exif_harms_no_pixels(black: Pixels) -> None:
+    exif = PIL.Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + "a cat".encode("utf-16-be")
+    whole = exif.tobytes()
+    for place in range(6, len(whole), 3):
+        buffer = io.BytesIO()
+        PIL.Image.fromarray(black).save(buffer, "JPEG", exif=whole[:place] + b"\xff" + whole[place + 1 :])
+        assert read_image(buffer.getvalue()).pixels.shape == black.shape
+
+
+@pytest.mark.parametrize(
+    ("comment", "infotext"), [(b"a\nSteps: 2, Seed: 1", "a\nSteps: 2, Seed: 1"), (b"gd-jpeg", None)]
+)
+def test_the_comment_of_a_jpeg_may_be_an_infotext(black: Pixels, comment: bytes, infotext: str | None) -> None:
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(black).save(buffer, "JPEG", comment=comment)
+    assert read_image(buffer.getvalue()).infotext == infotext
+
+
 def with_comment(pixels: Pixels, comment: bytes) -> bytes:
     """A JPEG with a user comment, as Pillow writes it."""
     exif = PIL.Image.Exif()

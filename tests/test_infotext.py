@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from avila_diffusion.errors import RequestError
 from avila_diffusion.images import Image
-from avila_diffusion.infotext import VERSION, LoraUsed, Parsed, read, write
+from avila_diffusion.infotext import _PAIR, VERSION, LoraUsed, Parsed, read, write
 from avila_diffusion.request import GenerateRequest
 
 PUBLISHED: list[dict[str, Any]] = json.loads((Path(__file__).parent / "infotexts.json").read_text(encoding="utf-8"))
@@ -330,3 +330,14 @@ def test_sd_parsers_reads_our_pictures(
     assert sampler.parameters == expected
     assert sampler.model is not None
     assert (sampler.model.name, sampler.model.hash) == ("dreamshaper_8", "879db523c3")
+
+
+PIECES = ["a", "bc", " ", "-", "/", ":", ",", '"', "\\", "1", "\t", "é", "_", ".", "Steps: 1,"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join))
+@settings(max_examples=500, deadline=None, derandomize=True)
+def test_pairs_are_found_where_automatic1111_finds_them(line: str) -> None:
+    """Its expression, of semantics.md 2.17, takes time by the square of a line's length."""
+    theirs = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+    assert _PAIR.findall(line) == theirs.findall(line)

@@ -16,7 +16,7 @@ TEXT_TAGS = (0x010E, 0x010F, 0x0110, 0x0131)
 MAX_JPEG = 65533
 """Bytes in one JPEG segment."""
 
-_UTF16, _ASCII = b"UNICODE\0", b"ASCII\0\0\0"
+_UTF16, _ASCII, _JIS = b"UNICODE\0", b"ASCII\0\0\0", b"JIS\0\0\0\0\0"
 _NOTE = b"avila\0"
 _UNDEFINED = 7
 
@@ -56,9 +56,11 @@ def read_comment(comment: object) -> str | None:
         # The standard leaves the byte order open. The right one is that with more ASCII: an infotext has some.
         big, little = (body.decode(f"utf-16-{order}", "replace") for order in ("be", "le"))
         text = little if _count_ascii(little) > _count_ascii(big) else big
+        if b"Steps: " in body:  # some programs write UTF-8 under this name
+            text = body.decode("utf-8", "replace")
     else:
-        text = (body if head in (_ASCII, b"\0" * 8) else comment).decode("utf-8", "replace")
-    return text.strip("\0") or None
+        text = (body if head in (_ASCII, _JIS, b"\0" * 8) else comment).decode("utf-8", "replace")
+    return text.strip("\0\ufeff") or None
 
 
 def read_note(note: object) -> str | None:

@@ -11,6 +11,7 @@ import math
 import os
 import secrets
 import struct
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,9 +171,11 @@ def read_image(source: str | os.PathLike[str] | bytes) -> Image:
     else:
         name, data = str(source), _file_content(Path(source))
     try:
-        picture = _opened(data, name)
-        pixels = numpy.asarray(_as_rgb(PIL.ImageOps.exif_transpose(picture)))
-        texts = _texts(picture)  # now, because a PNG may carry them behind the pixels
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Pillow's of damaged Exif; the pixels are none the worse
+            picture = _opened(data, name)
+            pixels = numpy.asarray(_as_rgb(_upright(picture)))
+            texts = _texts(picture)  # now, because a PNG may carry them behind the pixels
     except FileProblem:
         raise
     except Exception as error:  # a decoder meeting damaged bytes may raise nearly anything
@@ -363,14 +366,30 @@ def _texts(picture: PIL.Image.Image) -> dict[str, str]:
     comment = picture.info.get("comment")
     if isinstance(comment, bytes):
         texts["comment"] = comment.decode("utf-8", "replace").strip("\0")
-    block = picture.getexif()
-    inner = block.get_ifd(exif.IFD)
-    found = {
-        KEY: exif.read_comment(inner.get(exif.USER_COMMENT)),
-        RECORD_KEY: exif.read_note(inner.get(exif.MAKER_NOTE)),
-    }
-    found |= dict(exif.read_named(block))
-    texts = {name: text for name, text in found.items() if text} | texts
-    if isinstance(picture, GifImageFile) and texts.get("comment"):
-        texts.setdefault(KEY, texts["comment"])  # where AUTOMATIC1111 reads and writes it
+    texts = {name: text for name, text in _exif_texts(picture).items() if text} | texts
+    said = texts.get("comment", "")
+    if said and (isinstance(picture, GifImageFile) or "Steps: " in said):  # cameras and editors write others to a JPEG
+        texts.setdefault(KEY, said)  # where AUTOMATIC1111 reads and writes it
     return texts
+
+
+def _exif_texts(picture: PIL.Image.Image) -> dict[str, str | None]:
+    try:
+        block = picture.getexif()
+        inner = block.get_ifd(exif.IFD)
+        return {
+            KEY: exif.read_comment(inner.get(exif.USER_COMMENT)),
+            RECORD_KEY: exif.read_note(inner.get(exif.MAKER_NOTE)),
+            **dict(exif.read_named(block)),
+        }
+    except Exception:  # as many kinds as there are ways to damage the block
+        return {}
+
+
+def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Turned as its Exif says, where that can be read."""
+    picture.load()
+    try:
+        return PIL.ImageOps.exif_transpose(picture)
+    except Exception:  # see `_exif_texts`
+        return picture

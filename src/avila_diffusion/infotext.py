@@ -25,8 +25,8 @@ NEGATIVE = "Negative prompt:"
 VERSION = f"avila_diffusion {__version__}"
 """Not of the form v1.2.3: AUTOMATIC1111 would take that for its own version and switch to behaviour of that time."""
 
-# The name's length is bounded so that no text takes time by the square of its length.
-_PAIR = re.compile(r'(\w[\w \-/]{1,200}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+# A name begins where a run of its letters does, so that no text takes time by the square of its length.
+_PAIR = re.compile(r'(?<![\w \-/])[ \-/]*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _SIZE = re.compile(r"(\d+)x(\d+)$")
 _LEAST_PAIRS = 3
 _SCALED_ETA = ("DDIM", "DDIM CFG++", "PLMS", "UniPC")

@@ -119,6 +119,31 @@ def test_a_picture_is_made_from_a_picture(alone: None, tiny_checkpoint: Callable
     assert (read_image("other.png").pixels != read_image("a-2.png").pixels).any()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--sampler Euler --s-churn 2 --s-tmin 0.1 --s-tmax 10 --s-noise 1.01 --guidance-rescale 0.7 --clip-skip 2",
+        "--schedule Karras --rho 5 --sigma-min 0.1 --sigma-max 10 --guidance-start 0.2 --guidance-stop 0.8 --rng cpu",
+        "--variation-strength 0.3 --seed-resize 128x64 --ensd 31337 --eta 0.4 --skip-early 0.4 -n (dog:1.2) --emphasis Ignore",
+        "--compat comfyui --noise-batch 4 --noise-index 2 --ngms 4 --ngms-all --cfg-list 9,7",
+        "--sampler DDIM --eta 0.4 --compat diffusers",
+        "--sampler Heun --sigmas 14.6,3.5,0.8,0",
+        "--sampler PLMS --schedule Beta --cfg 1",
+    ],
+)
+def test_every_setting_is_made_again(
+    alone: None, tiny_checkpoint: Callable[[str], Path], tmp_path: Path, options: str
+) -> None:
+    shutil.copy(tiny_checkpoint("sd1"), tmp_path / "tiny.safetensors")
+    line = ["generate", "a (cat:1.2)", "-s", "7", "-W", "64", "-H", "64", "-t", "1", "-m", "tiny", "-q"]
+    steps = [] if "--sigmas" in options else ["--steps", "3"]
+    sampler = [] if "--sampler" in options else ["--sampler", "Euler a"]
+    assert main([*line, *steps, *sampler, *options.split(), "-o", "a.png"]) == 0
+    assert main(["generate", "--from", "a.png", "-o", "b.png", "-q"]) == 0
+    assert Path("b.png").read_bytes() == Path("a.png").read_bytes()
+    assert main(["replay", "a.png", "--verify", "-q"]) == 0
+
+
 @pytest.mark.parametrize("name", ["b.jpg", "b.webp", "b.avif"])
 def test_the_output_is_of_the_kind_that_its_name_says(
     alone: None, tiny_checkpoint: Callable[[str], Path], tmp_path: Path, name: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def test_values_may_come_along_links() -> None:
         _20=("PrimitiveInt", {"value": 7}), _3__seed=["20", 0],
         _21=("PrimitiveStringMultiline", {"value": "a cat"}), _22=("Reroute", {"": ["21", 0]}), _6__text=["22", 0],
         _23=("CLIPSetLastLayer", {"stop_at_clip_layer": -2, "clip": ["10", 1]}), _6__clip=["23", 0],
+        _7__clip=["23", 0],
         _24=("LoraLoader", {"lora_name": "x/first.safetensors", "strength_model": 0.5, "strength_clip": 0, "model": ["4", 0],
                             "clip": ["4", 1]}), _10__model=["24", 0], _10__clip=["24", 1],
         _25=("VAELoader", {"vae_name": "v.safetensors"}), _8__vae=["25", 0],
@@ -112,6 +114,18 @@ def test_the_samplers_in_parts() -> None:
              "_8__samples": ["20", 0]},
             "node 20: another pass of KSampler",
         ),
+        ({"_7__clip": ["4", 1]}, "the negative prompt goes through other LoRAs"),
+        ({"_20": ("Seed Everywhere", {"seed_x": 3}), "_3__seed": ["20", 0]}, "node 3: seed comes from Seed Everywhere"),
+        ({"_3__cfg": ["77", 0]}, "node 3: cfg comes from no node"),
+        ({"_20": ("Math", {"a": 1}), "_3__denoise": ["20", 0]}, "node 3: denoise comes from Math"),
+        ({"_20": ("Join", {"a": "x"}), "_6__text": ["20", 0]}, "node 6: text comes from Join"),
+        ({"_20": ("Pick", {"a": "x"}), "_4__ckpt_name": ["20", 0]}, "node 4: ckpt_name comes from Pick"),
+        ({"_20": ("Pick", {"a": "x"}), "_10__lora_name": ["20", 0]}, "node 10: lora_name comes from Pick"),
+        ({"_20": ("Pick", {"a": "x"}), "_5__width": ["20", 0]}, "node 5: width comes from Pick"),
+        ({"_20": ("ImageSharpen", {"image": ["8", 0]}), "_9__images": ["20", 0]}, "node 20: ImageSharpen"),
+        ({"_8": ("VAEDecodeTiled", {"samples": ["3", 0], "vae": ["4", 2]})}, "node 8: VAEDecodeTiled"),
+        ({"_7": ("ConditioningZeroOut", {"conditioning": ["6", 0]})}, "node 7: ConditioningZeroOut on the way of the neg"),
+        ({"_6__text": "a cat <lora:x:0.5>"}, "words to ComfyUI, a LoRA here: <lora:x:0.5>"),
         ({"_3__sampler_name": "res_9s"}, "unknown sampler 'res_9s'"),
         ({"_3__steps": 0}, "steps is 0"),
         ({"_3": ("Sampler Of Somebody", {})}, "the graph has no sampler that is known here"),
@@ -121,6 +135,60 @@ def test_what_a_graph_does_beyond_a_request_is_named(changes: dict[str, Any], lo
     found = found_in(prompt=graph(**changes))
     assert any(one.startswith(lost) for one in found.lost), found.lost
     found.request()
+
+
+def test_what_a_node_empties_is_not_the_other_prompt() -> None:
+    found = found_in(prompt=graph(_7=("ConditioningZeroOut", {"conditioning": ["6", 0]})))
+    assert found.request_values["negative_prompt"] == ""
+
+
+def test_a_vae_that_decodes_in_tiles_is_named_all_the_same() -> None:
+    decode = ("VAEDecodeTiled", {"samples": ["3", 0], "vae": ["25", 0]})
+    assert found_in(prompt=graph(_25=("VAELoader", {"vae_name": "v.safetensors"}), _8=decode)).vae == "v.safetensors"
+
+
+def test_samplers_of_a_node_of_their_own() -> None:
+    parts = {"sampler": ["22", 0], "sigmas": ["23", 0], "latent_image": ["5", 0], "cfg": 2.5, "noise_seed": 3}
+    ways = {"model": ["10", 0], "positive": ["6", 0], "negative": ["7", 0]}
+    levels = ("BasicScheduler", {"scheduler": "karras", "steps": 9, "denoise": 1})
+    euler = ("SamplerEulerAncestral", {"eta": 0.5, "s_noise": 1.01})
+    found = found_in(prompt=graph(_3=("SamplerCustom", {**parts, **ways}), _22=euler, _23=levels))
+    assert (found.request_values["sampler"], found.lost) == ("euler_ancestral", ())
+    assert (found.request_values["eta"], found.request_values["s_noise"]) == (0.5, 1.01)
+    found = found_in(prompt=graph(_3=("SamplerCustom", {**parts, **ways}), _22=("SamplerDPMPP_SDE", {}), _23=levels))
+    assert found.lost == ("sampler: SamplerDPMPP_SDE",)
+    noise = {"noise": ["24", 0], "guider": ["21", 0], **parts}
+    nodes = {"_24": ("DisableNoise", {}), "_21": ("CFGGuider", {**ways, "cfg": 2.0})}
+    changes = {"_3": ("SamplerCustomAdvanced", noise), "_22": ("KSamplerSelect", {"sampler_name": "euler"})}
+    assert found_in(prompt=graph(**changes, **nodes, _23=levels)).lost == ("add_noise: disable",)
+
+
+def test_a_drawing_with_a_bypassed_node_and_a_primitive() -> None:
+    drawing = copy.deepcopy(COMFYUI["workflow"])
+    nodes = {node["id"]: node for node in drawing["nodes"]}
+    nodes[10]["mode"] = 4  # the LoRA: its model and its text encoder go past it
+    drawing["nodes"].append({"id": 99, "type": "PrimitiveNode", "widgets_values": [123, "fixed"]})
+    drawing["links"].append([999, 99, 0, 3, 4, "INT"])
+    nodes[3]["inputs"].append({"name": "seed", "type": "INT", "link": 999, "widget": {"name": "seed"}})
+    found = found_in(workflow=drawing)
+    assert found.request_values == {**WANTED, "seed": 123}
+    assert (found.model, found.loras, found.lost) == ("v1-5-pruned-emaonly", (), ())
+
+
+def test_a_huge_graph_takes_no_time() -> None:
+    nodes: dict[str, Any] = {
+        str(number): {"class_type": "KSampler", "inputs": {"latent_image": [str(number + 1), 0]}}
+        for number in range(4000)
+    }
+    nodes |= {f"o{number}": {"class_type": "SaveImage", "inputs": {"images": ["0", 0]}} for number in range(900)}
+    started = time.perf_counter()
+    found_in(prompt=nodes)
+    assert time.perf_counter() - started < 1.5  # 0.3 s; 5 s where each output walks the graph anew
+
+
+def test_a_graph_of_too_many_nodes_is_said() -> None:
+    nodes = {str(number): {"class_type": "Note", "inputs": {}} for number in range(5001)}
+    assert found_in(prompt=nodes).lost == ("the graph has 5,001 nodes; at most 5,000 are read",)
 
 
 def test_a_graph_in_circles_ends() -> None:
@@ -283,3 +351,32 @@ def test_no_text_stops_the_reader(text: str, name: str) -> None:
         except FileProblem as error:
             assert "carries no metadata" in str(error)
         found_in(value + "\nSteps: 1, Seed: 2, Size: 1x1").request()
+
+
+def test_blanks_in_an_old_prompt_of_invokeai_take_no_time() -> None:
+    prompt = "a" + " " * 80_000 + "cat [dog]"
+    started = time.perf_counter()
+    texts: dict[str, Any] = {"sd-metadata": {"image": {"prompt": prompt}}}
+    found = found_in(None, **texts)
+    assert time.perf_counter() - started < 1  # 5 s where every blank is tried as the first
+    assert found.request_values["negative_prompt"] == "dog"
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"invokeai_metadata": {"positive_prompt": "a", "model": {"name": "m"}, "new_thing": 3, "off": False}},
+        {"sd-metadata": {"image": {"prompt": "a", "steps": 2, "new_thing": 3, "off": None}}},
+        {"Description": "a", "Comment": {"uc": "", "steps": 2, "new_thing": 3, "off": []}},
+        {"parameters": {"base_model": "m", "steps": 2, "new_thing": 3, "off": ""}},
+    ],
+)
+def test_a_field_that_is_not_known_is_named(texts: dict[str, Any]) -> None:
+    notes = [note for note in found_in(**texts).notes if "not understood" in note]
+    assert notes == ["new_thing: 3 (not understood)"]
+
+
+@pytest.mark.parametrize(("source", "skip"), [("Stable Diffusion 81274D13", 2), ("Stable Diffusion XL C1E1DE52", None)])
+def test_only_the_first_models_of_novelai_skip_a_layer(source: str, skip: int | None) -> None:
+    found = found_in(Description="a", Source=source, Comment={"uc": "", "steps": 2})
+    assert (found.request_values.get("clip_skip"), "ensd" in found.request_values) == (skip, skip is not None)

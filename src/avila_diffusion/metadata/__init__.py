@@ -10,7 +10,7 @@ from ..errors import FileProblem
 from ..images import KEY, Image
 from .comfyui import read_comfyui
 from .fooocus import read_fooocus
-from .found import Found
+from .found import Found, printable
 from .invokeai import read_invokeai
 from .novelai import read_novelai
 from .record import apply_record
@@ -18,6 +18,8 @@ from .webui import read_webui
 
 __all__ = ["Found", "read_request"]
 
+MOST_CHARACTERS = 8_000_000
+"""Of a text that is read. The largest graphs of ComfyUI, with pictures in them, have about a million."""
 _READERS = (read_fooocus, read_novelai, read_invokeai, read_webui, read_comfyui)
 """In this order, because savers for ComfyUI write an infotext too, of what they think AUTOMATIC1111 would say."""
 
@@ -27,14 +29,21 @@ def read_request(image: Image) -> Found:
 
     Raises FileProblem for a picture that says nothing of it; whatever else its texts hold is reported, not raised.
     """
-    texts = dict(image.texts)
+    given = dict(image.texts)
     if image.infotext is not None:
-        texts[KEY] = image.infotext
+        given[KEY] = image.infotext
+    texts = {name: text for name, text in given.items() if len(text) <= MOST_CHARACTERS}
     for reader in _READERS:
         draft = reader(texts)
         if draft is not None:
             apply_record(draft, image.record, image.infotext)
             return draft.finish()
+    for name, text in given.items():
+        if name not in texts:
+            raise FileProblem(
+                f"the picture's text {printable(name[:40])!r} has {len(text):,} characters; "
+                f"at most {MOST_CHARACTERS:,} are read"
+            )
     raise FileProblem(
         "the picture carries no metadata about how it was made; give the file as it was written, not a copy that was "
         "edited or sent through a network"

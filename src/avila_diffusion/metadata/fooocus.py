@@ -17,6 +17,11 @@ _CHANGES = (
     "styles", "sharpness", "adm_guidance", "refiner_model", "refiner_switch", "performance", "adaptive_cfg", "inpaint_mode",
     "freeu", "overwrite_switch", "uov_method",
 )  # fmt: skip
+_CARRIED = (
+    "full_prompt", "full_negative_prompt", "prompt", "negative_prompt", "prompt_expansion", "steps", "seed", "guidance_scale",
+    "sampler", "scheduler", "clip_skip", "resolution", "base_model", "base_model_hash", "vae", "loras", "version",
+    "metadata_scheme", "created_by", "refiner_model_hash",
+)  # fmt: skip
 
 
 def read_fooocus(texts: Mapping[str, str]) -> Draft | None:
@@ -50,4 +55,5 @@ def read_fooocus(texts: Mapping[str, str]) -> Draft | None:
     for name in _CHANGES:
         if told.get(name) not in (None, "None", "", [], 0, False):
             draft.lose(name, told[name])
+    draft.note_others(told, (*_CARRIED, *_CHANGES))
     return draft

@@ -86,6 +86,13 @@ class Draft:
         """Say that something which changed the picture is not carried over."""
         self.lost.append(f"{name}: {shown(value)}")
 
+    def note_others(self, told: Mapping[str, Any], known: Iterable[str]) -> None:
+        """Name the fields of a record that nothing here knows, where they hold something."""
+        understood = set(known)
+        for name, value in told.items():
+            if name not in understood and value not in (None, False, 0, "", [], {}):
+                self.notes.append(f"{shown(name)}: {shown(value)} (not understood)")
+
     def finish(self) -> Found:
         """Leave out of the values what no request may hold, and say so."""
         values, wrong = valid_part(self.values)

@@ -25,6 +25,10 @@ _CHANGES: dict[str, Any] = {
     "upscale": None, "facetool": None, "regions": [], "control_layers": None, "canvas_v2_metadata": None, "ref_images": [],
 }  # fmt: skip
 """Fields that change pixels, with the values at which they do not."""
+_CARRIED = (
+    "app_version", "generation_mode", "positive_prompt", "negative_prompt", "width", "height", "seed", "rand_device",
+    "cfg_scale", "cfg_rescale_multiplier", "steps", "scheduler", "clip_skip", "model", "vae", "loras", "metadata_version",
+)  # fmt: skip
 _DREAM = {
     "s": "steps", "steps": "steps", "S": "seed", "seed": "seed", "W": "width", "width": "width", "H": "height",
     "height": "height", "C": "cfg_scale", "cfg_scale": "cfg_scale", "A": "sampler", "sampler": "sampler",
@@ -72,6 +76,7 @@ def _newest(told: dict[str, Any]) -> Draft:
     if isinstance(mode, str) and not mode.endswith("txt2img"):
         draft.lose("generation_mode", mode)
     _changes(draft, told)
+    draft.note_others(told, (*_CARRIED, *_CHANGES))
     _prompts(draft)
     return draft
 
@@ -95,6 +100,7 @@ def _second(told: dict[str, Any]) -> Draft:
     if image.get("type", "txt2img") != "txt2img":
         draft.lose("type", image["type"])
     _changes(draft, image)
+    draft.note_others(image, (*_CARRIED, *_CHANGES, "prompt", "sampler", "type"))
     _prompts(draft)
     return draft
 
@@ -138,7 +144,7 @@ def _sampler(draft: Draft, name: object) -> None:
 def _split_prompt(draft: Draft, prompt: str) -> None:
     """Old prompts hold the negative one in square brackets."""
     negative = [part.strip(" ,") for part in re.findall(r"\[([^\[\]]*)\]", prompt)]
-    draft.values["prompt"] = re.sub(r"\s*\[[^\[\]]*\]", "", prompt).strip()
+    draft.values["prompt"] = re.sub(r"(?<!\s)\s*\[[^\[\]]*\]", "", prompt).strip()
     draft.values["negative_prompt"] = ", ".join(filter(None, negative))
 
 

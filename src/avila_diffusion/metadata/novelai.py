@@ -15,6 +15,10 @@ _CHANGES = (
     "strength", "noise", "sm", "sm_dyn", "dynamic_thresholding", "uncond_scale", "skip_cfg_above_sigma", "reference_strength",
     "reference_information_extracted", "v4_prompt", "controlnet_model", "legacy_v3_extend", "image", "mask",
 )  # fmt: skip
+_CARRIED = (
+    "prompt", "uc", "width", "height", "steps", "seed", "scale", "cfg_rescale", "sampler", "noise_schedule", "n_samples",
+    "request_type", "signed_hash", "v4_negative_prompt",
+)  # fmt: skip
 _DEFAULTS = {"uncond_scale": 1.0}
 
 
@@ -37,7 +41,7 @@ def read_novelai(texts: Mapping[str, str]) -> Draft | None:
     if schedule != "native":
         draft.take("schedule", schedule)
     source = texts.get("Source", "")
-    if source.startswith("Stable Diffusion") or not source:
+    if not source.startswith(("Stable Diffusion XL", "NovelAI")):
         draft.values |= {"clip_skip": 2, "ensd": 31337}
     draft.notes.append(f"NovelAI's models are not public ({source[:40] or 'not named'}); -m says which to take")
     if "{" in prompt + negative or "[" in prompt + negative:
@@ -46,6 +50,7 @@ def read_novelai(texts: Mapping[str, str]) -> Draft | None:
         value = told.get(name)
         if value not in (None, False, 0, "", [], {}, _DEFAULTS.get(name)):
             draft.lose(name, value)
+    draft.note_others(told, (*_CARRIED, *_CHANGES))
     if number(told.get("n_samples"), 1) != 1:
         draft.lose("n_samples", told["n_samples"])
     return draft

@@ -15,12 +15,14 @@ from ..images import KEY
 from ..infotext import LoraUsed, Parsed, read
 from .found import Draft, number, stem
 
+_HYPERNET = re.compile(r" ?<hypernet:[^<>]*>")
 LORA_TAG = re.compile(r"<(?:lora|lyco):([^<>:]+)((?::[^<>:]*)*)>")
 
 _OURS = "avila_diffusion"
 _SDCPP = "stable-diffusion.cpp"
-_VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)(?:-(\d+)-g[0-9a-f]+)?$")
-_PAIR = re.compile(r'"?([^,:"]{1,200})"?:\s*([0-9a-fA-F]+)')
+_VERSION = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(-RC)?(?:-(\d+)-g[0-9a-f]+)?$")
+"""Of git's tags; without v where it was installed without git and read its list of changes."""
+_PAIR = re.compile(r'(?<![^,:"])([^,:"]+)"?:\s*([0-9a-fA-F]+)')
 _CARRIED = frozenset(
     [
         "Steps",
@@ -119,6 +121,9 @@ def draft_of(parsed: Parsed) -> Draft:
     for name, value in fields.items():
         if name in _CARRIED or _DEFAULTS.get(name) == value:
             continue
+        if name.startswith("First pass size-"):  # the second pass of before 1.0; 0 is as large as fits
+            draft.lose(name.removesuffix(name[-2:]), f"{fields.get(name[:-1] + '1')}x{fields.get(name[:-1] + '2')}")
+            continue
         if _CHANGES.match(name):
             draft.lose(name, value)
         elif name not in ("Drawn at-1", "Drawn at-2", "Resized with", "Checkpoint", "User"):
@@ -161,8 +166,11 @@ def _values(parsed: Parsed, draft: Draft) -> dict[str, Any]:
 def _take_tags(draft: Draft, hashes: str) -> None:
     """LoRA tags out of the prompt, as AUTOMATIC1111 takes them out before it encodes the prompt."""
     known = {name.strip(): digest for name, digest in _PAIR.findall(hashes)}
-    draft.values["prompt"], draft.loras, wrong = take_tags(draft.values["prompt"], known)
+    prompt, draft.loras, wrong = take_tags(draft.values["prompt"], known)
     draft.lost += wrong
+    for tag in _HYPERNET.findall(prompt):
+        draft.lose("hypernetwork", tag)
+    draft.values["prompt"] = _HYPERNET.sub("", prompt)
 
 
 def take_tags(prompt: str, hashes: Mapping[str, str]) -> tuple[str, list[LoraUsed], list[str]]:
@@ -204,8 +212,8 @@ def _dialect(parsed: Parsed) -> list[str]:
     match = _VERSION.match(parsed.fields.get("Version", ""))
     if match is None:
         return []
-    major, minor, patch, commits = (int(part or 0) for part in match.groups())
-    version = (major, minor, patch, commits)
+    major, minor, patch, candidate, commits = match.groups()
+    version = (int(major), int(minor), int(patch), -1 if candidate else int(commits or 0))
     notes = []
     if version < (1, 6, 0, 0):
         if "[" in parsed.prompt + parsed.negative_prompt:
