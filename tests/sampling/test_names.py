@@ -157,7 +157,7 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
         resolve_schedule("karas")
     with pytest.raises(RequestError, match="unknown sampler ''"):
         resolve_sampler("")
-    with pytest.raises(RequestError, match="unknown sampler 'Karras'"):
+    with pytest.raises(RequestError, match="'Karras' is a schedule, not a sampler; give it as schedule"):
         resolve_sampler("Karras")
 
 
@@ -185,7 +185,6 @@ def test_other_algorithms_are_not_taken_for_ours(name: str) -> None:
         "smoothstep",
         "bong_tangent",
         "logit_normal",
-        "lcm",
         "trailing",
         "leading",
         "linspace",
@@ -197,6 +196,11 @@ def test_other_algorithms_are_not_taken_for_ours(name: str) -> None:
 def test_other_schedules_are_not_taken_for_ours(name: str) -> None:
     with pytest.raises(RequestError, match="unknown schedule"):
         resolve_schedule(name)
+
+
+def test_a_sampler_is_not_taken_for_a_schedule() -> None:
+    with pytest.raises(RequestError, match="'lcm' is a sampler, not a schedule; give it as sampler"):
+        resolve_schedule("lcm")
 
 
 @pytest.mark.parametrize(

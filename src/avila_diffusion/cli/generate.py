@@ -201,7 +201,12 @@ def _refuse_useless(options: argparse.Namespace) -> None:
         return
     bundled = [name for name in MODEL_OPTIONS if name != "lora"]
     named = (*MODEL_OPTIONS, *RUN_OPTIONS) if options.procedural else bundled
-    useless = [f"--{name.replace('_', '-')}" for name in named if getattr(options, name) not in (None, False)]
+    used = {"models_dir"} if options.style else set()  # a file of styles may lie there
+    useless = [
+        f"--{name.replace('_', '-')}"
+        for name in named
+        if getattr(options, name) not in (None, False) and name not in used
+    ]
     if useless:
         mean = "only means" if len(useless) == 1 else "only mean"
         raise RequestError(
