@@ -146,6 +146,7 @@ class AvilaDiffusion:
         from .checkpoint.folders import find_model
         from .checkpoint.load import load_model
         from .checkpoint.lora.files import read_lora
+        from .checkpoint.lora.find import find_lora
         from .device import check_threads, choose_policy, use_threads
         from .pipeline.engine import ModelEngine
         from .pipeline.loras import LoraRack
@@ -155,7 +156,7 @@ class AvilaDiffusion:
         file = find_model(name_of("a model", path))
         encoders = text_encoder if isinstance(text_encoder, list | tuple) else [text_encoder]
         towers = [find_model(name_of("a text encoder", one), "text_encoder") for one in encoders if one is not None]
-        loras = [(read_lora(find_model(name, "lora")), text, unet) for name, text, unet in loras_of(lora)]
+        loras = [(read_lora(find_lora(name)), text, unet) for name, text, unet in loras_of(lora)]
         model = load_model(
             file,
             vae=None if vae is None else find_model(name_of("a VAE", vae), "vae"),

@@ -233,13 +233,14 @@ def _engine(options: argparse.Namespace, display: ProgressDisplay) -> tuple[Avil
     if options.procedural:
         return AvilaDiffusion(), None
     from ..checkpoint.folders import find_model
+    from ..checkpoint.lora.find import find_lora
 
     folders = options.models_dir
     path = find_model("bundled" if options.model is None else options.model, "checkpoint", folders)
     vae = None if options.vae is None else find_model(options.vae, "vae", folders)
     towers = [find_model(text, "text_encoder", folders) for text in options.text_encoder or ()]
     split = map(_split_weights, options.lora or ())
-    loras = [(find_model(name, "lora", folders), text, unet) for name, text, unet in split]
+    loras = [(find_lora(name, folders), text, unet) for name, text, unet in split]
     added = "".join(
         f", {file} x {unet:g}" if text == unet else f", {file} x {text:g}:{unet:g}" for file, text, unet in loras
     )

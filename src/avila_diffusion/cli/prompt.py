@@ -159,7 +159,8 @@ def _embeddings(
 
     The vectors that LoRAs in the prompt bring along count too. Only files that the prompts name are read.
     """
-    from ..checkpoint.folders import embedding_folders, find_model
+    from ..checkpoint.folders import embedding_folders
+    from ..checkpoint.lora.find import find_lora
     from ..text.prompt import read_prompt
     from .generate import embedding_folders_of
 
@@ -175,7 +176,7 @@ def _embeddings(
         if not tag.is_lora or not tag.name.strip():
             continue
         try:
-            bundled = read_bundled(find_model(tag.name.strip(), "lora", options.models_dir))
+            bundled = read_bundled(find_lora(tag.name.strip(), options.models_dir))
         except AvilaError as error:
             notes.append(f"{tag} is refused: {error}")
             continue

@@ -68,11 +68,11 @@ def find_vae(options: argparse.Namespace, found: Found) -> Path | None:
 
 def find_loras(options: argparse.Namespace, found: Found) -> list[tuple[Path, float, float]]:
     """The LoRAs that the metadata name, each with its weights for the text towers and for the UNet."""
-    from ..checkpoint.folders import find_model
+    from ..checkpoint.lora.find import find_lora
 
     loras = []
     for lora in found.loras:
-        path = find_model(lora.name, "lora", options.models_dir)
+        path = find_lora(lora.name, options.models_dir)
         loras.append((_checked(path, lora.hash, lora=True), lora.text_weight, lora.unet_weight))
     return loras
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..checkpoint.embeddings import Embedding, read_bundled
-from ..checkpoint.folders import find_model
 from ..checkpoint.load import Model
 from ..checkpoint.lora.apply import LoraReport, apply_loras
 from ..checkpoint.lora.files import Lora, read_lora
+from ..checkpoint.lora.find import find_lora
 from ..errors import Unsupported
 from ..hashes import FileHash, hash_in_background
 from ..text.prompt import Dialect, NetworkTag, lora_weights, read_prompt
@@ -76,7 +76,7 @@ class LoraRack:
             what = "hypernetworks are" if tag.kind.startswith("hyper") else f"networks of the kind {tag.kind!r} are"
             raise Unsupported(f"{tag} cannot be applied, because {what} not supported; take it out of the prompt")
         weights = lora_weights(tag)
-        path = find_model(tag.name.strip(), "lora", self.models)
+        path = find_lora(tag.name.strip(), self.models)
         stat = path.stat()
         key = (path, stat.st_size, stat.st_mtime_ns)
         if key not in self._read:
