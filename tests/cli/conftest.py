@@ -93,7 +93,11 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FlatEngine:
         return Path(models or "found") / role / text
 
     install(monkeypatch, "avila_diffusion.api", AvilaDiffusion=Factory)
+    def find_lora(name: str, models: str | None = None) -> Path:
+        return find_model(name, "lora", models)
+
     install(monkeypatch, "avila_diffusion.checkpoint.folders", find_model=find_model)
+    install(monkeypatch, "avila_diffusion.checkpoint.lora.find", find_lora=find_lora)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("AVILA_DEBUG", raising=False)
     return flat
