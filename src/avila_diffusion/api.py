@@ -151,9 +151,8 @@ class AvilaDiffusion:
         from .pipeline.engine import ModelEngine
         from .pipeline.loras import LoraRack
 
-        policy = choose_policy(device, dtype)
+        policy, file = choose_policy(device, dtype), find_model(name_of("a model", path))
         check_threads(threads)
-        file = find_model(name_of("a model", path))
         encoders = text_encoder if isinstance(text_encoder, list | tuple) else [text_encoder]
         towers = [find_model(name_of("a text encoder", one), "text_encoder") for one in encoders if one is not None]
         loras = [(read_lora(find_lora(name)), text, unet) for name, text, unet in loras_of(lora)]

@@ -93,6 +93,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FlatEngine:
         return Path(models or "found") / role / text
 
     install(monkeypatch, "avila_diffusion.api", AvilaDiffusion=Factory)
+
     def find_lora(name: str, models: str | None = None) -> Path:
         return find_model(name, "lora", models)
 
