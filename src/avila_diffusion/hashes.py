@@ -13,13 +13,14 @@ import os
 import re
 import secrets
 import stat
-import sys
+
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import AvilaError, Cancelled, FileProblem
+from .machine import cache_folder
 
 SHORT = 10
 """Hex digits of a model hash in the metadata of a picture."""
@@ -121,22 +122,6 @@ def hash_in_background(path: str | Path, *, tensors_only: bool = False) -> FileH
     else:
         threading.Thread(target=found._run, name=f"sha256 of {found.path.name}", daemon=True).start()
     return found
-
-
-def cache_folder() -> Path:
-    """Where this user's caches are kept: `AVILA_CACHE`, else the place the operating system has for them.
-
-    Raises RuntimeError where the user has no home folder.
-    """
-    if chosen := os.environ.get("AVILA_CACHE"):
-        return Path(chosen)
-    if sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA")
-        return (Path(local) if local else Path.home() / "AppData" / "Local") / "avila" / "cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "avila"
-    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (shared if shared.is_absolute() else Path.home() / ".cache") / "avila"
 
 
 @dataclass(frozen=True)

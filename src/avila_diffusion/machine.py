@@ -40,6 +40,22 @@ class GraphicsCard:
     capability: tuple[int, int] | None = None
 
 
+def cache_folder() -> Path:
+    """Where this user's caches are kept: `AVILA_CACHE`, else the place the operating system has for them.
+
+    Raises RuntimeError where the user has no home folder.
+    """
+    if chosen := os.environ.get("AVILA_CACHE"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        return (Path(local) if local else Path.home() / "AppData" / "Local") / "avila" / "cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "avila"
+    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (shared if shared.is_absolute() else Path.home() / ".cache") / "avila"
+
+
 def processor_name() -> str:
     """The processor's name as its maker sells it."""
     if sys.platform == "win32":

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import kernels
+from ..kernels import native
 from ..kernels.upsample import convolve_upsampled, fold_phases
 
 Transform = Callable[[Tensor], Tensor]
@@ -197,10 +198,21 @@ class Linear(Layer):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.effective("weight", x)
-        assert weight is not None
-        return F.linear(x, weight, self.effective("bias", x))
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """add: of the result's shape, added to it."""
+        if native.serves(x, self.weight):
+            return _by_rows(self, x, add)
+        return _plus(F.linear(x, _effective(self, x), self.effective("bias", x)), add)
+
+    def gated(self, x: Tensor) -> Tensor:
+        """The first half of the result times GELU (by erf) of the second: (..., out_features / 2)."""
+        if native.serves(x, self.weight):
+            weight, bias = self.effective("weight", x, native.pack_gated), self.effective("bias", x, native.pack_gated)
+            assert weight is not None
+            return native.linear(x, weight, bias, len(self.weight) // 2, gate=True)
+        value, gate = self(x).chunk(2, dim=-1)
+        gated: Tensor = value * F.gelu(gate)
+        return gated
 
 
 class Conv2d(Layer):
@@ -213,10 +225,48 @@ class Conv2d(Layer):
         self.stride = stride
         self.padding = padding
 
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.effective("weight", x)
-        assert weight is not None
-        return F.conv2d(x, weight, self.effective("bias", x), self.stride, self.padding)
+    def forward(self, x: Tensor, shift: Tensor | None = None, add: Tensor | None = None) -> Tensor:
+        """shift (batch, out_channels): added to every pixel of the result. add: of the result's shape, added to it."""
+        kernel = self.weight.shape[2]
+        if native.serves(x, self.weight) and self.stride == 1 and self.padding == kernel // 2:
+            if kernel == 1 and shift is None:
+                plus = None if add is None else add.permute(0, 2, 3, 1)
+                return _by_rows(self, x.permute(0, 2, 3, 1), plus).permute(0, 3, 1, 2)
+            pack = _winograd_for(*x.shape[2:])
+            if kernel == 3 and pack is not None and native.serves_channels(*self.weight.shape[:2]):
+                weight = _effective(self, x, pack)
+                kind = native.F4 if pack is native.pack_f4 else native.F2
+                return native.convolve(x, weight, self.effective("bias", x), len(self.weight), kind, shift, add)
+        y = F.conv2d(x, _effective(self, x), self.effective("bias", x), self.stride, self.padding)
+        return _plus(y if shift is None else y + shift[:, :, None, None], add)
+
+
+def _winograd_for(height: int, width: int) -> Transform | None:
+    """The form of a 3x3 kernel that is fastest on a map of this size; None: as it is.
+
+    A tile that hangs over the border is work for nothing, and the fewer tiles a map has the more the transformed weights,
+    16 / 9 or 4 times as many, weigh against the products saved.
+    """
+    smallest = min(height, width)
+    if smallest >= 24:
+        return native.pack_f4
+    return native.pack_f2 if smallest >= 12 else None
+
+
+def _effective(layer: Layer, x: Tensor, transform: Transform | None = None) -> Tensor:
+    weight = layer.effective("weight", x, transform)
+    assert weight is not None
+    return weight
+
+
+def _by_rows(layer: Linear | Conv2d, x: Tensor, add: Tensor | None) -> Tensor:
+    """x (..., in) times the layer's matrix, by the kernels of ours."""
+    weight, bias = _effective(layer, x, native.pack_rows), layer.effective("bias", x, native.pad_to_panel)
+    return native.linear(x, weight, bias, len(layer.weight), add)
+
+
+def _plus(y: Tensor, add: Tensor | None) -> Tensor:
+    return y if add is None else y + add
 
 
 class GroupNorm(Layer):
@@ -229,8 +279,14 @@ class GroupNorm(Layer):
         self.groups = groups
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.group_norm(x, self.groups, self.effective("weight", x), self.effective("bias", x), self.eps)
+    def forward(self, x: Tensor, silu: bool = False) -> Tensor:
+        """silu: SiLU of the result, which is then nobody else's."""
+        weight, bias = self.effective("weight", x), self.effective("bias", x)
+        if native.serves(x, self.weight, self.bias) and native.serves_channels(x.shape[1]):
+            assert weight is not None and bias is not None
+            return native.group_norm(x, self.groups, weight, bias, self.eps, silu)
+        y = F.group_norm(x, self.groups, weight, bias, self.eps)
+        return F.silu(y, inplace=True) if silu else y
 
 
 class LayerNorm(Layer):
@@ -243,7 +299,11 @@ class LayerNorm(Layer):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self.effective("weight", x), self.effective("bias", x), self.eps)
+        weight, bias = self.effective("weight", x), self.effective("bias", x)
+        if native.serves(x, self.weight, self.bias) and native.serves_channels(x.shape[-1]):
+            assert weight is not None and bias is not None
+            return native.layer_norm(x, weight, bias, self.eps)
+        return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
 
 
 class Embedding(nn.Module):
@@ -277,11 +337,19 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         conv = self.conv
+        if native.serves(x, conv.weight) and min(x.shape[2:]) >= 12 and native.serves_channels(*conv.weight.shape[:2]):
+            weight = _effective(conv, x, pack_upsampled)
+            return native.convolve(x, weight, conv.effective("bias", x), len(conv.weight), native.DOUBLED, None, None)
         if kernels.apply_to(x, conv.weight):
             phases = conv.effective("weight", x, fold_phases)
             assert phases is not None
             return convolve_upsampled(x, phases, conv.effective("bias", x))
         return conv(double(x))
+
+
+def pack_upsampled(weight: Tensor) -> Tensor:
+    """The 3x3 kernel after an upsampling as the kernels of ours read it."""
+    return native.pack_phases(fold_phases(weight))
 
 
 def double(x: Tensor) -> Tensor:
@@ -328,6 +396,8 @@ def put_vectors(x: Tensor, vectors: Mapping[int, Tensor]) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
     """Scaled dot-product attention (Vaswani et al. 2017); q (batch, n, heads * d), k and v (batch, m, heads * d)."""
+    if not causal and native.serves(q, k, v):
+        return native.attend(q, k, v, heads)
     q, k, v = (t.view(*t.shape[:2], heads, -1).transpose(1, 2) for t in (q, k, v))  # (batch, heads, tokens, d)
     h = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     return h.transpose(1, 2).flatten(2)

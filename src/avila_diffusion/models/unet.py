@@ -78,8 +78,9 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if same else Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
-        return self.skip_connection(x) + self.out_layers(h)
+        h = self.in_layers[2](self.in_layers[0](x, silu=True), shift=self.emb_layers(emb))
+        out: Tensor = self.out_layers[3](self.out_layers[0](h, silu=True), add=self.skip_connection(x))
+        return out
 
 
 class CrossAttention(nn.Module):
@@ -93,8 +94,11 @@ class CrossAttention(nn.Module):
         self.to_v = Linear(context_channels, channels, bias=False)
         self.to_out = nn.Sequential(Linear(channels, channels), nn.Identity())
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        return self.to_out(attend(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
+    def forward(self, x: Tensor, context: Tensor, add: Tensor) -> Tensor:
+        """add (batch, n, channels): added to the result."""
+        h = attend(self.to_q(x), self.to_k(context), self.to_v(context), self.heads)
+        out: Tensor = self.to_out[0](h, add)
+        return out
 
 
 class GEGLU(nn.Module):
@@ -105,8 +109,7 @@ class GEGLU(nn.Module):
         self.proj = Linear(channels, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        return self.proj.gated(x)
 
 
 class FeedForward(nn.Module):
@@ -114,8 +117,10 @@ class FeedForward(nn.Module):
         super().__init__()
         self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), Linear(4 * channels, channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+    def forward(self, x: Tensor, add: Tensor) -> Tensor:
+        """add, of x's shape: added to the result."""
+        out: Tensor = self.net[2](self.net[0](x), add)
+        return out
 
 
 class BasicTransformerBlock(nn.Module):
@@ -133,9 +138,10 @@ class BasicTransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         h = self.norm1(x)
-        x = x + self.attn1(h, h if self.self_attention else context)
-        x = x + self.attn2(self.norm2(x), context)
-        return x + self.ff(self.norm3(x))
+        x = self.attn1(h, h if self.self_attention else context, add=x)
+        x = self.attn2(self.norm2(x), context, add=x)
+        out: Tensor = self.ff(self.norm3(x), add=x)
+        return out
 
 
 class SpatialTransformer(nn.Module):
@@ -163,11 +169,9 @@ class SpatialTransformer(nn.Module):
         for block in self.transformer_blocks:
             h = block(h, context)
         if self.linear:
-            h = self.proj_out(h)
+            h = self.proj_out(h, add=x.permute(0, 2, 3, 1).flatten(1, 2))
         h = h.view(len(x), height, width, -1).permute(0, 3, 1, 2)  # (batch, channels, height, width)
-        if not self.linear:
-            h = self.proj_out(h)
-        return x + h
+        return h if self.linear else self.proj_out(h, add=x)
 
 
 class Downsample(nn.Module):
@@ -286,4 +290,5 @@ class UNet(nn.Module):
                 h = F.interpolate(h, size=skip.shape[2:], mode="nearest")
             h = stage(torch.cat([h, skip], dim=1), emb, context)
 
-        return self.out(h)
+        out: Tensor = self.out[2](self.out[0](h, silu=True))
+        return out

@@ -25,9 +25,10 @@ class ResnetBlock(nn.Module):
         self.nin_shortcut = None if in_channels == out_channels else Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x), inplace=True))
-        h = self.conv2(F.silu(self.norm2(h), inplace=True))
-        return (x if self.nin_shortcut is None else self.nin_shortcut(x)) + h
+        h = self.conv1(self.norm1(x, silu=True))
+        shortcut = x if self.nin_shortcut is None else self.nin_shortcut(x)
+        out: Tensor = self.conv2(self.norm2(h, silu=True), add=shortcut)
+        return out
 
 
 class AttnBlock(nn.Module):
@@ -46,7 +47,8 @@ class AttnBlock(nn.Module):
         q, k, v = (t.permute(0, 2, 3, 1).flatten(1, 2) for t in (self.q(h), self.k(h), self.v(h)))
         h = attend(q, k, v, heads=1)  # (batch, height * width, channels)
         h = h.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
-        return x + self.proj_out(h)
+        out: Tensor = self.proj_out(h, add=x)
+        return out
 
 
 class Mid(nn.Module):
@@ -111,7 +113,8 @@ class Encoder(nn.Module):
         for level in self.down:
             h = level(h)
         h = self.mid(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        out: Tensor = self.conv_out(self.norm_out(h, silu=True))
+        return out
 
 
 class Decoder(nn.Module):
@@ -134,7 +137,8 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h), inplace=True))
+        out: Tensor = self.conv_out(self.norm_out(h, silu=True))
+        return out
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,340 @@
+"""Calling the kernels in C: torch tensors in and out. What each computes is written down in native/*.h.
+
+All tensors are float32, on the processor, and lie row by row; maps lie pixel by pixel (channels_last). `serves` says whether
+a call can be served; whoever calls has torch's operations for where it cannot.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from ctypes import Structure, c_float, c_int, c_int64, c_void_p
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from . import apply_to, build
+
+LINEAR, WINOGRAD, ATTENTION, GROUP_NORM, LAYER_NORM, PACK_ROWS, PACK_WINOGRAD = range(7)
+
+F4, F2, DOUBLED = 4, 2, 5
+"""Kinds of Winograd convolution: output tiles of 4x4, of 2x2, and of a map upsampled by two."""
+POINTS = {F4: 36, F2: 16, DOUBLED: 25}
+MOST_CHANNELS = 8192
+PIECES = 32  # of group_norm's sums
+QUERIES, KEYS = 48, 512  # of attention's blocks
+BLOCK_BYTES = 16 << 20  # of a Winograd convolution's working set: what a third-level cache holds
+
+_long, _pointer = c_int64, c_void_p
+
+
+class _Linear(Structure):
+    _fields_ = (
+        ("rows", _long),
+        ("columns", _long),
+        ("k", _long),
+        ("x", _pointer),
+        ("ldx", _long),
+        ("weight", _pointer),
+        ("bias", _pointer),
+        ("add", _pointer),
+        ("ld_add", _long),
+        ("y", _pointer),
+        ("ldy", _long),
+        ("gate", c_int),
+    )
+
+
+class _Winograd(Structure):
+    _fields_ = (
+        ("batch", _long),
+        ("height", _long),
+        ("width", _long),
+        ("in_", _long),
+        ("out", _long),
+        ("x", _pointer),
+        ("weight", _pointer),
+        ("bias", _pointer),
+        ("shift", _pointer),
+        ("add", _pointer),
+        ("y", _pointer),
+        ("scratch", _pointer),
+        ("block", _long),
+        ("kind", c_int),
+    )
+
+
+class _Attention(Structure):
+    _fields_ = (
+        ("batch", _long),
+        ("heads", _long),
+        ("d", _long),
+        ("queries", _long),
+        ("keys", _long),
+        ("q", _pointer),
+        ("k", _pointer),
+        ("v", _pointer),
+        ("ld_q", _long),
+        ("ld_k", _long),
+        ("ld_v", _long),
+        ("y", _pointer),
+        ("scale", c_float),
+        ("scratch", _pointer),
+        ("parts", _long),
+    )
+
+
+class _GroupNorm(Structure):
+    _fields_ = (
+        ("batch", _long),
+        ("pixels", _long),
+        ("channels", _long),
+        ("groups", _long),
+        ("x", _pointer),
+        ("weight", _pointer),
+        ("bias", _pointer),
+        ("eps", c_float),
+        ("silu", c_int),
+        ("y", _pointer),
+        ("sums", _pointer),
+    )
+
+
+class _LayerNorm(Structure):
+    _fields_ = (
+        ("rows", _long),
+        ("width", _long),
+        ("x", _pointer),
+        ("weight", _pointer),
+        ("bias", _pointer),
+        ("eps", c_float),
+        ("y", _pointer),
+    )
+
+
+class _PackRows(Structure):
+    _fields_ = (("columns", _long), ("k", _long), ("from_", _pointer), ("to", _pointer), ("gate", c_int))
+
+
+class _PackWinograd(Structure):
+    _fields_ = (("out", _long), ("in_", _long), ("from_", _pointer), ("to", _pointer), ("kind", c_int))
+
+
+class _Team(Structure):
+    _fields_ = (("parts", c_int), ("arrived", c_int), ("phase", c_int))
+
+
+class _Kernels:
+    """The library, and the threads that it computes with: torch's own where they are GNU OpenMP's, else ours for each call."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.run_alone = library.avila_run
+        self.run_part = library.avila_run_part
+        self.vector: int = library.avila_vector_length()
+        self.openmp = False
+        try:
+            pool = ctypes.CDLL("libgomp.so.1")  # torch's: it is loaded already under this name
+            library.avila_use_openmp(pool.GOMP_parallel, pool.omp_get_thread_num, pool.omp_get_num_threads)
+            self.openmp = True
+        except (OSError, AttributeError):
+            pass
+
+    def run(self, which: int, arguments: Structure) -> None:
+        threads = torch.get_num_threads()
+        if threads == 1 or self.openmp:
+            self.run_alone(which, ctypes.byref(arguments), threads)
+            return
+        team = _Team(threads, 0, 0)
+        call = (which, ctypes.byref(arguments), ctypes.byref(team))
+        others = [threading.Thread(target=self.run_part, args=(*call, part)) for part in range(1, threads)]
+        for other in others:
+            other.start()
+        self.run_part(*call, 0)
+        for other in others:
+            other.join()
+
+
+@cache
+def _kernels() -> _Kernels | None:
+    found = build.library()
+    return None if found is None else _Kernels(found)
+
+
+def _loaded() -> _Kernels:
+    found = _kernels()
+    assert found is not None, "ask `serves` first"
+    return found
+
+
+def serves(x: Tensor, *weights: Tensor) -> bool:
+    """Whether these kernels may compute with x, and with derived forms of these weights."""
+    return x.dtype == torch.float32 and apply_to(x, *weights) and x.numel() > 0 and _kernels() is not None
+
+
+def panel() -> int:
+    """Columns that packed weights are cut into."""
+    return 2 * _loaded().vector
+
+
+def serves_channels(*channels: int) -> bool:
+    """Whether maps of so many channels can be computed with: whole vectors of them."""
+    vector = _loaded().vector
+    return all(count % vector == 0 and count <= MOST_CHANNELS for count in channels)
+
+
+_own = threading.local()
+
+
+def _scratch(count: int) -> Tensor:
+    """Room for `count` floats that this thread may use until its next call."""
+    held: Tensor | None = getattr(_own, "scratch", None)
+    if held is None or held.numel() < count:
+        held = _own.scratch = torch.empty(count)
+    return held
+
+
+def _at(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def pack_rows(weight: Tensor) -> Tensor:
+    """A matrix (out, in, …) as `linear` reads it: (panels, in, panel)."""
+    return _pack_rows(weight, gate=False)
+
+
+def pack_gated(weight: Tensor) -> Tensor:
+    """A matrix (2 · out, in) of values and of gates, or a bias (2 · out,), as `linear` with a gate reads it."""
+    return _pack_rows(weight.view(len(weight), -1), gate=True)
+
+
+def _pack_rows(weight: Tensor, gate: bool) -> Tensor:
+    weight = weight.flatten(1).contiguous()
+    columns, k = weight.shape
+    if gate:
+        columns //= 2
+    width = panel() // 2 if gate else panel()
+    packed = torch.empty(-(-columns // width), k, panel())
+    _loaded().run(PACK_ROWS, _PackRows(columns, k, _at(weight), _at(packed), gate))
+    return packed
+
+
+def pad_to_panel(bias: Tensor) -> Tensor:
+    """A bias with zeros up to the end of its last panel."""
+    return torch.nn.functional.pad(bias, (0, -len(bias) % panel()))
+
+
+def pack_f4(weight: Tensor) -> Tensor:
+    """A 3x3 kernel (out, in, 3, 3) as `convolve` of kind F4 reads it: (36, panels, in, panel)."""
+    return _pack_winograd(weight, F4)
+
+
+def pack_f2(weight: Tensor) -> Tensor:
+    """A 3x3 kernel (out, in, 3, 3) as `convolve` of kind F2 reads it: (16, panels, in, panel)."""
+    return _pack_winograd(weight, F2)
+
+
+def pack_phases(phases: Tensor) -> Tensor:
+    """Kernels (4, out, in, 2, 2) of an upsampled map's phases as `convolve` of kind DOUBLED reads them."""
+    return _pack_winograd(phases.flatten(0, 1), DOUBLED)
+
+
+def _pack_winograd(weight: Tensor, kind: int) -> Tensor:
+    weight = weight.contiguous()
+    out, in_ = weight.shape[:2]
+    packed = torch.empty(POINTS[kind], -(-out // panel()), in_, panel())
+    _loaded().run(PACK_WINOGRAD, _PackWinograd(out, in_, _at(weight), _at(packed), kind))
+    return packed
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, columns: int, add: Tensor | None = None, gate: bool = False
+) -> Tensor:
+    """x (…, k) → (…, columns): x Wᵀ + b, `add` added; with `gate`, values · gelu(gates).
+
+    weight, bias: of `pack_rows` and `pad_to_panel`, or of `pack_gated`. add: of the result's shape.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    if rows.stride(1) != 1:
+        rows = rows.contiguous()
+    y = torch.empty(len(rows), columns)
+    if add is not None:
+        add = add.reshape(len(rows), columns).contiguous()
+    arguments = _Linear(
+        len(rows), columns, rows.shape[1], _at(rows), rows.stride(0), _at(weight), _at(bias), _at(add),
+        columns, _at(y), columns, gate
+    )  # fmt: skip
+    _loaded().run(LINEAR, arguments)
+    return y.view(*x.shape[:-1], columns)
+
+
+def by_pixel(x: Tensor) -> Tensor:
+    """x (batch, channels, h, w) → (batch, h, w, channels) without gaps; a view where it lies so already."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, out: int, kind: int, shift: Tensor | None, add: Tensor | None
+) -> Tensor:
+    """A 3x3 convolution, x (batch, in, h, w) → (batch, out, h, w), or twice as high and wide for kind DOUBLED.
+
+    weight: packed for this kind. shift (batch, out): added to every pixel. add: of the result's shape.
+    """
+    pixels = by_pixel(x)
+    batch, height, width, in_ = pixels.shape
+    factor, columns = (2, 4 * out) if kind == DOUBLED else (1, out)
+    whole = -(-columns // panel()) * panel()
+    size = 2 if kind == F2 else 4
+    tiles = batch * ((height + size) // size) * ((width + size) // size)
+    block = min(max(BLOCK_BYTES // (4 * POINTS[kind] * (in_ + whole)) // 12 * 12, 24), tiles)
+    scratch = _scratch(POINTS[kind] * (block * (in_ + whole) + 32))
+    y = torch.empty(batch, height * factor, width * factor, out)
+    shift = None if shift is None else shift.contiguous()
+    add = None if add is None else by_pixel(add)
+    arguments = _Winograd(
+        batch, height, width, in_, columns, _at(pixels), _at(weight), _at(bias), _at(shift), _at(add), _at(y),
+        _at(scratch), block, kind
+    )  # fmt: skip
+    _loaded().run(WINOGRAD, arguments)
+    return y.permute(0, 3, 1, 2)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Attention over all keys; q (batch, n, heads · d), k and v (batch, m, heads · d) → (batch, n, heads · d)."""
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    batch, queries, width = q.shape
+    keys, d = k.shape[1], width // heads
+    threads = torch.get_num_threads()
+    wide = -(-d // _loaded().vector) * _loaded().vector
+    packed = batch * heads * (-(-keys // panel()) * panel() * d + keys * wide)
+    # Panels begin on whole cache lines: d · panel and keys · vector are multiples of one.
+    scratch = _scratch(packed + threads * QUERIES * (KEYS + wide))
+    y = torch.empty_like(q)
+    arguments = _Attention(
+        batch, heads, d, queries, keys, _at(q), _at(k), _at(v), width, width, width, _at(y), d**-0.5,
+        _at(scratch), threads
+    )  # fmt: skip
+    _loaded().run(ATTENTION, arguments)
+    return y
+
+
+def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
+    """x (batch, channels, h, w) normalised over groups of channels; with `silu`, SiLU of that."""
+    pixels = by_pixel(x)
+    batch, height, width, channels = pixels.shape
+    sums = torch.empty(batch * PIECES * 2 * channels, dtype=torch.float64)
+    y = torch.empty_like(pixels)
+    arguments = _GroupNorm(
+        batch, height * width, channels, groups, _at(pixels), _at(weight), _at(bias), eps, silu, _at(y), _at(sums)
+    )  # fmt: skip
+    _loaded().run(GROUP_NORM, arguments)
+    return y.permute(0, 3, 1, 2)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """x (…, width) normalised over its last dimension."""
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    arguments = _LayerNorm(x.numel() // x.shape[-1], x.shape[-1], _at(x), _at(weight), _at(bias), eps, _at(y))
+    _loaded().run(LAYER_NORM, arguments)
+    return y

@@ -1,0 +1,75 @@
+/* Vectors of the widest kind the target has, by the compiler's vector extensions: no intrinsics, any processor. */
+
+#include <stdint.h>
+#include <string.h>
+
+/* VL floats in a vector. ROWS_n: rows of a micro-kernel that is n vectors wide, so that the sums stay in registers:
+   rows * n accumulators, n vectors of the right matrix and one broadcast of the left, of 32 or 16 registers. */
+#if defined(__AVX512F__)
+#define VL 16
+#define ROWS_1 12
+#define ROWS_2 12
+#define ROWS_3 8
+#elif defined(__AVX__)
+#define VL 8
+#define ROWS_1 8
+#define ROWS_2 6
+#define ROWS_3 4
+#else
+#define VL 4
+#define ROWS_1 12
+#define ROWS_2 8
+#define ROWS_3 6
+#endif
+
+#define PANEL (2 * VL) /* columns of a packed panel of weights */
+
+typedef float vec __attribute__((vector_size(VL * 4)));
+typedef float vec_anywhere __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+typedef int64_t i64; /* long has 32 bits on Windows */
+typedef int32_t ivec __attribute__((vector_size(VL * 4)));
+
+static inline vec load(const float *p) { return *(const vec_anywhere *)p; }
+static inline void store(float *p, vec x) { *(vec_anywhere *)p = x; }
+static inline vec fill(float x) { return x - (vec){0}; }
+static inline vec choose(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
+static inline vec larger(vec a, vec b) { return choose(a > b, a, b); }
+static inline i64 smaller_of(i64 a, i64 b) { return a < b ? a : b; }
+static inline i64 larger_of(i64 a, i64 b) { return a > b ? a : b; }
+
+/* 2 to the x, x clamped to -126 ... 126. x = n + f with f in -1/2 ... 1/2 by the rounding of a sum to an integer; the
+   polynomial is a minimax fit of 2^f (relative error 7.5e-8, below one rounding); n goes into the exponent's bits. */
+static inline vec exp2_of(vec x) {
+  const float magic = 12582912.0f; /* 1.5 * 2^23: a float of this size has no fraction */
+  x = choose(x < -126.0f, fill(-126.0f), x);
+  x = choose(x > 126.0f, fill(126.0f), x);
+  vec t = x + magic;
+  vec f = x - (t - magic);
+  vec p = 0.001327647129073739f * f + 0.009675540961325169f;
+  p = p * f + 0.05550713092088699f;
+  p = p * f + 0.24022120237350464f;
+  p = p * f + 0.6931469440460205f;
+  p = p * f + 1.0f;
+  return (vec)((ivec)p + ((ivec)t << 23));
+}
+
+static inline vec exp_of(vec x) { return exp2_of(x * 1.4426950408889634f); }
+
+static inline vec silu_of(vec x) { return x / (1.0f + exp_of(-x)); }
+
+/* x Phi(x), Phi the normal distribution function. Phi(-a) = exp(-a^2 / 2) r(a) for a >= 0; r, a scaled complementary
+   error function, is a polynomial in 1 / (1 + 0.3 a) (minimax fit on 0 ... 13, relative error 6e-8). */
+static inline vec gelu_of(vec x) {
+  vec a = choose(x < 0.0f, -x, x);
+  vec u = 1.0f / (1.0f + 0.3f * a);
+  vec r = 0.0382709875702858f * u - 0.16864344477653503f;
+  r = r * u + 0.227577805519104f;
+  r = r * u - 0.07526527345180511f;
+  r = r * u + 0.14167550206184387f;
+  r = r * u + 0.09505120664834976f;
+  r = r * u + 0.12182585895061493f;
+  r = r * u + 0.11950100213289261f;
+  r = r * u + 6.3829256760072894e-06f;
+  vec tail = r * exp_of(-0.5f * a * a);
+  return x * choose(x < 0.0f, tail, 1.0f - tail);
+}

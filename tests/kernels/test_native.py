@@ -1,0 +1,293 @@
+"""The kernels in C, shape by shape, against float64 and against the error of torch's own float32 operations."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from avila_diffusion import kernels
+from avila_diffusion.kernels import build, native
+from avila_diffusion.models.layers import Conv2d, GroupNorm, LayerNorm, Linear, Upsample, attend
+
+pytestmark = pytest.mark.skipif(build.library() is None, reason=f"the kernels are not built: {build.problem}")
+
+
+def draw(*shape: int, scale: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(len(shape) + sum(shape))
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).float() * scale
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    """Relative L2 error."""
+    assert exact.dtype == torch.float64
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+def exact(layer: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+    """A layer's result by torch's operations in float64."""
+    return layer(*(None if x is None else x.double() for x in inputs))
+
+
+@pytest.fixture(autouse=True)
+def no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def by_torch(layer: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+    before, kernels.ENABLED = kernels.ENABLED, False
+    try:
+        return layer(*inputs)
+    finally:
+        kernels.ENABLED = before
+
+
+Module = TypeVar("Module", bound=torch.nn.Module)
+
+
+def fill(layer: Module) -> Module:
+    """Weights that keep values of order one."""
+    for name, parameter in layer.named_parameters():
+        fan_in = parameter[0].numel() if parameter.dim() > 1 else 4
+        parameter.data = draw(*parameter.shape, scale=fan_in**-0.5) + (1 if parameter.dim() == 1 and "weight" in name else 0)
+    return layer
+
+
+def held(layer: Callable[..., Tensor], *inputs: Tensor | None, bound: float = 1.5) -> Tensor:
+    """The kernels' result, its error held to `bound` times torch's own."""
+    found, wanted = layer(*inputs), exact(layer, *inputs)
+    assert 0.05 < float(wanted.abs().mean()) < 20
+    ours, torch_own = error(found, wanted), error(by_torch(layer, *inputs), wanted)
+    assert ours <= bound * max(torch_own, 1e-7), (ours, torch_own)  # of a handful of values the error is chance
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rows", "k", "columns"),
+    [(1, 16, 8), (5, 100, 77), (77, 768, 320), (154, 320, 640), (257, 33, 31), (12, 2600, 96), (640, 1280, 33)],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear(rows: int, k: int, columns: int, bias: bool, threads: int) -> None:
+    layer = fill(Linear(k, columns, bias))
+    x, add = draw(rows, k), draw(rows, columns)
+    held(layer, x)
+    held(layer, x, add)
+    assert torch.equal(layer(x, add)[-1:], layer(x[-1:], add[-1:])), "a row's bits depend on its neighbours"
+
+
+def test_linear_takes_any_layout() -> None:
+    layer = fill(Linear(48, 40))
+    x = draw(3, 48, 20).transpose(1, 2)
+    assert torch.equal(layer(x), layer(x.contiguous()))
+    assert torch.equal(layer(x[:, ::2]), layer(x)[:, ::2])
+    assert layer(x[:0]).shape == (0, 20, 40)
+
+
+@pytest.mark.parametrize(("rows", "k", "columns"), [(1, 16, 8), (50, 320, 1280), (31, 100, 45)])
+def test_gate(rows: int, k: int, columns: int, threads: int) -> None:
+    layer = fill(Linear(k, 2 * columns))
+    held(layer.gated, draw(rows, k, scale=2.0))
+
+
+def test_gelu_is_exact_on_its_whole_range() -> None:
+    layer = Linear(1, 2)
+    layer.weight.data, layer.bias = torch.tensor([[0.0], [1.0]]), torch.nn.Parameter(torch.tensor([1.0, 0.0]))
+    x = torch.linspace(-30, 30, 60001)[:, None]
+    torch.testing.assert_close(layer.gated(x).double(), F.gelu(x.double()), rtol=1e-5, atol=2e-7)
+
+
+MAPS = [(1, 24, 24), (2, 31, 25), (8, 24, 27), (1, 13, 90), (3, 12, 12), (2, 64, 24)]
+
+
+@pytest.mark.parametrize("size", MAPS)
+@pytest.mark.parametrize("channels", [(16, 16), (32, 48), (320, 64), (64, 320)])
+def test_convolution(size: tuple[int, int, int], channels: tuple[int, int], threads: int) -> None:
+    batch, height, width = size
+    inner, outer = channels
+    layer = fill(Conv2d(inner, outer, 3, padding=1))
+    x, shift, add = draw(batch, inner, height, width), draw(batch, outer), draw(batch, outer, height, width)
+    bound = 3.0 if min(height, width) >= 24 else 1.5  # F(4x4), F(2x2); at these widths torch sums in short pieces
+    held(layer, x, bound=bound)
+    found = held(layer, x.contiguous(memory_format=torch.channels_last), shift, add, bound=bound)
+    alone = layer(x[-1:], shift[-1:], add[-1:])
+    assert torch.equal(found[-1:], alone), "the bits of a picture depend on its neighbours in the batch"
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "bound"),
+    [(24, 320, 2.0), (48, 128, 2.0), (32, 640, 2.0), (12, 1280, 1.5), (16, 640, 1.5)],
+)
+def test_convolution_at_the_networks_widths(size: int, channels: int, bound: float) -> None:
+    layer = fill(Conv2d(channels, channels, 3, padding=1))
+    layer.bias.data.zero_()
+    held(layer, draw(1, channels, size, size).contiguous(memory_format=torch.channels_last), bound=bound)
+
+
+@pytest.mark.parametrize("channels", [(1, 16), (20, 32), (32, 7), (4, 320), (320, 4)])
+def test_odd_channels_go_to_torch(channels: tuple[int, int]) -> None:
+    layer = fill(Conv2d(*channels, 3, padding=1))
+    x = draw(2, channels[0], 24, 24)
+    assert torch.equal(layer(x), by_torch(layer, x))
+
+
+@pytest.mark.parametrize("size", [(1, 12, 12), (2, 13, 30), (1, 33, 16)])
+@pytest.mark.parametrize("channels", [16, 80])
+def test_doubled_convolution(size: tuple[int, int, int], channels: int, threads: int) -> None:
+    layer = fill(Upsample(channels))
+    x = draw(size[0], channels, *size[1:])
+    found, wanted = layer(x), exact(layer, x)
+    plain = F.conv2d(F.interpolate(x, scale_factor=2.0), layer.conv.weight, layer.conv.bias, padding=1)
+    assert 0 < error(found, wanted) <= 3.0 * error(plain, wanted)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_outliers_stay_where_they_are(kernel: int) -> None:
+    """Values of 1e4 spoil only what sees them: the pixels of their tiles."""
+    layer = fill(Conv2d(64, 64, kernel, padding=kernel // 2))
+    x = draw(1, 64, 48, 48)
+    x[:, :, 20, 20] = 1e4
+    found, wanted = layer(x), exact(layer, x)
+    untouched = torch.ones(48, 48, dtype=torch.bool)
+    untouched[16:28, 16:28] = False
+    assert error(found[..., untouched], wanted[..., untouched]) < 1e-6
+    assert error(found, wanted) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("batch", "queries", "keys", "heads", "d"),
+    [
+        (1, 1, 1, 1, 8),
+        (2, 100, 77, 8, 40),
+        (1, 300, 300, 8, 40),
+        (1, 64, 64, 8, 80),
+        (2, 65, 600, 2, 160),
+        (1, 130, 1030, 10, 64),
+        (1, 50, 700, 1, 512),
+        (2, 49, 513, 3, 24),
+        (3, 7, 5, 2, 1),
+    ],
+)
+def test_attention(batch: int, queries: int, keys: int, heads: int, d: int, threads: int) -> None:
+    q, k, v = draw(batch, queries, heads * d, scale=2), draw(batch, keys, heads * d, scale=1.5), draw(batch, keys, heads * d)
+    found = held(lambda *inputs: attend(*inputs, heads=heads), q, k, v)
+    assert torch.equal(found[-1:], attend(q[-1:], k[-1:], v[-1:], heads))
+
+
+def test_attention_survives_large_scores() -> None:
+    q, k, v = draw(1, 40, 64) * 100, draw(1, 1100, 64) * 100, draw(1, 1100, 64)
+    found = attend(q, k, v, 1)
+    torch.testing.assert_close(found.double(), attend(q.double(), k.double(), v.double(), 1), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("size", [(1, 32, 1, 2), (2, 320, 17, 9), (1, 128, 70, 64), (3, 64, 8, 8)])
+def test_group_norm(size: tuple[int, int, int, int], silu: bool, threads: int) -> None:
+    layer = fill(GroupNorm(size[1], eps=1e-5))
+    x = draw(*size) + 0.5
+    found, wanted = layer(x, silu), layer(x.double(), silu)
+    assert error(found, wanted) < 3e-7
+    far = x + 1000.0  # a mean a thousand times the spread: torch's own loses two digits more
+    assert error(layer(far, silu), layer(far.double(), silu)) < 1e-4
+
+
+def test_group_norm_does_not_depend_on_threads() -> None:
+    layer, x = fill(GroupNorm(64, eps=1e-5)), draw(2, 64, 19, 23)
+    before, found = torch.get_num_threads(), []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        found.append(layer(x, True))
+    torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("shape", [(1, 16), (2, 77, 320), (3, 5, 1280)])
+def test_layer_norm(shape: tuple[int, ...], threads: int) -> None:
+    layer = fill(LayerNorm(shape[-1]))
+    x = draw(*shape) * 3 + 1
+    assert error(layer(x), layer(x.double())) < 4e-7
+
+
+def test_a_gradient_takes_torchs_way() -> None:
+    layer = fill(Conv2d(32, 32, 3, padding=1))
+    x = draw(1, 32, 24, 24)
+    with torch.enable_grad():
+        layer.requires_grad_(True)
+        layer(x).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_a_wrong_point_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = fill(Conv2d(32, 32, 3, padding=1)), draw(1, 32, 24, 24)
+    real = native.pack_f4
+    monkeypatch.setattr(native, "pack_f4", lambda weight: real(weight).roll(1, 0))
+    assert error(layer(x), exact(layer, x)) > 0.1
+
+
+def test_without_a_compiler_torch_computes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AVILA_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "compilers", lambda: iter(()))
+    build.library.cache_clear()
+    native._kernels.cache_clear()
+    try:
+        layer, x = fill(Linear(32, 32)), draw(3, 32)
+        assert not native.serves(x)
+        assert build.problem is not None and "no C compiler" in build.problem
+        assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+        assert not list((tmp_path / "kernels").iterdir()), "something half made was left behind"
+    finally:
+        build.library.cache_clear()
+        native._kernels.cache_clear()
+
+
+def test_a_compiler_that_fails_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AVILA_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "compilers", lambda: iter([("false",), ("no-such-compiler",)]))
+    build.library.cache_clear()
+    try:
+        assert build.library() is None
+        assert build.problem and "\n" not in build.problem
+    finally:
+        build.library.cache_clear()
+
+
+def test_what_is_built_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AVILA_CACHE", str(tmp_path))
+    build.library.cache_clear()
+    try:
+        assert isinstance(build.library(), ctypes.CDLL)
+        (made,) = (tmp_path / "kernels").iterdir()
+        written = made.stat().st_mtime_ns
+        build.library.cache_clear()
+        assert build.library() is not None and made.stat().st_mtime_ns == written
+    finally:
+        build.library.cache_clear()
+
+
+def test_threads_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch does not compute with GNU OpenMP each call brings its threads."""
+    found = native._kernels()
+    assert found is not None
+    layer, x = fill(Conv2d(32, 64, 3, padding=1)), draw(2, 32, 30, 30)
+    expected = layer(x)
+    monkeypatch.setattr(found, "openmp", False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(layer(x), expected)
+    finally:
+        torch.set_num_threads(before)
