@@ -202,7 +202,7 @@ def test_group_norm(size: tuple[int, int, int, int], silu: bool, threads: int) -
     found, wanted = layer(x, silu), layer(x.double(), silu)
     assert error(found, wanted) < 3e-7
     far = x + 1000.0  # a mean a thousand times the spread: torch's own loses two digits more
-    assert error(layer(far, silu), layer(far.double(), silu)) < 1e-4
+    assert error(layer(far, silu), layer(far.double(), silu)) < 2e-4
 
 
 def test_group_norm_does_not_depend_on_threads() -> None:
