@@ -14,7 +14,17 @@ from torch import Tensor
 
 from avila_diffusion import kernels
 from avila_diffusion.kernels import build, native
-from avila_diffusion.models.layers import Conv2d, GroupNorm, LayerNorm, Linear, Upsample, attend
+from avila_diffusion.models.layers import (
+    Conv2d,
+    GroupNorm,
+    Layer,
+    LayerNorm,
+    Linear,
+    LowRank,
+    Upsample,
+    attend,
+    keep_derived,
+)
 
 pytestmark = pytest.mark.skipif(build.library() is None, reason=f"the kernels are not built: {build.problem}")
 
@@ -152,7 +162,7 @@ def test_doubled_convolution(size: tuple[int, int, int], channels: int, threads:
     x = draw(size[0], channels, *size[1:])
     found, wanted = layer(x), exact(layer, x)
     plain = F.conv2d(F.interpolate(x, scale_factor=2.0), layer.conv.weight, layer.conv.bias, padding=1)
-    assert 0 < error(found, wanted) <= 3.0 * error(plain, wanted)
+    assert 0 < error(found, wanted) <= 4.0 * error(plain, wanted)  # summed in short pieces at these widths
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
@@ -291,3 +301,47 @@ def test_threads_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(layer(x), expected)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 20, 500])
+def test_weights_of_the_file_give_the_bits_of_packed_ones(dtype: torch.dtype, rows: int, threads: int) -> None:
+    for layer, shape in (
+        (fill(Linear(72, 70)), (rows, 72)),
+        (fill(Linear(2050, 33)), (rows, 2050)),
+        (fill(Conv2d(48, 80, 3, padding=1)), (1, 48, rows, 13)),
+        (fill(Conv2d(16, 32, 3, padding=1)), (1, 16, rows, 30)),
+        (fill(Upsample(32)), (1, 32, rows % 20 + 1, 5)),
+    ):
+        for parameter in layer.parameters():
+            parameter.data = parameter.data.to(dtype)
+        x = draw(*shape)
+        kept = layer(x)
+        keep_derived(layer, False)
+        assert torch.equal(layer(x), kept)
+        assert not any(module._derived for module in layer.modules() if isinstance(module, Layer))
+    layer = fill(Linear(70, 90)).to(dtype)
+    kept = layer.gated(draw(rows, 70))
+    keep_derived(layer, False)
+    assert torch.equal(layer.gated(draw(rows, 70)), kept)
+
+
+def test_every_half_number_is_read_exactly() -> None:
+    numbers = torch.arange(65536, dtype=torch.int32).to(torch.int16)
+    for dtype in (torch.float16, torch.bfloat16):
+        every = numbers.view(dtype)
+        packed = native.pack_rows(every.view(64, 1024))
+        unpacked = packed.permute(0, 2, 1).reshape(-1, 1024)[:64].flatten()
+        assert torch.equal(unpacked.view(torch.int32)[~every.isnan()], every.float().view(torch.int32)[~every.isnan()])
+        assert unpacked[every.isnan()].isnan().all()
+
+
+def test_a_changed_weight_is_not_read_from_the_file() -> None:
+    layer, x = fill(Linear(32, 32)).half(), draw(3, 32)
+    plain = layer(x)
+    layer.change("weight", [LowRank(torch.ones(32, 1), torch.ones(1, 32), 0.1)])
+    kept = layer(x)
+    keep_derived(layer, False)
+    assert torch.equal(layer(x), kept) and not torch.equal(kept, plain)
+    layer.restore()
+    assert torch.equal(layer(x), plain)

@@ -18,9 +18,9 @@ from . import apply_to, build
 
 LINEAR, WINOGRAD, ATTENTION, GROUP_NORM, LAYER_NORM, PACK_ROWS, PACK_WINOGRAD = range(7)
 
-F4, F2, DOUBLED = 4, 2, 5
-"""Kinds of Winograd convolution: output tiles of 4x4, of 2x2, and of a map upsampled by two."""
-POINTS = {F4: 36, F2: 16, DOUBLED: 25}
+F4, F2 = 4, 2
+"""Kinds of Winograd convolution: output tiles of 4x4 and of 2x2."""
+POINTS = {F4: 36, F2: 16}
 MOST_CHANNELS = 8192
 PIECES = 32  # of group_norm's sums
 QUERIES, KEYS = 48, 512  # of attention's blocks
@@ -29,20 +29,24 @@ BLOCK_BYTES = 16 << 20  # of a Winograd convolution's working set: what a third-
 _long, _pointer = c_int64, c_void_p
 
 
+class _Matrix(Structure):
+    _fields_ = (("columns", _long), ("k", _long), ("from_", _pointer), ("form", c_int), ("gate", c_int))
+
+
 class _Linear(Structure):
     _fields_ = (
         ("rows", _long),
-        ("columns", _long),
-        ("k", _long),
+        ("matrix", _Matrix),
+        ("packed", _pointer),
         ("x", _pointer),
         ("ldx", _long),
-        ("weight", _pointer),
         ("bias", _pointer),
         ("add", _pointer),
         ("ld_add", _long),
         ("y", _pointer),
         ("ldy", _long),
-        ("gate", c_int),
+        ("scratch", _pointer),
+        ("scratch_size", _long),
     )
 
 
@@ -62,6 +66,7 @@ class _Winograd(Structure):
         ("scratch", _pointer),
         ("block", _long),
         ("kind", c_int),
+        ("doubled", c_int),
     )
 
 
@@ -114,11 +119,18 @@ class _LayerNorm(Structure):
 
 
 class _PackRows(Structure):
-    _fields_ = (("columns", _long), ("k", _long), ("from_", _pointer), ("to", _pointer), ("gate", c_int))
+    _fields_ = (("matrix", _Matrix), ("to", _pointer))
 
 
 class _PackWinograd(Structure):
-    _fields_ = (("out", _long), ("in_", _long), ("from_", _pointer), ("to", _pointer), ("kind", c_int))
+    _fields_ = (
+        ("out", _long),
+        ("in_", _long),
+        ("from_", _pointer),
+        ("to", _pointer),
+        ("form", c_int),
+        ("kind", c_int),
+    )
 
 
 class _Team(Structure):
@@ -198,53 +210,56 @@ def _at(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+FORMS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+"""Dtypes of weights that the kernels read as they are."""
+
+
+def _matrix(weight: Tensor, gate: bool) -> _Matrix:
+    weight = weight.flatten(1)
+    rows, k = weight.shape
+    return _Matrix(rows // 2 if gate else rows, k, _at(weight), FORMS[weight.dtype], gate)
+
+
 def pack_rows(weight: Tensor) -> Tensor:
-    """A matrix (out, in, …) as `linear` reads it: (panels, in, panel)."""
-    return _pack_rows(weight, gate=False)
+    """A matrix (out, in, …) of one of the FORMS as `linear` reads it fastest: (panels, in, panel), float32."""
+    return _pack_rows(_matrix(weight, gate=False), panel())
 
 
 def pack_gated(weight: Tensor) -> Tensor:
     """A matrix (2 · out, in) of values and of gates, or a bias (2 · out,), as `linear` with a gate reads it."""
-    return _pack_rows(weight.view(len(weight), -1), gate=True)
+    return _pack_rows(_matrix(weight.view(len(weight), -1), gate=True), panel() // 2)
 
 
-def _pack_rows(weight: Tensor, gate: bool) -> Tensor:
-    weight = weight.flatten(1).contiguous()
-    columns, k = weight.shape
-    if gate:
-        columns //= 2
-    width = panel() // 2 if gate else panel()
-    packed = torch.empty(-(-columns // width), k, panel())
-    _loaded().run(PACK_ROWS, _PackRows(columns, k, _at(weight), _at(packed), gate))
+def _pack_rows(matrix: _Matrix, width: int) -> Tensor:
+    packed = torch.empty(-(-matrix.columns // width), matrix.k, panel())
+    _loaded().run(PACK_ROWS, _PackRows(matrix, _at(packed)))
     return packed
 
 
 def pad_to_panel(bias: Tensor) -> Tensor:
-    """A bias with zeros up to the end of its last panel."""
-    return torch.nn.functional.pad(bias, (0, -len(bias) % panel()))
+    """A bias in float32 with zeros up to the end of its last panel."""
+    return torch.nn.functional.pad(bias.float(), (0, -len(bias) % panel()))
 
 
 def pack_f4(weight: Tensor) -> Tensor:
-    """A 3x3 kernel (out, in, 3, 3) as `convolve` of kind F4 reads it: (36, panels, in, panel)."""
+    """A 3x3 kernel (out, in, 3, 3) of one of the FORMS as `convolve` of kind F4 reads it: (36, panels, in, panel)."""
     return _pack_winograd(weight, F4)
 
 
 def pack_f2(weight: Tensor) -> Tensor:
-    """A 3x3 kernel (out, in, 3, 3) as `convolve` of kind F2 reads it: (16, panels, in, panel)."""
+    """A 3x3 kernel (out, in, 3, 3) of one of the FORMS as `convolve` of kind F2 reads it: (16, panels, in, panel)."""
     return _pack_winograd(weight, F2)
 
 
-def pack_phases(phases: Tensor) -> Tensor:
-    """Kernels (4, out, in, 2, 2) of an upsampled map's phases as `convolve` of kind DOUBLED reads them."""
-    return _pack_winograd(phases.flatten(0, 1), DOUBLED)
-
-
-def _pack_winograd(weight: Tensor, kind: int) -> Tensor:
-    weight = weight.contiguous()
+def _pack_winograd(weight: Tensor, kind: int, into: Tensor | None = None) -> Tensor:
     out, in_ = weight.shape[:2]
-    packed = torch.empty(POINTS[kind], -(-out // panel()), in_, panel())
-    _loaded().run(PACK_WINOGRAD, _PackWinograd(out, in_, _at(weight), _at(packed), kind))
+    shape = (POINTS[kind], -(-out // panel()), in_, panel())
+    packed = torch.empty(shape) if into is None else into
+    _loaded().run(PACK_WINOGRAD, _PackWinograd(out, in_, _at(weight), _at(packed), FORMS[weight.dtype], kind))
     return packed
+
+
+SCRATCH = 96 * 1024  # floats of packed weights a thread works on: what of a second-level cache they may take
 
 
 def linear(
@@ -252,17 +267,22 @@ def linear(
 ) -> Tensor:
     """x (…, k) → (…, columns): x Wᵀ + b, `add` added; with `gate`, values · gelu(gates).
 
-    weight, bias: of `pack_rows` and `pad_to_panel`, or of `pack_gated`. add: of the result's shape.
+    weight: of `pack_rows` or `pack_gated`; or the file's own (columns, k), (2 · columns, k) with `gate`, of one of the FORMS.
+    bias: of `pad_to_panel` or `pack_gated`. add: of the result's shape.
     """
     rows = x.reshape(-1, x.shape[-1])
     if rows.stride(1) != 1:
         rows = rows.contiguous()
+    packed = weight.dim() == 3
+    matrix = _Matrix(columns, weight.shape[1], None, 0, gate) if packed else _matrix(weight, gate)
     y = torch.empty(len(rows), columns)
     if add is not None:
-        add = add.reshape(len(rows), columns).contiguous()
+        add = add.reshape(y.shape).contiguous()
+    size = max(SCRATCH, matrix.k * panel())
+    scratch = None if packed else _scratch(size * torch.get_num_threads())
     arguments = _Linear(
-        len(rows), columns, rows.shape[1], _at(rows), rows.stride(0), _at(weight), _at(bias), _at(add),
-        columns, _at(y), columns, gate
+        len(rows), matrix, _at(weight) if packed else None, _at(rows), rows.stride(0), _at(bias), _at(add), columns,
+        _at(y), columns, _at(scratch), size
     )  # fmt: skip
     _loaded().run(LINEAR, arguments)
     return y.view(*x.shape[:-1], columns)
@@ -274,26 +294,39 @@ def by_pixel(x: Tensor) -> Tensor:
 
 
 def convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, out: int, kind: int, shift: Tensor | None, add: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out: int,
+    kind: int,
+    *,
+    shift: Tensor | None = None,
+    add: Tensor | None = None,
+    doubled: bool = False,
 ) -> Tensor:
-    """A 3x3 convolution, x (batch, in, h, w) → (batch, out, h, w), or twice as high and wide for kind DOUBLED.
+    """A 3x3 convolution, x (batch, in, h, w) → (batch, out, h, w).
 
-    weight: packed for this kind. shift (batch, out): added to every pixel. add: of the result's shape.
+    weight: packed for this kind, or the file's own (out, in, 3, 3) of one of the FORMS. shift (batch, out): added to every pixel. add: of the result's shape.
+    doubled: of x upsampled to (batch, in, 2h, 2w) by nearest neighbour.
     """
     pixels = by_pixel(x)
     batch, height, width, in_ = pixels.shape
-    factor, columns = (2, 4 * out) if kind == DOUBLED else (1, out)
-    whole = -(-columns // panel()) * panel()
-    size = 2 if kind == F2 else 4
-    tiles = batch * ((height + size) // size) * ((width + size) // size)
+    height, width = height << doubled, width << doubled
+    whole = -(-out // panel()) * panel()
+    tiles = batch * -(-height // kind) * -(-width // kind)
     block = min(max(BLOCK_BYTES // (4 * POINTS[kind] * (in_ + whole)) // 12 * 12, 24), tiles)
-    scratch = _scratch(POINTS[kind] * (block * (in_ + whole) + 32))
-    y = torch.empty(batch, height * factor, width * factor, out)
+    size = POINTS[kind] * (block * (in_ + whole) + 32)
+    if weight.shape[-1] == 3:
+        scratch = _scratch(size + POINTS[kind] * whole * in_)
+        weight = _pack_winograd(weight, kind, into=scratch[size:])
+    else:
+        scratch = _scratch(size)
+    y = torch.empty(batch, height, width, out)
     shift = None if shift is None else shift.contiguous()
     add = None if add is None else by_pixel(add)
     arguments = _Winograd(
-        batch, height, width, in_, columns, _at(pixels), _at(weight), _at(bias), _at(shift), _at(add), _at(y),
-        _at(scratch), block, kind
+        batch, height, width, in_, out, _at(pixels), _at(weight), _at(bias), _at(shift), _at(add), _at(y),
+        _at(scratch), block, kind, doubled
     )  # fmt: skip
     _loaded().run(WINOGRAD, arguments)
     return y.permute(0, 3, 1, 2)

@@ -153,22 +153,51 @@ class Layer(nn.Module):
         deltas = self._deltas.get(name, ())
         if torch.is_grad_enabled() and (source.requires_grad or any(delta.requires_grad for delta in deltas)):
             return derive(source, device=source.device, dtype=x.dtype, deltas=deltas)
-        form = name if transform is None else f"{name}, {transform.__name__}"
-        kept = self._derived.get(form)
-        if kept is not None and kept.serves(source, deltas, x):
-            return kept.weight
         # MPS has no channels_last kernels worth the change of layout.
         by_pixel = source.dim() == 4 and x.device.type != "mps"
-        with torch.no_grad():
-            weight = derive(
+        return self._kept(
+            name if transform is None else f"{name}, {transform.__name__}",
+            (source, deltas, x),
+            lambda: derive(
                 source.detach(),
                 device=x.device,
                 dtype=x.dtype,
                 channels_last=by_pixel,
                 transform=transform,
                 deltas=deltas,
-            )
+            ),
+        )
+
+    def packed(self, name: str, x: Tensor, pack: Transform) -> Tensor | None:
+        """The parameter `name` as the kernels of ours read it, which `pack` makes; where nothing is kept, as the file has it.
+
+        A kernel packs what it gets unpacked as it goes, to the same bits.
+        """
+        source: Tensor | None = getattr(self, name)
+        if source is None:
+            return None
+        deltas = self._deltas.get(name, ())
+
+        def plain() -> Tensor:
+            if not deltas and source.dtype in native.FORMS and source.is_contiguous():
+                return source.detach()
+            return derive(source.detach(), device=x.device, dtype=torch.float32, deltas=deltas).contiguous()
+
+        if not self.keep and source.dim() > 1:
+            return plain()
+        return self._kept(f"{name}, {pack.__name__}", (source, deltas, x), lambda: pack(plain()))
+
+    def _kept(
+        self, form: str, serving: tuple[Tensor, tuple[Delta, ...], Tensor], make: Callable[[], Tensor]
+    ) -> Tensor:
+        """What `make` makes, or made before of the same source and deltas for inputs like this x: `serving` is the three."""
+        kept = self._derived.get(form)
+        if kept is not None and kept.serves(*serving):
+            return kept.weight
+        with torch.no_grad():
+            weight = make()
         if self.keep:
+            source, deltas, _ = serving
             self._derived[form] = _Derived(source, source._version, deltas, weight)
         return weight
 
@@ -207,8 +236,7 @@ class Linear(Layer):
     def gated(self, x: Tensor) -> Tensor:
         """The first half of the result times GELU (by erf) of the second: (..., out_features / 2)."""
         if native.serves(x, self.weight):
-            weight, bias = self.effective("weight", x, native.pack_gated), self.effective("bias", x, native.pack_gated)
-            assert weight is not None
+            weight, bias = _packed(self, x, native.pack_gated), self.packed("bias", x, native.pack_gated)
             return native.linear(x, weight, bias, len(self.weight) // 2, gate=True)
         value, gate = self(x).chunk(2, dim=-1)
         gated: Tensor = value * F.gelu(gate)
@@ -232,36 +260,38 @@ class Conv2d(Layer):
             if kernel == 1 and shift is None:
                 plus = None if add is None else add.permute(0, 2, 3, 1)
                 return _by_rows(self, x.permute(0, 2, 3, 1), plus).permute(0, 3, 1, 2)
-            pack = _winograd_for(*x.shape[2:])
-            if kernel == 3 and pack is not None and native.serves_channels(*self.weight.shape[:2]):
-                weight = _effective(self, x, pack)
-                kind = native.F4 if pack is native.pack_f4 else native.F2
-                return native.convolve(x, weight, self.effective("bias", x), len(self.weight), kind, shift, add)
+            if kernel == 3 and native.serves_channels(*self.weight.shape[:2]):
+                return self.by_winograd(x, shift, add)
         y = F.conv2d(x, _effective(self, x), self.effective("bias", x), self.stride, self.padding)
         return _plus(y if shift is None else y + shift[:, :, None, None], add)
 
+    def by_winograd(
+        self, x: Tensor, shift: Tensor | None = None, add: Tensor | None = None, doubled: bool = False
+    ) -> Tensor:
+        """A 3x3 convolution by the kernels of ours; doubled: of x upsampled to twice its size by nearest neighbour."""
+        smallest = min(x.shape[2:]) << doubled
+        # A tile that hangs over the border is work for nothing, and the fewer tiles a map has the more the transformed
+        # weights, 16 / 9 or 4 times as many, weigh against the products saved.
+        kind, pack = (native.F4, native.pack_f4) if smallest >= 24 else (native.F2, native.pack_f2)
+        weight, bias = _packed(self, x, pack), self.effective("bias", x)
+        return native.convolve(x, weight, bias, len(self.weight), kind, shift=shift, add=add, doubled=doubled)
 
-def _winograd_for(height: int, width: int) -> Transform | None:
-    """The form of a 3x3 kernel that is fastest on a map of this size; None: as it is.
 
-    A tile that hangs over the border is work for nothing, and the fewer tiles a map has the more the transformed weights,
-    16 / 9 or 4 times as many, weigh against the products saved.
-    """
-    smallest = min(height, width)
-    if smallest >= 24:
-        return native.pack_f4
-    return native.pack_f2 if smallest >= 12 else None
+def _effective(layer: Layer, x: Tensor) -> Tensor:
+    weight = layer.effective("weight", x)
+    assert weight is not None
+    return weight
 
 
-def _effective(layer: Layer, x: Tensor, transform: Transform | None = None) -> Tensor:
-    weight = layer.effective("weight", x, transform)
+def _packed(layer: Layer, x: Tensor, pack: Transform) -> Tensor:
+    weight = layer.packed("weight", x, pack)
     assert weight is not None
     return weight
 
 
 def _by_rows(layer: Linear | Conv2d, x: Tensor, add: Tensor | None) -> Tensor:
     """x (..., in) times the layer's matrix, by the kernels of ours."""
-    weight, bias = _effective(layer, x, native.pack_rows), layer.effective("bias", x, native.pad_to_panel)
+    weight, bias = _packed(layer, x, native.pack_rows), layer.packed("bias", x, native.pad_to_panel)
     return native.linear(x, weight, bias, len(layer.weight), add)
 
 
@@ -337,19 +367,13 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         conv = self.conv
-        if native.serves(x, conv.weight) and min(x.shape[2:]) >= 12 and native.serves_channels(*conv.weight.shape[:2]):
-            weight = _effective(conv, x, pack_upsampled)
-            return native.convolve(x, weight, conv.effective("bias", x), len(conv.weight), native.DOUBLED, None, None)
+        if native.serves(x, conv.weight) and native.serves_channels(*conv.weight.shape[:2]):
+            return conv.by_winograd(x, doubled=True)
         if kernels.apply_to(x, conv.weight):
             phases = conv.effective("weight", x, fold_phases)
             assert phases is not None
             return convolve_upsampled(x, phases, conv.effective("bias", x))
         return conv(double(x))
-
-
-def pack_upsampled(weight: Tensor) -> Tensor:
-    """The 3x3 kernel after an upsampling as the kernels of ours read it."""
-    return native.pack_phases(fold_phases(weight))
 
 
 def double(x: Tensor) -> Tensor:

@@ -21,8 +21,6 @@
     }                                                                                                \
   }
 
-#define UNROLL _Pragma("GCC unroll 16")
-
 MICRO(micro_1, ROWS_1, 1)
 MICRO(micro_1_by_2, 2, 1)
 MICRO(micro_1_by_1, 1, 1)

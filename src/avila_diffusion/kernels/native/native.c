@@ -4,11 +4,11 @@
 #include "simd.h"
 #include "team.h"
 #include "multiply.h"
+#include "pack.h"
 #include "linear.h"
 #include "winograd.h"
 #include "attention.h"
 #include "norm.h"
-#include "pack.h"
 
 typedef void kernel(void *, struct team *, int);
 

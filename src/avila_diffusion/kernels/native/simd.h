@@ -22,6 +22,7 @@
 #define ROWS_3 6
 #endif
 
+#define UNROLL _Pragma("GCC unroll 16")
 #define PANEL (2 * VL) /* columns of a packed panel of weights */
 
 typedef float vec __attribute__((vector_size(VL * 4)));
@@ -34,6 +35,42 @@ static inline void store(float *p, vec x) { *(vec_anywhere *)p = x; }
 static inline vec fill(float x) { return x - (vec){0}; }
 static inline vec choose(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
 static inline vec larger(vec a, vec b) { return choose(a > b, a, b); }
+/* Lane l of the result is lane LANES[l] of a and b, b's counted from VL on. */
+#if VL == 16
+#define LANES(F, H) F(0, H), F(1, H), F(2, H), F(3, H), F(4, H), F(5, H), F(6, H), F(7, H), F(8, H), F(9, H), \
+                    F(10, H), F(11, H), F(12, H), F(13, H), F(14, H), F(15, H)
+#elif VL == 8
+#define LANES(F, H) F(0, H), F(1, H), F(2, H), F(3, H), F(4, H), F(5, H), F(6, H), F(7, H)
+#else
+#define LANES(F, H) F(0, H), F(1, H), F(2, H), F(3, H)
+#endif
+#ifdef __clang__
+#define SHUFFLE(A, B, F, H) __builtin_shufflevector(A, B, LANES(F, H))
+#else
+#define SHUFFLE(A, B, F, H) __builtin_shuffle(A, B, (ivec){LANES(F, H)})
+#endif
+
+/* Exchange the off-diagonal blocks of H x H of every block of 2H x 2H; for H = VL / 2 ... 1 that turns rows into columns. */
+#define LOW(L, H) ((L) & (H) ? (L) - (H) + VL : (L))
+#define HIGH(L, H) ((L) & (H) ? (L) + VL : (L) + (H))
+#define EXCHANGE(R, H)                                                                   \
+  UNROLL for (int i = 0; i < VL; i++) if (!(i & (H))) {                                  \
+    vec low = SHUFFLE(R[i], R[i + (H)], LOW, H), high = SHUFFLE(R[i], R[i + (H)], HIGH, H); \
+    R[i] = low;                                                                          \
+    R[i + (H)] = high;                                                                   \
+  }
+
+static inline void transpose(vec *rows) {
+#if VL == 16
+  EXCHANGE(rows, 8)
+#endif
+#if VL >= 8
+  EXCHANGE(rows, 4)
+#endif
+  EXCHANGE(rows, 2)
+  EXCHANGE(rows, 1)
+}
+
 static inline i64 smaller_of(i64 a, i64 b) { return a < b ? a : b; }
 static inline i64 larger_of(i64 a, i64 b) { return a > b ? a : b; }
 
