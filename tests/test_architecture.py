@@ -67,10 +67,10 @@ ROOMS = {
     "procedural": Room(
         ("procedural", "procedural.*"), ("errors", "request", "images", "result", "infotext", "procedural.*")
     ),
-    "kernels": Room(("kernels", "kernels.*"), ("kernels.*",), torch=True),
+    "kernels": Room(("kernels", "kernels.*"), ("kernels", "kernels.*", "machine"), torch=True),
     "models": Room(
         ("models", "models.*"),
-        ("config", "models.layers", "kernels", "kernels.*"),
+        ("config", "models.layers", "models.tokens", "kernels", "kernels.*"),
         torch=True,
         never=("io", "logging", "os", "pathlib", "safetensors"),
     ),
@@ -97,7 +97,7 @@ ROOMS = {
         ("request", "images", "infotext", "sampling.names", "checkpoint.detect", "procedural", "errors", "server.*"),
         but=("server.worker",),
     ),
-    "hashes": Room(("hashes",), ("errors",)),
+    "hashes": Room(("hashes",), ("errors", "machine")),
     "given": Room(("given",), ("errors",)),
     "styling": Room(("styling",), ("errors", "given", "text.styles", "checkpoint.folders")),
     "machine": Room(("machine",)),

@@ -13,7 +13,8 @@ import pytest
 
 from avila_diffusion import hashes
 from avila_diffusion.errors import Cancelled, FileProblem
-from avila_diffusion.hashes import cache_folder, hash_in_background, own_hash
+from avila_diffusion.hashes import hash_in_background, own_hash
+from avila_diffusion.machine import cache_folder
 
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 

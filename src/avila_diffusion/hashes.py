@@ -13,7 +13,6 @@ import os
 import re
 import secrets
 import stat
-
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass

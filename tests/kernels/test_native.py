@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -74,7 +75,9 @@ def fill(layer: Module) -> Module:
     """Weights that keep values of order one."""
     for name, parameter in layer.named_parameters():
         fan_in = parameter[0].numel() if parameter.dim() > 1 else 4
-        parameter.data = draw(*parameter.shape, scale=fan_in**-0.5) + (1 if parameter.dim() == 1 and "weight" in name else 0)
+        parameter.data = draw(*parameter.shape, scale=fan_in**-0.5) + (
+            1 if parameter.dim() == 1 and "weight" in name else 0
+        )
     return layer
 
 
@@ -193,8 +196,12 @@ def test_outliers_stay_where_they_are(kernel: int) -> None:
     ],
 )
 def test_attention(batch: int, queries: int, keys: int, heads: int, d: int, threads: int) -> None:
-    q, k, v = draw(batch, queries, heads * d, scale=2), draw(batch, keys, heads * d, scale=1.5), draw(batch, keys, heads * d)
-    found = held(lambda *inputs: attend(*inputs, heads=heads), q, k, v)
+    q, k, v = (
+        draw(batch, queries, heads * d, scale=2),
+        draw(batch, keys, heads * d, scale=1.5),
+        draw(batch, keys, heads * d),
+    )
+    found = held(partial(attend, heads=heads), q, k, v)
     assert torch.equal(found[-1:], attend(q[-1:], k[-1:], v[-1:], heads))
 
 

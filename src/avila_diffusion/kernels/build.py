@@ -1,7 +1,7 @@
 """The kernels in C, built once for the processor at hand and kept in the user's cache.
 
 Any C compiler will do: the sources use vector extensions of GCC and Clang and nothing else. Without one the networks run
-on torch's own operations, to the same picture but for rounding, and slower. `pip install ziglang` is a compiler where there is none.
+on torch's own operations, to the same picture but for rounding, and slower. `pip install ziglang` brings one.
 """
 
 from __future__ import annotations
@@ -89,7 +89,14 @@ def _build(target: Path) -> None:
     try:
         for compiler in compilers():
             for machine in TARGETS:
-                command = [*compiler, *FLAGS, *([machine] if machine else []), str(SOURCES / "native.c"), "-o", str(made)]
+                command = [
+                    *compiler,
+                    *FLAGS,
+                    *([machine] if machine else []),
+                    str(SOURCES / "native.c"),
+                    "-o",
+                    str(made),
+                ]
                 done = subprocess.run(command, capture_output=True, timeout=SECONDS_TO_BUILD, check=False)
                 if done.returncode == 0 and made.is_file():
                     made.replace(target)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TextConfig
-from .layers import NO_VECTORS, Embedding, LayerNorm, Linear, TextFeatures, activate, attend, pick_end, put_vectors
+from .layers import LayerNorm, Linear, attend
+from .tokens import NO_VECTORS, Embedding, TextFeatures, activate, pick_end, put_vectors
 
 
 class Attention(nn.Module):

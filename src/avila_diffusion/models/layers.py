@@ -9,9 +9,8 @@ What LoRA files change are `Delta`s beside the source, applied while deriving: w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -187,9 +186,7 @@ class Layer(nn.Module):
             return plain()
         return self._kept(f"{name}, {pack.__name__}", (source, deltas, x), lambda: pack(plain()))
 
-    def _kept(
-        self, form: str, serving: tuple[Tensor, tuple[Delta, ...], Tensor], make: Callable[[], Tensor]
-    ) -> Tensor:
+    def _kept(self, form: str, serving: tuple[Tensor, tuple[Delta, ...], Tensor], make: Callable[[], Tensor]) -> Tensor:
         """What `make` makes, or made before of the same source and deltas for inputs like this x: `serving` is the three."""
         kept = self._derived.get(form)
         if kept is not None and kept.serves(*serving):
@@ -200,6 +197,12 @@ class Layer(nn.Module):
             source, deltas, _ = serving
             self._derived[form] = _Derived(source, source._version, deltas, weight)
         return weight
+
+    def served(self, x: Tensor) -> bool:
+        """Whether the kernels of ours may compute this layer's answer to x."""
+        if torch.is_grad_enabled() and any(delta.requires_grad for deltas in self._deltas.values() for delta in deltas):
+            return False
+        return native.serves(x, *self.parameters(recurse=False))
 
     def change(self, name: str, deltas: Iterable[Delta]) -> None:
         """Let the parameter `name` be changed by these, in this order, in place of those before; by none: as in the file."""
@@ -229,13 +232,13 @@ class Linear(Layer):
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """add: of the result's shape, added to it."""
-        if native.serves(x, self.weight):
+        if self.served(x):
             return _by_rows(self, x, add)
         return _plus(F.linear(x, _effective(self, x), self.effective("bias", x)), add)
 
     def gated(self, x: Tensor) -> Tensor:
         """The first half of the result times GELU (by erf) of the second: (..., out_features / 2)."""
-        if native.serves(x, self.weight):
+        if self.served(x):
             weight, bias = _packed(self, x, native.pack_gated), self.packed("bias", x, native.pack_gated)
             return native.linear(x, weight, bias, len(self.weight) // 2, gate=True)
         value, gate = self(x).chunk(2, dim=-1)
@@ -256,7 +259,7 @@ class Conv2d(Layer):
     def forward(self, x: Tensor, shift: Tensor | None = None, add: Tensor | None = None) -> Tensor:
         """shift (batch, out_channels): added to every pixel of the result. add: of the result's shape, added to it."""
         kernel = self.weight.shape[2]
-        if native.serves(x, self.weight) and self.stride == 1 and self.padding == kernel // 2:
+        if self.served(x) and self.stride == 1 and self.padding == kernel // 2:
             if kernel == 1 and shift is None:
                 plus = None if add is None else add.permute(0, 2, 3, 1)
                 return _by_rows(self, x.permute(0, 2, 3, 1), plus).permute(0, 3, 1, 2)
@@ -312,7 +315,7 @@ class GroupNorm(Layer):
     def forward(self, x: Tensor, silu: bool = False) -> Tensor:
         """silu: SiLU of the result, which is then nobody else's."""
         weight, bias = self.effective("weight", x), self.effective("bias", x)
-        if native.serves(x, self.weight, self.bias) and native.serves_channels(x.shape[1]):
+        if self.served(x) and native.serves_channels(x.shape[1]):
             assert weight is not None and bias is not None
             return native.group_norm(x, self.groups, weight, bias, self.eps, silu)
         y = F.group_norm(x, self.groups, weight, bias, self.eps)
@@ -330,32 +333,10 @@ class LayerNorm(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.effective("weight", x), self.effective("bias", x)
-        if native.serves(x, self.weight, self.bias) and native.serves_channels(x.shape[-1]):
+        if self.served(x) and native.serves_channels(x.shape[-1]):
             assert weight is not None and bias is not None
             return native.layer_norm(x, weight, bias, self.eps)
         return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
-
-
-class Embedding(nn.Module):
-    """A table of vectors. Only the rows asked for are converted, never the table: a vocabulary is 150 MB in float32."""
-
-    def __init__(self, rows: int, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(rows, width))
-        self.rows = rows
-        self._extra: tuple[Tensor, ...] = ()
-
-    def extend(self, *extra: Tensor) -> None:
-        """Let these rows, (number, width) each, follow the table's own in place of those before: textual inversion's."""
-        self._extra = extra
-
-    def forward(self, index: Tensor, dtype: torch.dtype) -> Tensor:
-        if not self._extra:
-            return take_rows(self.weight, index, dtype)
-        new = index >= self.rows
-        known = take_rows(self.weight, index.clamp(max=self.rows - 1), dtype)
-        added = take_rows(torch.cat(self._extra), (index - self.rows).clamp(min=0), dtype)
-        return torch.where(new[..., None], added, known)
 
 
 class Upsample(nn.Module):
@@ -367,7 +348,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         conv = self.conv
-        if native.serves(x, conv.weight) and native.serves_channels(*conv.weight.shape[:2]):
+        if conv.served(x) and native.serves_channels(*conv.weight.shape[:2]):
             return conv.by_winograd(x, doubled=True)
         if kernels.apply_to(x, conv.weight):
             phases = conv.effective("weight", x, fold_phases)
@@ -386,38 +367,6 @@ def double(x: Tensor) -> Tensor:
     return pixels.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
 
 
-def take_rows(table: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows of `table` (rows, width) at `index`, in `dtype` and on the device of `index`."""
-    source = table if torch.is_grad_enabled() and table.requires_grad else table.detach()
-    place = index.to(source.device)
-    if source.dtype.itemsize == 1:  # the 8-bit floats have no gather of their own
-        rows = source.view(torch.uint8)[place].view(source.dtype)
-    else:
-        rows = F.embedding(place, source)
-    return rows.to(device=index.device, dtype=dtype)
-
-
-NO_VECTORS: Mapping[int, Tensor] = MappingProxyType({})
-"""No embedding in the prompt."""
-
-
-def put_vectors(x: Tensor, vectors: Mapping[int, Tensor]) -> Tensor:
-    """x (batch, tokens, width) with rows of its own from place on: place → (number, width), in their order; x stays as it is.
-
-    For embeddings that stand in a prompt, before the positions are added. Rows on the first and the last place, or outside,
-    are left out: there are the start and the end token.
-    """
-    if not vectors:
-        return x
-    x = x.clone()
-    last = x.shape[1] - 1
-    for place, rows in vectors.items():
-        first, end = max(place, 1), min(place + len(rows), last)
-        if first < end:
-            x[:, first:end] = rows[first - place : end - place].to(x)
-    return x
-
-
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
     """Scaled dot-product attention (Vaswani et al. 2017); q (batch, n, heads * d), k and v (batch, m, heads * d)."""
     if not causal and native.serves(q, k, v):
@@ -427,32 +376,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) ->
     return h.transpose(1, 2).flatten(2)
 
 
-@dataclass(frozen=True, eq=False)
-class TextFeatures:
-    """hidden (batch, tokens, width): what cross-attention sees. pooled (batch, projection): a vector a text, or None."""
-
-    hidden: Tensor
-    pooled: Tensor | None
-
-
-def activate(x: Tensor, kind: str) -> Tensor:
-    """quick_gelu is x · sigmoid(1.702 x), with which OpenAI's CLIP was trained; gelu is the exact one, by erf."""
-    return x * torch.sigmoid(1.702 * x) if kind == "quick_gelu" else F.gelu(x)
-
-
-def pick_end(hidden: Tensor, tokens: Tensor, vocabulary: int) -> Tensor:
-    """The hidden state at each text's first end token, which has the highest id of the vocabulary: (batch, width)."""
-    tokens = tokens.where(tokens < vocabulary, 0)  # ids past it are textual inversion's
-    end = tokens == tokens.amax(dim=-1, keepdim=True)
-    first = (end.cumsum(dim=-1) == 0).sum(dim=-1)  # argmax promises no order among equals
-    return hidden[torch.arange(len(hidden), device=hidden.device), first.to(hidden.device)]
-
-
 def release(network: nn.Module) -> None:
-    """Drop every derived weight of `network`."""
+    """Drop every derived weight of `network`, and give the memory back."""
     for module in network.modules():
         if isinstance(module, Layer):
             module.release()
+    native.give_back()
 
 
 def restore(network: nn.Module) -> None:

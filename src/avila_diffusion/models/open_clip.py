@@ -9,19 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import TextConfig
-from .layers import (
-    NO_VECTORS,
-    Embedding,
-    Layer,
-    LayerNorm,
-    Linear,
-    TextFeatures,
-    activate,
-    attend,
-    pick_end,
-    put_vectors,
-    take_rows,
-)
+from .layers import Layer, LayerNorm, Linear, attend
+from .tokens import NO_VECTORS, Embedding, TextFeatures, activate, pick_end, put_vectors, take_rows
 
 
 class MultiheadAttention(Layer):

@@ -16,8 +16,8 @@ from ..checkpoint.embeddings import Embedding, read_embedding
 from ..config import ModelSpec
 from ..errors import NotFinite
 from ..models.clip import ClipTextModel
-from ..models.layers import TextFeatures
 from ..models.open_clip import OpenClipTextModel
+from ..models.tokens import TextFeatures
 from ..models.unet import embed_timesteps
 from .chunks import EMPTY, Chunk
 from .dialects import Dialect, Emphasis

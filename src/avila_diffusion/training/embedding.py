@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..checkpoint.safetensors import write_safetensors
 from ..errors import RequestError
 from ..models.clip import ClipTextModel
-from ..models.layers import Embedding
+from ..models.tokens import Embedding
 from ..text.tokenizer import clip_tokenizer
 from .personal import Personal
 from .settings import check_range

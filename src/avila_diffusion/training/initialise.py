@@ -11,7 +11,8 @@ from torch import nn
 
 from ..checkpoint.load import build
 from ..models.clip import ClipTextModel, EncoderLayer
-from ..models.layers import Conv2d, Embedding, GroupNorm, LayerNorm, Linear
+from ..models.layers import Conv2d, GroupNorm, LayerNorm, Linear
+from ..models.tokens import Embedding
 from ..models.unet import ResBlock, SpatialTransformer, UNet
 
 Network = TypeVar("Network", bound=nn.Module)

@@ -1,7 +1,10 @@
-/* Vectors of the widest kind the target has, by the compiler's vector extensions: no intrinsics, any processor. */
+/* Vectors of the widest kind the target has, by the compiler's vector extensions: any processor that it compiles for. */
 
 #include <stdint.h>
 #include <string.h>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 
 /* VL floats in a vector. ROWS_n: rows of a micro-kernel that is n vectors wide, so that the sums stay in registers:
    rows * n accumulators, n vectors of the right matrix and one broadcast of the left, of 32 or 16 registers. */
@@ -33,8 +36,21 @@ typedef int32_t ivec __attribute__((vector_size(VL * 4)));
 static inline vec load(const float *p) { return *(const vec_anywhere *)p; }
 static inline void store(float *p, vec x) { *(vec_anywhere *)p = x; }
 static inline vec fill(float x) { return x - (vec){0}; }
+
 static inline vec choose(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
+
+/* Where a or b is not a number, b. GCC makes a maximum of no expression in its vectors, so it is named where it matters. */
+#if defined(__AVX512F__)
+static inline vec larger(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
+static inline vec lesser(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX__)
+static inline vec larger(vec a, vec b) { return (vec)_mm256_max_ps((__m256)a, (__m256)b); }
+static inline vec lesser(vec a, vec b) { return (vec)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
 static inline vec larger(vec a, vec b) { return choose(a > b, a, b); }
+static inline vec lesser(vec a, vec b) { return choose(a < b, a, b); }
+#endif
+
 /* Lane l of the result is lane LANES[l] of a and b, b's counted from VL on. */
 #if VL == 16
 #define LANES(F, H) F(0, H), F(1, H), F(2, H), F(3, H), F(4, H), F(5, H), F(6, H), F(7, H), F(8, H), F(9, H), \
@@ -74,12 +90,11 @@ static inline void transpose(vec *rows) {
 static inline i64 smaller_of(i64 a, i64 b) { return a < b ? a : b; }
 static inline i64 larger_of(i64 a, i64 b) { return a > b ? a : b; }
 
-/* 2 to the x, x clamped to -126 ... 126. x = n + f with f in -1/2 ... 1/2 by the rounding of a sum to an integer; the
+/* 2 to the x, x at most 126 and clamped to -126 below. x = n + f with f in -1/2 ... 1/2 by the rounding of a sum to an integer; the
    polynomial is a minimax fit of 2^f (relative error 7.5e-8, below one rounding); n goes into the exponent's bits. */
 static inline vec exp2_of(vec x) {
   const float magic = 12582912.0f; /* 1.5 * 2^23: a float of this size has no fraction */
-  x = choose(x < -126.0f, fill(-126.0f), x);
-  x = choose(x > 126.0f, fill(126.0f), x);
+  x = larger(fill(-126.0f), x);
   vec t = x + magic;
   vec f = x - (t - magic);
   vec p = 0.001327647129073739f * f + 0.009675540961325169f;
@@ -90,7 +105,7 @@ static inline vec exp2_of(vec x) {
   return (vec)((ivec)p + ((ivec)t << 23));
 }
 
-static inline vec exp_of(vec x) { return exp2_of(x * 1.4426950408889634f); }
+static inline vec exp_of(vec x) { return exp2_of(lesser(fill(126.0f), x * 1.4426950408889634f)); }
 
 static inline vec silu_of(vec x) { return x / (1.0f + exp_of(-x)); }
 
