@@ -258,7 +258,7 @@ def test_a_wrong_point_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_compiler_torch_computes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AVILA_CACHE", str(tmp_path))
     monkeypatch.setattr(build, "compilers", lambda: iter(()))
-    build.library.cache_clear()
+    build.forget()
     native._kernels.cache_clear()
     try:
         layer, x = fill(Linear(32, 32)), draw(3, 32)
@@ -267,47 +267,32 @@ def test_without_a_compiler_torch_computes(monkeypatch: pytest.MonkeyPatch, tmp_
         assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
         assert not list((tmp_path / "kernels").iterdir()), "something half made was left behind"
     finally:
-        build.library.cache_clear()
+        build.forget()
         native._kernels.cache_clear()
 
 
 def test_a_compiler_that_fails_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AVILA_CACHE", str(tmp_path))
     monkeypatch.setattr(build, "compilers", lambda: iter([("false",), ("no-such-compiler",)]))
-    build.library.cache_clear()
+    build.forget()
     try:
         assert build.library() is None
         assert build.problem and "\n" not in build.problem
     finally:
-        build.library.cache_clear()
+        build.forget()
 
 
 def test_what_is_built_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AVILA_CACHE", str(tmp_path))
-    build.library.cache_clear()
+    build.forget()
     try:
         assert isinstance(build.library(), ctypes.CDLL)
         (made,) = (tmp_path / "kernels").iterdir()
         written = made.stat().st_mtime_ns
-        build.library.cache_clear()
+        build.forget()
         assert build.library() is not None and made.stat().st_mtime_ns == written
     finally:
-        build.library.cache_clear()
-
-
-def test_threads_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where torch does not compute with GNU OpenMP each call brings its threads."""
-    found = native._kernels()
-    assert found is not None
-    layer, x = fill(Conv2d(32, 64, 3, padding=1)), draw(2, 32, 30, 30)
-    expected = layer(x)
-    monkeypatch.setattr(found, "openmp", False)
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        assert torch.equal(layer(x), expected)
-    finally:
-        torch.set_num_threads(before)
+        build.forget()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -9,11 +9,33 @@ import os
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 ENABLED = os.environ.get("AVILA_KERNELS", "") != "torch"
 
 
-def apply_to(x: Tensor, *weights: Tensor) -> bool:
-    """Whether a fast path may serve this call: on a processor, and where no gradient is wanted."""
-    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights))
-    return ENABLED and x.device.type == "cpu" and not wanted
+def apply_to(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether a fast path may serve this call: on a processor, and where no gradient is wanted.
+
+    others: weights and further inputs. Not where numbers are not what they seem: tensors of other classes, or of torch's
+    transforms and modes (compile, trace, vmap, fake tensors, autocast), which must see every operation.
+    """
+    tensors = [x, *(tensor for tensor in others if tensor is not None)]
+    if not ENABLED or not all(tensor.is_cpu and type(tensor) in PLAIN for tensor in tensors) or is_watched():
+        return False
+    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+
+
+PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def is_watched() -> bool:
+    """Whether a mode or transform of torch wants to see every operation."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch.is_autocast_enabled("cpu")
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or forward_ad._current_level >= 0
+    )

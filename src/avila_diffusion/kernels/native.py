@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import threading
+from collections.abc import Iterable
 from ctypes import Structure, c_float, c_int, c_int64, c_void_p
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from . import apply_to, build
+from . import apply_to, build, team
 
 LINEAR, WINOGRAD, ATTENTION, GROUP_NORM, LAYER_NORM, PACK_ROWS, PACK_WINOGRAD = range(7)
 
@@ -134,10 +135,6 @@ class _PackWinograd(Structure):
     )
 
 
-class _Team(Structure):
-    _fields_ = (("parts", c_int), ("arrived", c_int), ("phase", c_int))
-
-
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
 LARGEST_BLOCK = 1 << 30
 
@@ -161,34 +158,28 @@ def give_back() -> None:
 
 
 class _Kernels:
-    """The library, and the threads that it computes with: torch's own where they are GNU OpenMP's, else ours for each call."""
+    """The library, and what it computes with: `vector` floats in a vector, threads of the OpenMP library `openmp` or, for
+    None, its own."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self.run_alone = library.avila_run
-        self.run_part = library.avila_run_part
+        self.library = library
         self.vector: int = library.avila_vector_length()
-        self.openmp = False
+        self.compiler = build.compiler_of(library)
+        self.openmp: str | None = None
         _keep_pages()
-        try:
-            pool = ctypes.CDLL("libgomp.so.1")  # torch's: it is loaded already under this name
-            library.avila_use_openmp(pool.GOMP_parallel, pool.omp_get_thread_num, pool.omp_get_num_threads)
-            self.openmp = True
-        except (OSError, AttributeError):
-            pass
+        found = team.openmp_of_torch()
+        if found is not None:
+            self.openmp, functions = found
+            library.avila_use_openmp(ctypes.byref(functions))
 
-    def run(self, which: int, arguments: Structure) -> None:
-        threads = torch.get_num_threads()
-        if threads == 1 or self.openmp:
-            self.run_alone(which, ctypes.byref(arguments), threads)
-            return
-        team = _Team(threads, 0, 0)
-        call = (which, ctypes.byref(arguments), ctypes.byref(team))
-        others = [threading.Thread(target=self.run_part, args=(*call, part)) for part in range(1, threads)]
-        for other in others:
-            other.start()
-        self.run_part(*call, 0)
-        for other in others:
-            other.join()
+    @property
+    def identity(self) -> str:
+        """What the bits of results depend on beside the number of threads."""
+        return f"avila {build.hash_of_sources()[:12]}, {self.vector} lanes, {self.compiler}"
+
+    def run(self, which: int, arguments: Structure, threads: int | None = None) -> None:
+        """Compute on at most so many threads, by default torch's number; scratch must have room for each."""
+        self.library.avila_run(which, ctypes.byref(arguments), threads or torch.get_num_threads())
 
 
 @cache
@@ -203,9 +194,11 @@ def _loaded() -> _Kernels:
     return found
 
 
-def serves(x: Tensor, *weights: Tensor) -> bool:
-    """Whether these kernels may compute with x, and with derived forms of these weights."""
-    return x.dtype == torch.float32 and apply_to(x, *weights) and x.numel() > 0 and _kernels() is not None
+def serves(x: Tensor, *others: Tensor | None, weights: Iterable[Tensor] = ()) -> bool:
+    """Whether these kernels may compute with x and further inputs, float32, and with derived forms of weights, of any dtype."""
+    inputs = [x, *(tensor for tensor in others if tensor is not None)]
+    plain = all(tensor.dtype == torch.float32 and tensor.numel() > 0 and not tensor.is_neg() for tensor in inputs)
+    return plain and apply_to(*inputs, *weights) and _kernels() is not None
 
 
 def panel() -> int:
@@ -226,8 +219,19 @@ def _scratch(count: int) -> Tensor:
     """Room for `count` floats that this thread may use until its next call."""
     held: Tensor | None = getattr(_own, "scratch", None)
     if held is None or held.numel() < count:
-        held = _own.scratch = torch.empty(count)
+        held = _own.scratch = torch.empty(count, dtype=torch.float32, device="cpu")
     return held
+
+
+def _room(like: Tensor, *shape: int) -> Tensor:
+    """A float32 tensor where `like` is, whatever torch's defaults are now."""
+    return torch.empty(shape, dtype=torch.float32, device=like.device)
+
+
+def _expect(tensor: Tensor | None, *shape: int) -> None:
+    """Raise ValueError unless the tensor, where there is one, has this shape: the kernels would read past its end."""
+    if tensor is not None and tuple(tensor.shape) != shape:
+        raise ValueError(f"a tensor of shape {tuple(tensor.shape)} came where {shape} was expected")
 
 
 def _at(tensor: Tensor | None) -> int | None:
@@ -246,16 +250,18 @@ def _matrix(weight: Tensor, gate: bool) -> _Matrix:
 
 def pack_rows(weight: Tensor) -> Tensor:
     """A matrix (out, in, …) of one of the FORMS as `linear` reads it fastest: (panels, in, panel), float32."""
-    return _pack_rows(_matrix(weight, gate=False), panel())
+    return _pack_rows(weight, False)
 
 
 def pack_gated(weight: Tensor) -> Tensor:
     """A matrix (2 · out, in) of values and of gates, or a bias (2 · out,), as `linear` with a gate reads it."""
-    return _pack_rows(_matrix(weight.view(len(weight), -1), gate=True), panel() // 2)
+    return _pack_rows(weight.view(len(weight), -1), True)
 
 
-def _pack_rows(matrix: _Matrix, width: int) -> Tensor:
-    packed = torch.empty(-(-matrix.columns // width), matrix.k, panel())
+def _pack_rows(weight: Tensor, gate: bool) -> Tensor:
+    weight = weight.contiguous()
+    matrix, width = _matrix(weight, gate), panel() // 2 if gate else panel()
+    packed = _room(weight, -(-matrix.columns // width), matrix.k, panel())
     _loaded().run(PACK_ROWS, _PackRows(matrix, _at(packed)))
     return packed
 
@@ -278,7 +284,8 @@ def pack_f2(weight: Tensor) -> Tensor:
 def _pack_winograd(weight: Tensor, kind: int, into: Tensor | None = None) -> Tensor:
     out, in_ = weight.shape[:2]
     shape = (POINTS[kind], -(-out // panel()), in_, panel())
-    packed = torch.empty(shape) if into is None else into
+    weight = weight.contiguous()
+    packed = _room(weight, *shape) if into is None else into
     _loaded().run(PACK_WINOGRAD, _PackWinograd(out, in_, _at(weight), _at(packed), FORMS[weight.dtype], kind))
     return packed
 
@@ -299,16 +306,18 @@ def linear(
         rows = rows.contiguous()
     packed = weight.dim() == 3
     matrix = _Matrix(columns, weight.shape[1], None, 0, gate) if packed else _matrix(weight, gate)
-    y = torch.empty(len(rows), columns)
+    _expect(rows, len(rows), matrix.k)
+    y = _room(x, len(rows), columns)
     if add is not None:
         add = add.reshape(y.shape).contiguous()
     size = max(SCRATCH, matrix.k * panel())
-    scratch = None if packed else _scratch(size * torch.get_num_threads())
+    threads = torch.get_num_threads()  # asked for once: another thread may set it
+    scratch = None if packed else _scratch(size * threads)
     arguments = _Linear(
         len(rows), matrix, _at(weight) if packed else None, _at(rows), rows.stride(0), _at(bias), _at(add), columns,
         _at(y), columns, _at(scratch), size
     )  # fmt: skip
-    _loaded().run(LINEAR, arguments)
+    _loaded().run(LINEAR, arguments, threads)
     return y.view(*x.shape[:-1], columns)
 
 
@@ -338,6 +347,10 @@ def convolve(
     batch, height, width, in_ = pixels.shape
     height, width = height << doubled, width << doubled
     whole = -(-out // panel()) * panel()
+    _expect(weight, *((out, in_, 3, 3) if weight.shape[-1] == 3 else (POINTS[kind], whole // panel(), in_, panel())))
+    _expect(bias, out)
+    _expect(shift, batch, out)
+    _expect(add, batch, out, height, width)
     tiles = batch * -(-height // kind) * -(-width // kind)
     block = min(max(BLOCK_BYTES // (4 * POINTS[kind] * (in_ + whole)) // 12 * 12, 24), tiles)
     size = POINTS[kind] * (block * (in_ + whole) + 32)
@@ -346,7 +359,7 @@ def convolve(
         weight = _pack_winograd(weight, kind, into=scratch[size:])
     else:
         scratch = _scratch(size)
-    y = torch.empty(batch, height, width, out)
+    y = _room(x, batch, height, width, out)
     shift = None if shift is None else shift.contiguous()
     add = None if add is None else by_pixel(add)
     arguments = _Winograd(
@@ -361,18 +374,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Attention over all keys; q (batch, n, heads · d), k and v (batch, m, heads · d) → (batch, n, heads · d)."""
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     batch, queries, width = q.shape
+    _expect(k, batch, k.shape[1], width)
+    _expect(v, *k.shape)
     keys, d = k.shape[1], width // heads
     threads = torch.get_num_threads()
     wide = -(-d // _loaded().vector) * _loaded().vector
     packed = batch * heads * (-(-keys // panel()) * panel() * d + keys * wide)
     # Panels begin on whole cache lines: d · panel and keys · vector are multiples of one.
     scratch = _scratch(packed + threads * QUERIES * (KEYS + wide))
-    y = torch.empty_like(q)
+    y = _room(q, batch, queries, width)
     arguments = _Attention(
         batch, heads, d, queries, keys, _at(q), _at(k), _at(v), width, width, width, _at(y), d**-0.5,
         _at(scratch), threads
     )  # fmt: skip
-    _loaded().run(ATTENTION, arguments)
+    _loaded().run(ATTENTION, arguments, threads)
     return y
 
 
@@ -380,8 +395,10 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float,
     """x (batch, channels, h, w) normalised over groups of channels; with `silu`, SiLU of that."""
     pixels = by_pixel(x)
     batch, height, width, channels = pixels.shape
-    sums = torch.empty(batch * PIECES * 2 * channels, dtype=torch.float64)
-    y = torch.empty_like(pixels)
+    _expect(weight, channels)
+    _expect(bias, channels)
+    sums = torch.empty(batch * PIECES * 2 * channels, dtype=torch.float64, device=x.device)
+    y = _room(x, *pixels.shape)
     arguments = _GroupNorm(
         batch, height * width, channels, groups, _at(pixels), _at(weight), _at(bias), eps, silu, _at(y), _at(sums)
     )  # fmt: skip
@@ -392,7 +409,9 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float,
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """x (…, width) normalised over its last dimension."""
     x = x.contiguous()
-    y = torch.empty_like(x)
+    _expect(weight, x.shape[-1])
+    _expect(bias, x.shape[-1])
+    y = _room(x, *x.shape)
     arguments = _LayerNorm(x.numel() // x.shape[-1], x.shape[-1], _at(x), _at(weight), _at(bias), eps, _at(y))
     _loaded().run(LAYER_NORM, arguments)
     return y

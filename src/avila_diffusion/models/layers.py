@@ -198,11 +198,11 @@ class Layer(nn.Module):
             self._derived[form] = _Derived(source, source._version, deltas, weight)
         return weight
 
-    def served(self, x: Tensor) -> bool:
-        """Whether the kernels of ours may compute this layer's answer to x."""
+    def served(self, x: Tensor, *others: Tensor | None) -> bool:
+        """Whether the kernels of ours may compute this layer's answer to x and other inputs."""
         if torch.is_grad_enabled() and any(delta.requires_grad for deltas in self._deltas.values() for delta in deltas):
             return False
-        return native.serves(x, *self.parameters(recurse=False))
+        return native.serves(x, *others, weights=self.parameters(recurse=False))
 
     def change(self, name: str, deltas: Iterable[Delta]) -> None:
         """Let the parameter `name` be changed by these, in this order, in place of those before; by none: as in the file."""
@@ -232,7 +232,7 @@ class Linear(Layer):
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """add: of the result's shape, added to it."""
-        if self.served(x):
+        if self.served(x, add):
             return _by_rows(self, x, add)
         return _plus(F.linear(x, _effective(self, x), self.effective("bias", x)), add)
 
@@ -259,7 +259,7 @@ class Conv2d(Layer):
     def forward(self, x: Tensor, shift: Tensor | None = None, add: Tensor | None = None) -> Tensor:
         """shift (batch, out_channels): added to every pixel of the result. add: of the result's shape, added to it."""
         kernel = self.weight.shape[2]
-        if self.served(x) and self.stride == 1 and self.padding == kernel // 2:
+        if self.served(x, shift, add) and self.stride == 1 and self.padding == kernel // 2:
             if kernel == 1 and shift is None:
                 plus = None if add is None else add.permute(0, 2, 3, 1)
                 return _by_rows(self, x.permute(0, 2, 3, 1), plus).permute(0, 3, 1, 2)

@@ -36,7 +36,7 @@ static void normalise_image(const struct group_norm *g, i64 image, i64 first, i6
   i64 width = g->channels / g->groups;
   for (i64 group = 0; group < g->groups; group++) {
     double mean = 0.0, spread = 0.0, n = g->pixels;
-    double means[MOST_CHANNELS / 4 < 2048 ? 2048 : MOST_CHANNELS / 4];
+    double means[MOST_CHANNELS];
     for (i64 c = group * width; c < (group + 1) * width; c++) {
       double one = 0.0, two = 0.0;
       for (i64 piece = 0; piece < PIECES; piece++) {

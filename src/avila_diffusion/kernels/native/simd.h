@@ -18,11 +18,16 @@
 #define ROWS_1 8
 #define ROWS_2 6
 #define ROWS_3 4
+#elif defined(__aarch64__)
+#define VL 4
+#define ROWS_1 12
+#define ROWS_2 12
+#define ROWS_3 8
 #else
 #define VL 4
 #define ROWS_1 12
-#define ROWS_2 8
-#define ROWS_3 6
+#define ROWS_2 6
+#define ROWS_3 4
 #endif
 
 #define UNROLL _Pragma("GCC unroll 16")
