@@ -81,6 +81,7 @@ def diagnose(models_dir: str | None = None) -> Diagnosis:
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("versions", _check_versions),
         ("processor", _check_processor),
+        ("kernels", _check_kernels),
         ("device", _check_device),
         ("memory", _check_memory),
         ("bundled", _check_bundled),
@@ -141,6 +142,19 @@ def _check_processor() -> Iterator[Finding]:
     else:
         yield Finding("ok", "threads", text)
     yield Finding("ok", "speed", f"{measure_matrix_rate():.0f} GFLOP/s in float32 matrix products, {threads} threads")
+
+
+def _check_kernels() -> Iterator[Finding]:
+    from . import kernels
+    from .kernels import build, native
+
+    if not kernels.ENABLED:
+        yield Finding("warn", "kernels", "turned off by AVILA_KERNELS=torch", "unset it: pictures take about twice as long")
+    elif (found := native.identity()) is not None:
+        yield Finding("ok", "kernels", f"{found}; {native.threads_used()}")
+    else:
+        hint = f"pictures take about twice as long; {build.ADVICE} brings a compiler"
+        yield Finding("warn", "kernels", f"not built: {build.problem}", hint)
 
 
 def measure_matrix_rate(size: int = MATRIX, seconds: float = SECONDS_OF_MEASURING) -> float:

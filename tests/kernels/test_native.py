@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -114,7 +112,7 @@ def test_linear_takes_any_layout() -> None:
 @pytest.mark.parametrize(("rows", "k", "columns"), [(1, 16, 8), (50, 320, 1280), (31, 100, 45)])
 def test_gate(rows: int, k: int, columns: int, threads: int) -> None:
     layer = fill(Linear(k, 2 * columns))
-    held(layer.gated, draw(rows, k, scale=2.0))
+    held(layer.gated, draw(rows, k, scale=2.0), bound=1.5 if rows > 1 else 3.5)  # without fused sums, of 8 numbers
 
 
 def test_gelu_is_exact_on_its_whole_range() -> None:
@@ -253,46 +251,6 @@ def test_a_wrong_point_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     real = native.pack_f4
     monkeypatch.setattr(native, "pack_f4", lambda weight: real(weight).roll(1, 0))
     assert error(layer(x), exact(layer, x)) > 0.1
-
-
-def test_without_a_compiler_torch_computes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("AVILA_CACHE", str(tmp_path))
-    monkeypatch.setattr(build, "compilers", lambda: iter(()))
-    build.forget()
-    native._kernels.cache_clear()
-    try:
-        layer, x = fill(Linear(32, 32)), draw(3, 32)
-        assert not native.serves(x)
-        assert build.problem is not None and "no C compiler" in build.problem
-        assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
-        assert not list((tmp_path / "kernels").iterdir()), "something half made was left behind"
-    finally:
-        build.forget()
-        native._kernels.cache_clear()
-
-
-def test_a_compiler_that_fails_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("AVILA_CACHE", str(tmp_path))
-    monkeypatch.setattr(build, "compilers", lambda: iter([("false",), ("no-such-compiler",)]))
-    build.forget()
-    try:
-        assert build.library() is None
-        assert build.problem and "\n" not in build.problem
-    finally:
-        build.forget()
-
-
-def test_what_is_built_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("AVILA_CACHE", str(tmp_path))
-    build.forget()
-    try:
-        assert isinstance(build.library(), ctypes.CDLL)
-        (made,) = (tmp_path / "kernels").iterdir()
-        written = made.stat().st_mtime_ns
-        build.forget()
-        assert build.library() is not None and made.stat().st_mtime_ns == written
-    finally:
-        build.forget()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -188,6 +188,18 @@ def _kernels() -> _Kernels | None:
     return None if found is None else _Kernels(found)
 
 
+def identity() -> str | None:
+    """What the bits of these kernels depend on beside the number of threads; None where there are none. May build them."""
+    found = _kernels()
+    return None if found is None else found.identity
+
+
+def threads_used() -> str:
+    """Whose threads the kernels compute with, in words."""
+    path = _loaded().openmp
+    return f"threads of {path.replace(chr(92), '/').rpartition('/')[2]}" if path else "threads of their own"
+
+
 def _loaded() -> _Kernels:
     found = _kernels()
     assert found is not None, "ask `serves` first"

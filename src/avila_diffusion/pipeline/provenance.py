@@ -17,6 +17,7 @@ from ..checkpoint.lora.apply import LoraReport
 from ..device import MAX_THREADS, Policy
 from ..errors import AvilaError, JournalProblem
 from ..hashes import hash_in_background
+from ..kernels import native
 from ..machine import processor_name
 from ..version import __version__
 
@@ -46,12 +47,19 @@ def conditions(policy: Policy) -> dict[str, Any]:
         "device": str(device),
         "dtypes": [str(kind).removeprefix("torch.") for kind in (policy.unet, policy.vae, policy.text)],
         "threads": torch.get_num_threads(),
-        "kernels": "avila" if kernels.ENABLED else "torch",
+        "kernels": _choice_of_kernels(device),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "processor": name,
         "byte_order": sys.byteorder,
         "matmul": torch.get_float32_matmul_precision(),
     }
+
+
+def _choice_of_kernels(device: torch.device) -> str:
+    """ "torch"; or "avila", which alone means what torch's operations were rearranged to; or that with what was built."""
+    if not kernels.ENABLED:
+        return "torch"
+    return (native.identity() if device.type == "cpu" else None) or "avila"
 
 
 TOLD = ("avila_diffusion", "torch", "device", "dtypes", "threads", "kernels", "capability")
@@ -65,7 +73,10 @@ def told_conditions(policy: Policy) -> dict[str, Any]:
 
 
 def take_over(recorded: object) -> None:
-    """Compute with as many threads and with the kernels that were recorded, in this whole process."""
+    """Compute with as many threads and with the kernels that were recorded, in this whole process.
+
+    Of kernels in C there are those of this machine and no others: `differences` tells where they are not the same.
+    """
     found = recorded if isinstance(recorded, dict) else {}
     threads = found.get("threads")
     if isinstance(threads, int) and 1 <= threads <= MAX_THREADS:

@@ -1,0 +1,167 @@
+"""What is handed to the kernels: odd layouts, defaults and modes of torch, tensors that are not what they seem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+
+from avila_diffusion import kernels
+from avila_diffusion.kernels import build, native
+from avila_diffusion.models.layers import Conv2d, GroupNorm, Layer, LayerNorm, Linear, Upsample, attend
+
+pytestmark = pytest.mark.skipif(build.library() is None, reason=f"the kernels are not built: {build.problem}")
+
+draw = partial(torch.randn, generator=torch.Generator().manual_seed(11))
+
+
+def layers() -> list[tuple[Layer | Upsample, Tensor]]:
+    """One of each, with an input for it."""
+    found: list[tuple[Layer | Upsample, Tensor]] = [
+        (Linear(32, 24), draw(5, 7, 32)),
+        (Conv2d(32, 16, 3, padding=1), draw(2, 32, 9, 26)),
+        (Conv2d(32, 16, 1), draw(2, 32, 9, 6)),
+        (Upsample(32), draw(2, 32, 5, 3)),
+        (GroupNorm(32, 1e-5), draw(2, 32, 9, 6)),
+        (LayerNorm(32), draw(2, 9, 32)),
+    ]
+    for layer, _ in found:
+        for parameter in layer.parameters():
+            parameter.data = draw(parameter.shape) / 5
+        layer.requires_grad_(False)
+    return found
+
+
+def close(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=2e-5, atol=2e-5)
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Tensor], Tensor], Tensor]:
+    def by_torch(layer: Callable[..., Tensor], x: Tensor) -> Tensor:
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels, "ENABLED", False)
+            return layer(x)
+
+    return by_torch
+
+
+def layouts(x: Tensor) -> list[Tensor]:
+    """The same numbers in other places of memory."""
+    dims = list(range(x.dim()))
+    wide = torch.full((*x.shape[:-1], 2 * x.shape[-1] + 1), float("nan"))
+    wide[..., 1::2] = x
+    padded = torch.full([size + 2 for size in x.shape], float("nan"))
+    inner = padded[tuple(slice(1, -1) for _ in dims)]
+    inner.copy_(x)
+    turned = x.permute(*dims[::-1]).contiguous().permute(*dims[::-1])
+    return [wide[..., 1::2], inner, turned, torch._neg_view(-x)]
+
+
+def test_any_layout_gives_the_same(plain: Callable[[Callable[..., Tensor], Tensor], Tensor]) -> None:
+    for layer, x in layers():
+        wanted = layer(x)
+        close(wanted, plain(layer, x))
+        for other in layouts(x):
+            found = layer(other)
+            close(found, wanted)
+            assert torch.equal(found, wanted) or other.is_neg()
+    q, k, v = draw(2, 9, 32), draw(2, 5, 32), draw(2, 5, 32)
+    for one, two, three in zip(layouts(q), layouts(k), layouts(v), strict=True):
+        close(attend(one, two, three, 4), attend(q, k, v, 4))
+    spread = draw(1, 9, 32)
+    assert torch.equal(attend(spread.expand(2, 9, 32), k, v, 4)[:1], attend(spread, k[:1], v[:1], 4))
+
+
+def test_nothing_gives_nothing() -> None:
+    for layer, x in layers():
+        assert layer(x[:0]).shape[0] == 0
+    with pytest.raises(ValueError, match=r"shape \(2, 8\) came where \(2, 16\) was expected"):
+        layers()[1][0](draw(2, 32, 9, 26), draw(2, 8))
+    with pytest.raises(ValueError, match="came where"):
+        layers()[0][0](draw(3, 33))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_dtypes_go_to_torch(dtype: torch.dtype) -> None:
+    for layer, x in layers():
+        assert layer(x.to(dtype)).dtype == dtype
+        assert not native.serves(x, x.to(dtype))
+
+
+def test_defaults_of_torch_do_not_matter() -> None:
+    for layer, x in layers():
+        wanted = layer(x)
+        torch.set_default_dtype(torch.float64)
+        try:
+            with torch.device("meta"):
+                found = layer(x)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert found.dtype == torch.float32 and torch.equal(found, wanted)
+        with torch.inference_mode():
+            assert torch.equal(layer(x), wanted)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # of torch's own forward derivatives
+def test_gradients_of_whatever_comes_in_are_kept() -> None:
+    linear, x = layers()[0]
+    conv, image = layers()[1]
+    for layer, inputs in (
+        (linear, (x, draw(5, 7, 24).requires_grad_())),
+        (conv, (image, draw(2, 16).requires_grad_(), draw(2, 16, 9, 26))),
+        (conv, (image, draw(2, 16), draw(2, 16, 9, 26).requires_grad_())),
+    ):
+        layer(*inputs).sum().backward()
+        assert sum(one.grad is not None for one in inputs) == 1
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(linear(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
+        assert tangent is not None
+
+
+def test_transforms_of_torch_see_every_operation() -> None:
+    def raise_if_called(*arguments: object) -> None:
+        raise AssertionError("a kernel was called")
+
+    for layer, x in layers():
+        wanted = layer(x)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native._Kernels, "run", raise_if_called)
+            with pytest.raises(AssertionError, match="a kernel was called"):
+                layer(x)
+            close(torch.vmap(layer)(x[None])[0], wanted)
+            close(torch.func.functional_call(layer, dict(layer.named_parameters()), x.double()).float(), wanted)
+            with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                assert layer(mode.from_tensor(x)).shape == wanted.shape
+            with torch.autocast("cpu", torch.bfloat16):
+                assert layer(x).shape == wanted.shape
+            assert layer.to("meta")(x.to("meta")).shape == wanted.shape
+
+
+def test_what_is_not_a_number_stays_so() -> None:
+    for layer, x in layers():
+        x.view(-1)[3] = float("nan")
+        assert layer(x).isnan().any()
+    q, k, v = draw(1, 9, 32), draw(1, 600, 32), draw(1, 600, 32)
+    q[0, 2, 3] = float("nan")
+    found = attend(q, k, v, 1)
+    assert found[0, 2].isnan().all() and not found[0, :2].isnan().any() and not found[0, 3:].isnan().any()
+    norm = GroupNorm(32, 1e-5)
+    norm.weight.data, norm.bias.data = torch.ones(32), torch.zeros(32)
+    with torch.no_grad():
+        silu = norm(torch.full((1, 32, 3, 3), float("nan")), True)
+    assert silu.isnan().all()
+
+
+def test_widths_at_their_largest() -> None:
+    with torch.no_grad():
+        x = draw(1, 8192, 2, 2)
+        found = native.group_norm(x, 1, torch.ones(8192), torch.zeros(8192), 1e-5, False)
+        close(found, F.group_norm(x, 1))
+        assert not native.serves_channels(8192 + 64)
