@@ -102,7 +102,9 @@ ROOMS = {
     "styling": Room(("styling",), ("errors", "given", "text.styles", "checkpoint.folders")),
     "machine": Room(("machine",)),
     "diagnose": Room(
-        ("diagnose",), ("errors", "version", "machine"), inside=("checkpoint.bundled", "checkpoint.folders", "device", "kernels", "kernels.*")
+        ("diagnose",),
+        ("errors", "version", "machine"),
+        inside=("checkpoint.bundled", "checkpoint.folders", "device", "kernels", "kernels.*"),
     ),
     "cli": Room(("cli", "cli.*", "__main__"), ("errors", "version", "cli", "cli.*"), inside=("*",)),
 }

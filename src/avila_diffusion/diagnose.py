@@ -149,7 +149,9 @@ def _check_kernels() -> Iterator[Finding]:
     from .kernels import build, native
 
     if not kernels.ENABLED:
-        yield Finding("warn", "kernels", "turned off by AVILA_KERNELS=torch", "unset it: pictures take about twice as long")
+        yield Finding(
+            "warn", "kernels", "turned off by AVILA_KERNELS=torch", "unset it: pictures take about twice as long"
+        )
     elif (found := native.identity()) is not None:
         yield Finding("ok", "kernels", f"{found}; {native.threads_used()}")
     else:

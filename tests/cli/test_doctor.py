@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from avila_diffusion import diagnose, machine
+from avila_diffusion import diagnose, kernels, machine
 from avila_diffusion.cli import main
+from avila_diffusion.kernels import build, native
 from avila_diffusion.machine import GraphicsCard, Memory
 
 
@@ -25,6 +26,7 @@ def test_this_machine_can_make_pictures(tmp_path: Path, capsys: pytest.CaptureFi
         "torch",
         "numpy",
         "processor",
+        "kernels",
         "threads",
         "speed",
         "device",
@@ -178,3 +180,19 @@ def test_a_bundled_model_that_is_missing_is_named(no_bundled: None) -> None:
     (finding,) = diagnose._check_bundled()
     assert finding.state == "warn"
     assert "is missing" in finding.text
+
+
+def test_kernels_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "identity", lambda: None)
+    monkeypatch.setattr(build, "problem", "no C compiler was found")
+    monkeypatch.setattr(kernels, "ENABLED", True)
+    (found,) = diagnose._check_kernels()
+    assert (found.state, found.text) == ("warn", "not built: no C compiler was found")
+    assert "pip install ziglang" in found.hint
+    monkeypatch.setattr(native, "identity", lambda: "avila 12, 8 lanes, gcc 12")
+    monkeypatch.setattr(native, "threads_used", lambda: "threads of libgomp.so.1")
+    (found,) = diagnose._check_kernels()
+    assert (found.state, found.text) == ("ok", "avila 12, 8 lanes, gcc 12; threads of libgomp.so.1")
+    monkeypatch.setattr(kernels, "ENABLED", False)
+    (found,) = diagnose._check_kernels()
+    assert found.state == "warn" and "AVILA_KERNELS" in found.text

@@ -19,6 +19,7 @@ from avila_diffusion import kernels
 from avila_diffusion.checkpoint.safetensors import write_safetensors
 from avila_diffusion.cli import main
 from avila_diffusion.images import Image, read_image
+from avila_diffusion.kernels import native
 from avila_diffusion.models.unet import UNet
 from avila_diffusion.pipeline import provenance
 from avila_diffusion.pipeline.journal import Journal
@@ -161,6 +162,19 @@ def test_threads_and_kernels_are_taken_over(
     said = refused(capsys, "resume", "j", "-o", "again.png")
     assert "the version of avila_diffusion is 99, recorded was" in said
     assert "the instruction set is AVX9000" in said
+    run("resume", "j", "-o", "again.png", "--anyway")
+
+
+def test_other_kernels_than_recorded_are_told(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another width of vectors or compiler gives other bits; journals of before recorded no more than "avila"."""
+    monkeypatch.setattr(native, "identity", lambda: None)
+    run(*LINE, "--steps", "2", "-m", model, "--journal", "j")
+    run("resume", "j", "-o", "again.png")
+    monkeypatch.setattr(native, "identity", lambda: "avila 0123456789ab, 8 lanes, gcc 12.2.0")
+    said = refused(capsys, "resume", "j", "-o", "again.png")
+    assert "the choice of kernels is avila 0123456789ab, 8 lanes, gcc 12.2.0, recorded was avila" in said
     run("resume", "j", "-o", "again.png", "--anyway")
 
 

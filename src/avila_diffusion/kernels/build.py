@@ -29,7 +29,9 @@ from ..machine import cache_folder, processor_name
 
 SOURCES = Path(__file__).resolve().parent / "native"
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-w")
-POSITION_INDEPENDENT = () if sys.platform == "win32" else ("-fPIC",)  # on Windows all code is, and Clang refuses the word
+POSITION_INDEPENDENT = (
+    () if sys.platform == "win32" else ("-fPIC",)
+)  # on Windows all code is, and Clang refuses the word
 TARGETS = ("-march=native", "-mcpu=native", "")  # Clang for ARM and zig know the second, some compilers neither
 SECONDS_TO_BUILD = 120
 ADVICE = f'"{sys.executable}" -m pip install ziglang'
