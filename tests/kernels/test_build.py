@@ -56,7 +56,8 @@ def test_without_a_compiler_torch_computes(monkeypatch: pytest.MonkeyPatch, fres
     monkeypatch.setattr(build, "compilers", lambda: iter(()))
     layer, x = Linear(32, 32), torch.ones(3, 32)
     with torch.no_grad():
-        layer.weight.fill_(0.5), layer.bias.fill_(1.0)
+        for parameter in layer.parameters():
+            parameter.fill_(0.5)
         assert not native.serves(x) and native.identity() is None
         assert build.problem is not None and "no C compiler" in build.problem
         assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))

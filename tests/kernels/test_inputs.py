@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -121,7 +122,8 @@ def test_gradients_of_whatever_comes_in_are_kept() -> None:
         layer(*inputs).sum().backward()
         assert sum(one.grad is not None for one in inputs) == 1
     with forward_ad.dual_level():
-        tangent = forward_ad.unpack_dual(linear(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
+        dual: Any = forward_ad
+        tangent = dual.unpack_dual(linear(dual.make_dual(x, torch.ones_like(x)))).tangent
         assert tangent is not None
 
 

@@ -53,7 +53,8 @@ def test_any_number_of_threads_gives_the_same(found: native._Kernels) -> None:
 
 
 def test_many_callers_at_once(found: native._Kernels) -> None:
-    expected, wrong = norm(), []
+    expected = norm()
+    wrong: list[int] = []
 
     def call(threads: int) -> None:
         torch.set_num_threads(threads)

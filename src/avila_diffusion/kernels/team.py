@@ -53,7 +53,7 @@ def functions_of(path: str) -> OpenMP | None:
 
 def openmp_of_torch() -> tuple[str, OpenMP] | None:
     """The OpenMP library that torch computes with, and its functions."""
-    if not torch.backends.openmp.is_available():
+    if not torch._C.has_openmp:
         return None
     for path in _candidates(Path(torch.__file__).parent):
         found = functions_of(path)
