@@ -271,7 +271,7 @@ def test_ngms_is_compared_with_what_the_sampler_hands_on(
     forward = engine.model.unet.forward
 
     def counted(x: torch.Tensor, *inputs: Any, **named: Any) -> Any:
-        seen.append(len(x))
+        seen.append(len(named["context"]))
         return forward(x, *inputs, **named)
 
     monkeypatch.setattr(engine.model.unet, "forward", counted)
@@ -336,7 +336,7 @@ def test_network_evaluations(
     with watched_unet(engine) as seen, counted(engine) as made:
         finish(engine.generate(ask(**options)))
     assert made.count("text") == texts
-    assert [len(inputs["x"]) for inputs in seen] == batches
+    assert [len(inputs["context"]) for inputs in seen] == batches
     assert all(inputs["guidance"] is None for inputs in seen)
 
 

@@ -36,7 +36,9 @@ class TextKeys:
 
     def of(self, layer: Linear, text: Tensor) -> Tensor:
         """layer(text), perhaps made before."""
-        if torch.is_grad_enabled() or text.is_inference():  # a graph is used once; a write to the latter leaves no trace
+        if (
+            torch.is_grad_enabled() or text.is_inference()
+        ):  # a graph is used once; a write to the latter leaves no trace
             return layer(text)
         made = self._of_text(text).made
         weight, deltas = layer.weight, layer.deltas("weight")
