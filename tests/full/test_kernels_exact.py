@@ -24,8 +24,8 @@ from avila_diffusion import kernels
 from avila_diffusion.checkpoint.load import build
 from avila_diffusion.checkpoint.shapes import read_unet_config
 from avila_diffusion.config import NoiseConfig, Prediction, TransformerConfig, UNetBlockConfig, UNetConfig
-from avila_diffusion.kernels import native
 from avila_diffusion.kernels import build as built
+from avila_diffusion.kernels import native
 from avila_diffusion.models.layers import Conv2d, Upsample, keep_derived
 from avila_diffusion.models.text_keys import TextKeys
 from avila_diffusion.models.unet import UNet
@@ -33,7 +33,9 @@ from avila_diffusion.sampling.denoiser import Cond, Denoiser
 from avila_diffusion.sampling.guidance import Call, Guidance, guide
 from avila_diffusion.sampling.tables import NoiseTable
 
-pytestmark = pytest.mark.skipif(built.library() is None, reason=f"the kernels are not built: {built.problem}")
+pytestmark = pytest.mark.skipif(
+    built.library() is None or not kernels.ENABLED, reason=f"no kernels of ours here: {built.problem}"
+)
 STEPS = 20
 UNET = "model.diffusion_model."
 LAYOUTS: dict[str, tuple[Prediction, Callable[[int], int]]] = {
