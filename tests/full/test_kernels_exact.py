@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -117,13 +118,14 @@ def final_latent(network: UNet, prediction: Prediction, side: int, ours: bool) -
     keys = TextKeys()
 
     def call(*inputs: Any, **named: Any) -> Tensor:
-        return network(*inputs, **named, keys=keys if ours else None)
+        predicted: Tensor = network(*inputs, **named, keys=keys if ours else None)
+        return predicted
 
     denoise = guide(Denoiser(call, table, prediction, shares=ours), cond(), cond(), Guidance(scale=7.0), steps=STEPS)
     times = np.linspace(999, 0, STEPS)
     sigmas = [*(float(table.t_to_sigma(t)) for t in times), 0.0]
     x = draw(1, 4, side, side) * sigmas[0]
-    for step, (sigma, after) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+    for step, (sigma, after) in enumerate(pairwise(sigmas)):
         x = x + (x - denoise(Call(x, sigma, step)).x0) / sigma * (after - sigma)
     return x
 
@@ -176,7 +178,8 @@ class Tiny:
     def block(self, name: str, x: Tensor) -> Tensor:
         h = F.relu(self.conv(f"{name}.conv.0")(x))
         h = F.relu(self.conv(f"{name}.conv.2")(h))
-        return F.relu(self.conv(f"{name}.conv.4")(h, add=x))
+        out: Tensor = self.conv(f"{name}.conv.4")(h, add=x)
+        return F.relu(out)
 
     def encode(self, picture: Tensor) -> Tensor:
         """picture (1, 3, h, w) in 0 … 1 → (1, 4, h / 8, w / 8)."""
@@ -185,7 +188,8 @@ class Tiny:
             h = self.conv(f"encoder.layers.{first}", stride=2)(h)
             for index in range(first + 1, first + 4):
                 h = self.block(f"encoder.layers.{index}", h)
-        return self.conv("encoder.layers.14")(h)
+        z: Tensor = self.conv("encoder.layers.14")(h)
+        return z
 
     def decode(self, z: Tensor) -> Tensor:
         h = F.relu(self.conv("decoder.layers.0")(3 * torch.tanh(z / 3)))
@@ -195,7 +199,8 @@ class Tiny:
             up = Upsample(64)
             up.conv = self.conv(f"decoder.layers.{first + 4}")
             h = up(h)
-        return self.conv("decoder.layers.18")(self.block("decoder.layers.17", h))
+        picture: Tensor = self.conv("decoder.layers.18")(self.block("decoder.layers.17", h))
+        return picture
 
 
 @pytest.mark.skipif(not MATERIAL.is_dir(), reason="the real files lie beside the project, in ../shared")

@@ -169,8 +169,7 @@ def projections(network: UNet) -> Callable[[Callable[[], Tensor]], Counter[str]]
     def count(run: Callable[[], Tensor]) -> Counter[str]:
         seen: Counter[str] = Counter()
         hooks = [
-            layer.register_forward_hook(lambda *_, name=name: seen.update([name]))  # type: ignore[misc]
-            for name, layer in layers.items()
+            layer.register_forward_hook(lambda *_, name=name: seen.update([name])) for name, layer in layers.items()
         ]
         run()
         for hook in hooks:
