@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Full-size comparisons run only where the command line asks for them, with -m full."""
     if "full" not in str(config.getoption("-m")):
         for item in items:
-            if "full" in item.keywords:
+            if item.get_closest_marker("full"):
                 item.add_marker(pytest.mark.skip(reason="full size; run by scripts/test --full"))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from avila_diffusion.config import LatentConfig
 from avila_diffusion.errors import Cancelled, NotFinite, RequestError, Unsupported
 from avila_diffusion.images import resize
+from avila_diffusion.models.text_keys import TextKeys
 from avila_diffusion.pipeline import engine as engine_module
 from avila_diffusion.pipeline import plan as plan_module
 from avila_diffusion.pipeline.engine import ModelEngine
@@ -271,7 +272,7 @@ def test_ngms_is_compared_with_what_the_sampler_hands_on(
     forward = engine.model.unet.forward
 
     def counted(x: torch.Tensor, *inputs: Any, **named: Any) -> Any:
-        seen.append(len(x))
+        seen.append(len(named["context"]))
         return forward(x, *inputs, **named)
 
     monkeypatch.setattr(engine.model.unet, "forward", counted)
@@ -336,7 +337,7 @@ def test_network_evaluations(
     with watched_unet(engine) as seen, counted(engine) as made:
         finish(engine.generate(ask(**options)))
     assert made.count("text") == texts
-    assert [len(inputs["x"]) for inputs in seen] == batches
+    assert [len(inputs["context"]) for inputs in seen] == batches
     assert all(inputs["guidance"] is None for inputs in seen)
 
 
@@ -524,3 +525,21 @@ def test_seed_resize_is_measured_in_what_was_asked_for(make_engine: Any, finish:
     )
     assert (same == plain).all()
     assert (half != plain).any()
+
+
+@pytest.mark.parametrize("prompt", ["a [cat:dog:2]", "[cat|dog]", f"cat AND {LONG}"])
+def test_texts_seen_before_change_no_picture(
+    prompt: str, make_engine: Any, latents_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = ask(prompt=prompt, negative_prompt="rain", steps=4, guidance_scale=5)
+    engine = make_engine()
+    (found,) = latents_of(engine, request)
+    calls: list[int] = []
+    layer = next(module for name, module in engine.model.unet.named_modules() if name.endswith("attn2.to_k"))
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    (again,) = latents_of(engine, request)
+    assert len(calls) == (1 if prompt.startswith("cat") else 2) + ("AND" in prompt), "once for each text"
+    monkeypatch.setattr(TextKeys, "of", lambda keys, layer, text: layer(text))
+    (plain,) = latents_of(engine, request)
+    assert torch.equal(found, plain)
+    assert torch.equal(again, plain)

@@ -209,3 +209,42 @@ def test_comfyui_asks_about_the_nearest_whole_timestep(table: NoiseTable) -> Non
             denoiser.predict(torch.ones(1, 4, 2, 2, dtype=torch.float64), float(sigma), [Cond(torch.zeros(1, 1, 1))])
     assert told[: len(recorded)] == list(recorded.values())
     assert 0 < max(abs(one - two) for one, two in zip(told, told[len(recorded) :], strict=False)) < 0.51
+
+
+def test_what_conds_have_in_common_reaches_a_network_that_shares_once(network: Recorder, table: NoiseTable) -> None:
+    vector, mask = torch.ones(1, 2, dtype=torch.float64), torch.ones(1, 1, 5, 6, dtype=torch.float64)
+    alike = [cond(77, 0.1, vector=vector, concat=mask), cond(77, 0.3, vector=vector, concat=mask)]
+    unlike = [cond(77, 0.1, vector=vector, concat=mask), cond(77, 0.3, vector=vector * 2, concat=mask * 0)]
+    for conds, shared in ((alike, 1), (unlike, 2)):
+        network.calls.clear()
+        apart = Denoiser(network, table, "epsilon", torch.float64).predict(latents(), 2.0, conds)
+        once = Denoiser(network, table, "epsilon", torch.float64, guidance=3.0, shares=True)
+        with torch.no_grad():
+            found = [once.predict(latents(), 2.0, conds) for _ in range(2)]
+        for predicted in found:
+            torch.testing.assert_close(predicted, apart, rtol=1e-14, atol=1e-14)
+        whole, first, second = network.calls
+        assert [len(whole[name]) for name in ("x", "t", "context", "vector")] == [2] * 4  # type: ignore[arg-type]
+        lengths = [len(first[name]) for name in ("x", "t", "context", "vector", "guidance")]  # type: ignore[arg-type]
+        assert lengths == [shared, 1, 2, shared, 1]
+        assert first["context"] is second["context"], "a network knows the same conds by the same tensor"
+
+
+def test_contexts_are_joined_anew_where_conds_differ_or_were_written_to(network: Recorder, table: NoiseTable) -> None:
+    denoiser = Denoiser(network, table, "epsilon", torch.float64, shares=True)
+    first, second, base = cond(77, 0.1), cond(77, 0.2), cond(77, 0.3)
+
+    def told(*conds: Cond) -> list[float]:
+        denoiser.predict(latents(), 2.0, conds)
+        context = network.calls[-1]["context"]
+        assert isinstance(context, Tensor)
+        return context[:, 0, 0].tolist()
+
+    with torch.no_grad():
+        for _ in range(2):  # a schedule that alternates
+            assert told(first, base) == [0.1, 0.3]
+            assert told(second, base) == [0.2, 0.3]
+            assert told(base, first) == [0.3, 0.1]
+            assert told(first) == [0.1]
+        first.context.fill_(0.5)
+        assert told(first, base) == [0.5, 0.3]

@@ -115,13 +115,16 @@ def derive(
 
 
 @dataclass(frozen=True)
-class _Derived:
+class Derived:
+    """What was derived of a parameter, and all that it depended on."""
+
     source: Tensor
     version: int
     deltas: tuple[Delta, ...]
     weight: Tensor
 
     def serves(self, source: Tensor, deltas: tuple[Delta, ...], like: Tensor) -> bool:
+        """Whether it is still true of this source and these changes, for computing with tensors like that."""
         return (
             self.source is source
             and self.version == source._version
@@ -138,7 +141,7 @@ class Layer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._derived: dict[str, _Derived] = {}
+        self._derived: dict[str, Derived] = {}
         self._deltas: dict[str, tuple[Delta, ...]] = {}
 
     def effective(self, name: str, x: Tensor, transform: Transform | None = None) -> Tensor | None:
@@ -149,7 +152,7 @@ class Layer(nn.Module):
         source: Tensor | None = getattr(self, name)
         if source is None:
             return None
-        deltas = self._deltas.get(name, ())
+        deltas = self.deltas(name)
         if torch.is_grad_enabled() and (source.requires_grad or any(delta.requires_grad for delta in deltas)):
             return derive(source, device=source.device, dtype=x.dtype, deltas=deltas)
         # MPS has no channels_last kernels worth the change of layout.
@@ -175,7 +178,7 @@ class Layer(nn.Module):
         source: Tensor | None = getattr(self, name)
         if source is None:
             return None
-        deltas = self._deltas.get(name, ())
+        deltas = self.deltas(name)
 
         def plain() -> Tensor:
             if not deltas and source.dtype in native.FORMS and source.is_contiguous():
@@ -193,9 +196,9 @@ class Layer(nn.Module):
             return kept.weight
         with torch.no_grad():
             weight = make()
-        if self.keep:
-            source, deltas, _ = serving
-            self._derived[form] = _Derived(source, source._version, deltas, weight)
+        source, deltas, _ = serving
+        if self.keep or source.dim() == 1:  # biases and norms weigh nothing, and there are hundreds
+            self._derived[form] = Derived(source, source._version, deltas, weight)
         return weight
 
     def served(self, x: Tensor, *others: Tensor | None) -> bool:
@@ -203,6 +206,10 @@ class Layer(nn.Module):
         if torch.is_grad_enabled() and any(delta.requires_grad for deltas in self._deltas.values() for delta in deltas):
             return False
         return native.serves(x, *others, weights=self.parameters(recurse=False))
+
+    def deltas(self, name: str) -> tuple[Delta, ...]:
+        """The changes of the parameter `name`, in their order."""
+        return self._deltas.get(name, ())
 
     def change(self, name: str, deltas: Iterable[Delta]) -> None:
         """Let the parameter `name` be changed by these, in this order, in place of those before; by none: as in the file."""
@@ -355,6 +362,11 @@ class Upsample(nn.Module):
             assert phases is not None
             return convolve_upsampled(x, phases, conv.effective("bias", x))
         return conv(double(x))
+
+
+def spread(x: Tensor, batch: int) -> Tensor:
+    """x of batch 1 as a batch of the same, without a copy; x of that batch as it is."""
+    return x if len(x) == batch else x.expand(batch, *x.shape[1:])
 
 
 def double(x: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import TransformerConfig, UNetBlockConfig, UNetConfig
-from .layers import Conv2d, GroupNorm, LayerNorm, Linear, Upsample, attend
+from .layers import Conv2d, GroupNorm, LayerNorm, Linear, Upsample, attend, spread
+from .text_keys import Text, TextKeys
 
 
 def embed_timesteps(t: Tensor, channels: int, max_period: float = 10000.0) -> Tensor:
@@ -78,13 +79,17 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if same else Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.in_layers[2](self.in_layers[0](x, silu=True), shift=self.emb_layers(emb))
-        out: Tensor = self.out_layers[3](self.out_layers[0](h, silu=True), add=self.skip_connection(x))
+        """emb: the time vector after the SiLU that `emb_layers` begins with. Of x and emb either may be of batch 1."""
+        shift = self.emb_layers[1](emb)
+        batch = max(len(x), len(shift))
+        h = spread(self.in_layers[0](x, silu=True), batch)
+        h = self.in_layers[2](h, shift=spread(shift, batch))
+        out: Tensor = self.out_layers[3](self.out_layers[0](h, silu=True), add=spread(self.skip_connection(x), batch))
         return out
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of x (batch, n, channels) over context (batch, m, context_channels)."""
+    """Multi-head attention of x (batch, n, channels) over a text, or over x itself."""
 
     def __init__(self, channels: int, context_channels: int, heads: int) -> None:
         super().__init__()
@@ -94,10 +99,11 @@ class CrossAttention(nn.Module):
         self.to_v = Linear(context_channels, channels, bias=False)
         self.to_out = nn.Sequential(Linear(channels, channels), nn.Identity())
 
-    def forward(self, x: Tensor, context: Tensor, add: Tensor) -> Tensor:
-        """add (batch, n, channels): added to the result."""
-        h = attend(self.to_q(x), self.to_k(context), self.to_v(context), self.heads)
-        out: Tensor = self.to_out[0](h, add)
+    def forward(self, x: Tensor, context: Text, add: Tensor) -> Tensor:
+        """add, of x's shape: added to the result, which is of the context's batch even where x is of batch 1."""
+        k, v = context.through(self.to_k), context.through(self.to_v)
+        h = attend(spread(self.to_q(x), len(k)), k, v, self.heads)
+        out: Tensor = self.to_out[0](h, spread(add, len(k)))
         return out
 
 
@@ -136,9 +142,9 @@ class BasicTransformerBlock(nn.Module):
         self.norm2 = LayerNorm(channels)
         self.norm3 = LayerNorm(channels)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Text) -> Tensor:
         h = self.norm1(x)
-        x = self.attn1(h, h if self.self_attention else context, add=x)
+        x = self.attn1(h, Text(h) if self.self_attention else context, add=x)
         x = self.attn2(self.norm2(x), context, add=x)
         out: Tensor = self.ff(self.norm3(x), add=x)
         return out
@@ -158,7 +164,8 @@ class SpatialTransformer(nn.Module):
         self.proj_out = Linear(channels, channels) if linear else Conv2d(channels, channels, 1)
         self.linear = linear
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Text) -> Tensor:
+        """x (batch, channels, h, w), or of batch 1 for all of the context's batch: the result has that."""
         height, width = x.shape[2:]
         h = self.norm(x)
         if not self.linear:
@@ -168,6 +175,7 @@ class SpatialTransformer(nn.Module):
             h = self.proj_in(h)
         for block in self.transformer_blocks:
             h = block(h, context)
+        x = spread(x, len(h))
         if self.linear:
             h = self.proj_out(h, add=x.permute(0, 2, 3, 1).flatten(1, 2))
         h = h.view(len(x), height, width, -1).permute(0, 3, 1, 2)  # (batch, channels, height, width)
@@ -202,7 +210,7 @@ class Stage(nn.ModuleList):
             modules.append(Upsample(block.out_channels))
         super().__init__(modules)
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Text) -> Tensor:
         for module in self:
             if isinstance(module, ResBlock):
                 x = module(x, emb)
@@ -257,11 +265,15 @@ class UNet(nn.Module):
         vector: Tensor | None = None,
         guidance: Tensor | None = None,
         control: tuple[Tensor, ...] | None = None,
+        keys: TextKeys | None = None,
     ) -> Tensor:
         """x (batch, in_channels, h, w); t (batch,), fractional allowed; context (batch, tokens, context_channels).
 
+        Any input but context may be of batch 1, standing for all: what the first layers make of it is then made once, to
+        where something differs within the batch, at the latest in the first attention over the context.
         vector: (batch, adm_channels), where the config has them. guidance: the scale (batch,), for LCM-type UNets.
         control: residuals of a ControlNet (Zhang et al. 2023), one for each skip in their order and one for the middle.
+        keys: what earlier calls of the same run made of their contexts.
         Returns (batch, out_channels, h, w). Heights and widths need not be multiples of 8: a map that comes up one
         pixel too large is resampled by nearest neighbour to its skip's size, as AUTOMATIC1111 does.
         """
@@ -270,15 +282,17 @@ class UNet(nn.Module):
             if vector is None:
                 raise ValueError("this UNet needs the vector of pooled text and sizes")
             emb = emb + self.label_emb(vector)
+        emb = F.silu(emb)  # what every residual block begins with
+        text = Text(context, keys)
 
         h = self.input_blocks[0](x)
         skips = [h]
         for stage in self.input_blocks[1:]:
-            h = stage(h, emb, context)
+            h = stage(h, emb, text)
             skips.append(h)
 
         if self.middle_block is not None:
-            h = self.middle_block(h, emb, context)
+            h = self.middle_block(h, emb, text)
 
         if control is not None:
             skips = [skip + residual for skip, residual in zip(skips, control[:-1], strict=True)]
@@ -288,7 +302,8 @@ class UNet(nn.Module):
             skip = skips.pop()
             if h.shape[2:] != skip.shape[2:]:
                 h = F.interpolate(h, size=skip.shape[2:], mode="nearest")
-            h = stage(torch.cat([h, skip], dim=1), emb, context)
+            batch = max(len(h), len(skip))
+            h = stage(torch.cat([spread(h, batch), spread(skip, batch)], dim=1), emb, text)
 
         out: Tensor = self.out[2](self.out[0](h, silu=True))
-        return out
+        return spread(out, len(context))

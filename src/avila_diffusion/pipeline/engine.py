@@ -23,6 +23,7 @@ from ..hashes import FileHash, hash_in_background, own_hash
 from ..images import Image, check_model_size, drawing_size, resize
 from ..infotext import LoraUsed, write
 from ..metadata.record import make_record
+from ..models.text_keys import TextKeys
 from ..request import GenerateRequest
 from ..result import GenerateResult, Progress
 from ..sampling.denoiser import Denoiser
@@ -159,11 +160,12 @@ class ModelEngine:
             return [(found.context.to(policy.unet), found.vector) for found in encode_all(texts, negative=negative)]
 
         conditions = condition(self._prompts(request), encode)
+        keys = TextKeys()
 
         def network(*inputs: Any, **named: Any) -> Tensor:
             check(cancel)  # prompts of unequal length are two calls for one step
             self.rack.use(loras)  # another run may have changed the model meanwhile
-            predicted: Tensor = self.model.unet(*inputs, **named)
+            predicted: Tensor = self.model.unet(*inputs, **named, keys=keys)
             return predicted
 
         denoiser = Denoiser(
@@ -172,6 +174,7 @@ class ModelEngine:
             spec.noise.prediction,
             dtype=policy.unet,
             guidance=None if spec.unet.guidance_channels is None else request.guidance_scale,
+            shares=True,
         )
         return make_plan(request, spec, self.table).guide(denoiser, conditions)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -89,6 +89,7 @@ class Conditions:
 
     positive: tuple[ConditionedPart, ...]
     negative: ConditionedPart | None
+    _long: dict[tuple[int, int], Cond] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def at(self, call: int) -> tuple[tuple[Cond, ...], Cond | None]:
         """(conds, uncond) of a call, counted from 0.
@@ -98,9 +99,17 @@ class Conditions:
         """
         conds = [part.at(call) for part in self.positive]
         longest = max(cond.context.shape[1] for cond in conds)
-        return tuple(_lengthened(cond, longest) for cond in conds), None if self.negative is None else self.negative.at(
-            call
-        )
+        negative = None if self.negative is None else self.negative.at(call)
+        return tuple(self._lengthened(cond, longest) for cond in conds), negative
+
+    def _lengthened(self, cond: Cond, length: int) -> Cond:
+        """The same Cond at every call, so that what the network made of its text serves again."""
+        if cond.context.shape[1] == length:
+            return cond
+        known = (id(cond), length)  # of those that `positive` holds
+        if known not in self._long:
+            self._long[known] = _lengthened(cond, length)
+        return self._long[known]
 
 
 def condition(
@@ -117,10 +126,7 @@ def condition(
 
 
 def _lengthened(cond: Cond, length: int) -> Cond:
-    lacking = length - cond.context.shape[1]
-    if not lacking:
-        return cond
     import torch
 
-    last = cond.context[:, -1:].expand(-1, lacking, -1)
+    last = cond.context[:, -1:].expand(-1, length - cond.context.shape[1], -1)
     return replace(cond, context=torch.cat([cond.context, last], dim=1))

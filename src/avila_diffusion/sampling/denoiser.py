@@ -6,8 +6,9 @@ Prediction type, input scaling, the way from sigma to a timestep, and dtypes liv
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import hypot
+from operator import is_
 from typing import Protocol
 
 import torch
@@ -39,7 +40,9 @@ class Network(Protocol):
 
     x: (B, channels, h, w), scaled and with what is concatenated. t: (B,), fractional timesteps (0.25 ln sigma for EDM).
     context: (B, tokens, width). vector: (B, adm). guidance: (B,), the scale that guidance-distilled networks are told.
-    control: tensors of batch B. All in the network's dtype; t and guidance in float32, or float64 if that is float64.
+    control: tensors of batch B. A network that `shares` takes x, t, vector and guidance of batch 1 as well, for all B rows of
+    the context, and is given the same context tensor for the same conds. All in the network's dtype; t and guidance in
+    float32, or float64 if that is float64.
     """
 
     def __call__(
@@ -93,6 +96,29 @@ class Consistency:
         return (self.sigma_data / total) ** 2, scaled / total
 
 
+class _Joined:
+    """Contexts of conds as one batch: the same tensor for the same conds, by which a network knows a text again."""
+
+    most = 4  # as many as a network remembers
+
+    def __init__(self) -> None:
+        self._made: list[tuple[list[Tensor], list[int], Tensor]] = []  # the last used behind
+
+    def of(self, parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+        if torch.is_grad_enabled() or any(
+            part.is_inference() for part in parts
+        ):  # the latter do not count their writes
+            return torch.cat(parts).to(dtype)
+        versions = [part._version for part in parts]
+        for index, (known, then, joined) in enumerate(self._made):
+            if versions == then and len(known) == len(parts) and all(map(is_, known, parts)) and joined.dtype == dtype:
+                self._made.append(self._made.pop(index))
+                return joined
+        joined = torch.cat(parts).to(dtype)
+        self._made = [*self._made, (parts, versions, joined)][-self.most :]
+        return joined
+
+
 @dataclass(frozen=True, eq=False)
 class Denoiser:
     """A network with its noise table, as a function of noisy latents and sigma.
@@ -100,6 +126,7 @@ class Denoiser:
     prediction: what the network's output means. dtype: what it computes in. guidance: the scale told to
     guidance-distilled (LCM-type) networks, None for all others. consistency: of consistency models, see `lcm`.
     whole_timesteps: the network is asked about the nearest timestep, as ComfyUI does, not one between two.
+    shares: the network is given once what is the same for all conds of a call.
     """
 
     network: Network
@@ -109,6 +136,8 @@ class Denoiser:
     guidance: float | None = None
     consistency: Consistency | None = None
     whole_timesteps: bool = False
+    shares: bool = False
+    _contexts: _Joined = field(default_factory=_Joined, init=False, repr=False)
 
     def predict(self, x: Tensor, sigma: float, conds: Sequence[Cond]) -> list[Tensor]:
         """The predicted x0 under each cond, in their order, of x's shape and dtype.
@@ -129,15 +158,16 @@ class Denoiser:
         # A timestep or scale rounded to float16 would be another one.
         told = torch.float64 if self.dtype == torch.float64 else torch.float32
         timestep = float(self.table.nearest_t(sigma) if self.whole_timesteps else self.table.sigma_to_t(sigma))
-        t = torch.full((batch,), timestep, dtype=told, device=x.device)
+        t = torch.full((1 if self.shares else batch,), timestep, dtype=told, device=x.device)
         guidance = None if self.guidance is None else torch.full_like(t, self.guidance)
-        scaled = (x * scale.inp).to(self.dtype).expand(batch, -1, -1, -1)
         concat = self._join([cond.concat for cond in conds])
+        rows = (1 if self.shares else batch) if concat is None else len(concat)
+        scaled = (x * scale.inp).to(self.dtype).expand(rows, -1, -1, -1)
         controls = [cond.control for cond in conds if cond.control is not None]
         output = self.network(
             x=scaled if concat is None else torch.cat([scaled, concat], dim=1),
             t=t,
-            context=torch.cat([cond.context for cond in conds]).to(self.dtype),
+            context=self._contexts.of([cond.context for cond in conds], self.dtype),
             vector=self._join([cond.vector for cond in conds]),
             guidance=guidance,
             control=tuple(torch.cat(level).to(self.dtype) for level in zip(*controls, strict=True)) or None,
@@ -156,6 +186,8 @@ class Denoiser:
     def _join(self, parts: Sequence[Tensor | None]) -> Tensor | None:
         """One batch of the parts, None where there are none: batch mates all have them or all have not."""
         tensors = [part for part in parts if part is not None]
+        if self.shares and tensors and all(part is tensors[0] for part in tensors):
+            tensors = tensors[:1]
         return torch.cat(tensors).to(self.dtype) if tensors else None
 
 
