@@ -64,7 +64,7 @@ class _Watch(threading.Thread):
 
 
 def run(arguments: Sequence[str], env: Mapping[str, str] | None = None) -> Ran:
-    """Run Python with these arguments in our environment, `env` added. Raises RuntimeError where it fails, with what it said."""
+    """Run Python with these arguments in our environment and `env`. Raises RuntimeError, with what it said, where it fails."""
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     surroundings = {**os.environ, "PYTHONPATH": path, **(env or {})}
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as failed:

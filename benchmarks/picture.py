@@ -1,8 +1,8 @@
 """A whole picture by a peer, in a process of its own: `python -m benchmarks.picture PEER PNG SIDE STEPS THREADS`.
 
-PEER is diffusers (its networks from the seeded checkpoint, float32, channels_last) or openvino (from its converted files; no torch is
-imported). Both are spared what their pipelines add: the prompt is cut by our tokenizer, and DPM++ 2M over Karras' levels
-is the few lines below. Prints one line of JSON: the seconds at which each stage ended.
+PEER is diffusers (its networks from the seeded checkpoint, float32, channels_last) or openvino (from its converted files;
+no torch is imported). Both are spared what their pipelines add: the prompt is cut by our tokenizer, and DPM++ 2M over
+Karras' levels is the few lines below. Prints one line of JSON: the seconds at which each stage ended.
 """
 
 from __future__ import annotations
