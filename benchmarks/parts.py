@@ -183,14 +183,30 @@ def measure_whole(options: Options) -> Record:
         names: tuple[openvino_peer.Name, ...] = ("text", "unet", "decode")
         conversion = sum(openvino_peer.converted(name, 64)[1] for name in names)
         commands["openvino"] = lambda png: _peer("openvino", png, options)
-    if options.peers and importlib.util.find_spec("cyllama") is None:
-        print("cyllama is not installed: stable-diffusion.cpp left out", flush=True)
+    if options.peers and _have("cyllama (stable-diffusion.cpp)", importlib.util.find_spec("cyllama") is not None):
+        commands["sdcpp"] = lambda png: _sdcpp(png, options)
     record = _alternate(commands, min(options.rounds, 2))
     return record | {"steps": options.steps, "conversion": conversion}
 
 
 def _peer(name: str, png: Path, options: Options) -> list[str]:
     return ["-m", "benchmarks.picture", name, str(png), "512", str(options.steps), str(options.threads)]
+
+
+def _sdcpp(png: Path, options: Options) -> list[str]:
+    """stable-diffusion.cpp's own command: it computes with the file's float16 weights, and with flash attention."""
+    asked = ["-m", "cyllama.sd", "txt2img", "-m", str(checkpoint("sd1")), "-p", PROMPT, "-n", NEGATIVE, "-o", str(png)]
+    asked += ["-W", "512", "-H", "512", "--steps", str(options.steps), "--cfg-scale", str(GUIDANCE), "--seed", "1"]
+    return [
+        *asked,
+        "--sampler",
+        "dpm++2m",
+        "--scheduler",
+        "karras",
+        "--threads",
+        str(options.threads),
+        "--diffusion-fa",
+    ]
 
 
 def _alternate(commands: dict[str, Callable[[Path], list[str]]], rounds: int) -> Record:

@@ -106,7 +106,8 @@ def main() -> None:
         t = np.interp(np.log(max(sigma, 1e-9)), np.log(table), np.arange(1000))
         entered = np.repeat((x / np.sqrt(sigma**2 + 1)).astype(np.float32), 2, axis=0)
         without, found = unet(entered, np.full(2, t, np.float32), context)
-        return (x - sigma * (without + GUIDANCE * (found - without)))[:1].astype(np.float32)
+        x0: Array = (x - sigma * (without + GUIDANCE * (found - without)))[:1].astype(np.float32)
+        return x0
 
     cells = int(side) // 8
     noise = np.random.default_rng(1).standard_normal((1, 4, cells, cells), np.float32)

@@ -18,6 +18,7 @@ NAMES = {
     "ours": "ours",
     "diffusers": "diffusers, channels_last",
     "openvino": "OpenVINO, float32",
+    "sdcpp": "stable-diffusion.cpp, float16 weights",
     "1.5G": "ours, --max-memory 1.5G",
 }
 TITLES = {

@@ -49,11 +49,10 @@ def seeded(name: str, shape: tuple[int, ...]) -> Tensor:
     A run through weights of another kind would meet denormals or infinities, which cost time that pictures do not.
     """
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    noise = torch.randn(shape, generator=generator)
+    noise: Tensor = torch.randn(shape, generator=generator)
     fan_in = math.prod(shape[1:])
-    if fan_in > 1:
-        return (noise / fan_in**0.5).half()
-    return (0.02 * noise + (0 if name.endswith("bias") else 1)).half()
+    wanted: Tensor = noise * fan_in**-0.5 if fan_in > 1 else 0.02 * noise + (0 if name.endswith("bias") else 1)
+    return wanted.half()
 
 
 def checkpoint(family: Family) -> Path:
