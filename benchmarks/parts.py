@@ -93,15 +93,15 @@ def _unet_peers(family: Family, cells: int, threads: int) -> Runs:
     runs: Runs = {}
     width = 768 if family == "sd1" else 2048
     x, context, t = torch.randn(2, 4, cells, cells), torch.randn(2, 77, width), torch.full((2,), 500.0)
+    if family == "sd1" and _have("OpenVINO", openvino_peer.installed()):
+        compiled = openvino_peer.load(openvino_peer.converted("unet", cells)[0], threads)
+        arrays = [tensor.numpy() for tensor in (x, t, context)]
+        runs["openvino"] = lambda: compiled(*arrays)
     if _have("diffusers", diffusers_peer.installed()):
         network, by_pixel = diffusers_peer.unet(family), x.contiguous(memory_format=torch.channels_last)
         added = {"text_embeds": torch.randn(2, 1280), "time_ids": torch.full((2, 6), 1024.0)}
         more = {} if family == "sd1" else {"added_cond_kwargs": added}
         runs["diffusers"] = torch.no_grad()(lambda: network(by_pixel, t, context, **more))
-    if family == "sd1" and _have("OpenVINO", openvino_peer.installed()):
-        compiled = openvino_peer.load(openvino_peer.converted("unet", cells)[0], threads)
-        arrays = [tensor.numpy() for tensor in (x, t, context)]
-        runs["openvino"] = lambda: compiled(*arrays)
     return runs
 
 
