@@ -1,43 +1,107 @@
-"""`python -m benchmarks`: tables for people, and one line of JSON last for scripts."""
+"""Measure: tables for people, and one line of JSON last for scripts. `--peers` makes the whole table of the goal.
+
+Parts run one after another, each in a process of its own; within a part ours and the peers take turns. What is made once
+(checkpoints with seeded weights, 2.1 and 6.9 GB; networks converted for OpenVINO, 4 GB a size) is kept in the cache folder.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
 
-import torch
+from .environment import settle
 
-from .machine import describe
-from .networks import BENCHMARKS
-from .timing import interleave, table
+PARTS = ("machine", "step", "decode", "whole", "memory", "load", "text", "step96", "decode1024", "sdxl")
 
 
-def main() -> None:
+def read_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("part", nargs="*", metavar="PART", help=f"what to measure: {', '.join(PARTS)}; all by default")
+    parser.add_argument("--peers", action="store_true", help="take turns with diffusers and OpenVINO, where installed")
     parser.add_argument(
-        "which", nargs="*", metavar="WHICH", help=f"what to time: {', '.join(BENCHMARKS)}; all by default"
+        "--rounds", type=int, default=5, help="counted rounds of each, default 5; whole pictures at most 2"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="counted rounds of each candidate, default 5")
-    parser.add_argument("--side", type=int, help="latent cells along a side, default 64")
-    parser.add_argument("--threads", type=int, default=2, help="torch's threads, default 2")
-    parser.add_argument("--alone", action="store_true", help="without the peers")
-    arguments = parser.parse_args()
+    parser.add_argument("--steps", type=int, default=20, help="of a whole picture, default 20")
+    parser.add_argument("--threads", type=int, default=2, help="of ours and of each peer, default 2")
+    parser.add_argument("--write", type=Path, metavar="DOCUMENT", help="put the tables into it, between its marks")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the one part, in this process
+    arguments = parser.parse_args(words)
+    unknown = [part for part in arguments.part if part not in PARTS]
+    if unknown:
+        parser.error(f"there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    for name in ("rounds", "steps", "threads"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
+    if arguments.rounds > 100:
+        parser.error(f"--rounds is {arguments.rounds}; it must be at most 100")
+    return arguments
+
+
+def measure_here(arguments: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from . import parts
+
     torch.set_num_threads(arguments.threads)
-    machine = describe()
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    record: dict[str, object] = {"machine": machine}
-    for name in arguments.which or BENCHMARKS:
-        title, make, usual = BENCHMARKS[name]
-        side = arguments.side or usual
-        runs = make(side, not arguments.alone)
-        outputs = [run() for run in runs.values()]
-        difference = max(float((output - outputs[0]).abs().max() / outputs[0].abs().max()) for output in outputs)
-        timings = interleave(runs, arguments.rounds)
-        against = list(runs)[-1]
-        print("\n".join(table(f"{title}, latent {side}x{side}; outputs differ by {difference:.1e}", timings, against)))
-        record[name] = {"side": side, "seconds": {key: list(timing.seconds) for key, timing in timings.items()}}
-    print(json.dumps(record))
+    options = parts.Options(arguments.peers, arguments.rounds, arguments.threads, arguments.steps)
+    return parts.PARTS[arguments.part[0]](options) | {"when": time.strftime("%Y-%m-%d %H:%M")}
+
+
+def measure_apart(part: str, words: list[str]) -> dict[str, Any] | None:
+    """The part's record, from a process of its own; None, and told, where that failed. What it says goes on to people."""
+    command = [sys.executable, "-m", "benchmarks", part, *words, "--here"]
+    record = None
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8") as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line.startswith("{"):
+                record = json.loads(line)
+            else:
+                print(line, end="", flush=True)
+    if child.returncode or record is None:
+        print(f"{part} was not measured: it ended with {child.returncode}", flush=True)
+        return None
+    found: dict[str, Any] = record
+    return found
+
+
+def main() -> int:
+    arguments = read_arguments()
+    unset = settle(arguments.threads)
+    if arguments.here:
+        print(json.dumps(measure_here(arguments)))
+        return 0
+    if unset:
+        print(f"unset for these measurements: {', '.join(unset)}")
+    import torch
+
+    from . import machine, report
+
+    torch.set_num_threads(arguments.threads)
+    about = machine.describe()
+    words = [f"--{name}={getattr(arguments, name)}" for name in ("rounds", "steps", "threads")]
+    words += ["--peers"] if arguments.peers else []
+    records: dict[str, Any] = {}
+    wanted = arguments.part or PARTS
+    for part in wanted:
+        print(f"{part} …", flush=True)
+        record = measure_apart(part, words)
+        if record is not None:
+            records[part] = record
+            print("\n".join(report.SECTIONS[part][1](part, record)), flush=True)
+    print("\n".join(report.goal(records)))
+    if arguments.write is not None:
+        text = arguments.write.read_text(encoding="utf-8")
+        arguments.write.write_text(report.filled(text, report.body(about, records)), encoding="utf-8", newline="\n")
+        print(f"{arguments.write}: written")
+    print(json.dumps({"machine": about, "parts": records, "figures": [vars(x) for x in report.figures(records)]}))
+    return 0 if len(records) == len(wanted) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
