@@ -101,9 +101,9 @@ def watched() -> Iterator[Shares]:
     """Time every call of our kernels while this is open. Nothing is recorded where torch computes alone."""
     shares, plain = Shares(), native._Kernels.run
 
-    def run(self: native._Kernels, which: int, arguments: Any) -> None:
+    def run(self: native._Kernels, which: int, arguments: Any, threads: int | None = None) -> None:
         began = time.perf_counter()
-        plain(self, which, arguments)
+        plain(self, which, arguments, threads)
         kind = KINDS.get(which, "other kernels")
         shares.seconds[kind] = shares.seconds.get(kind, 0.0) + time.perf_counter() - began
         shares.operations[kind] = shares.operations.get(kind, 0) + kernel_operations(which, arguments)
