@@ -223,10 +223,11 @@ def _call(command: list[str], folder: Path) -> tuple[int, str]:
         try:
             code = process.wait(timeout=SECONDS_TO_BUILD)
         except BaseException:
-            if sys.platform == "win32":
+            end_group = getattr(os, "killpg", None)  # Windows has no groups of processes
+            if end_group is None:
                 process.kill()
             else:
-                os.killpg(process.pid, signal.SIGKILL)
+                end_group(process.pid, getattr(signal, "SIGKILL"))  # noqa: B009
             process.wait()
             raise
         said.seek(0)

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable
 from ctypes import Structure, c_float, c_int, c_int64, c_void_p
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -197,7 +198,7 @@ def identity() -> str | None:
 def threads_used() -> str:
     """Whose threads the kernels compute with, in words."""
     path = _loaded().openmp
-    return f"threads of {path.replace(chr(92), '/').rpartition('/')[2]}" if path else "threads of their own"
+    return f"threads of {Path(path).name}" if path else "threads of their own"
 
 
 def _loaded() -> _Kernels:
