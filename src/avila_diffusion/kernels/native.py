@@ -6,8 +6,8 @@ a call can be served; whoever calls has torch's operations for where it cannot.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import math
 import threading
 from collections.abc import Iterable
 from ctypes import Structure, c_float, c_int, c_int64, c_void_p
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import apply_to, build, team
+from . import apply_to, build, rooms, team
 
 LINEAR, WINOGRAD, ATTENTION, GROUP_NORM, LAYER_NORM, PACK_ROWS, PACK_WINOGRAD = range(7)
 
@@ -136,28 +136,6 @@ class _PackWinograd(Structure):
     )
 
 
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
-LARGEST_BLOCK = 1 << 30
-
-
-def _keep_pages() -> None:
-    """Let glibc keep freed memory for the next tensor, where it is glibc.
-
-    By default it gives blocks of over 32 MB back to the system at once and asks for them again, zeroed page by page: a
-    third of the time of decoding a picture. `give_back` returns what is not in use.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # TypeError: Windows has no library of no name
-        glibc = ctypes.CDLL(None)
-        glibc.mallopt(MMAP_THRESHOLD, LARGEST_BLOCK)
-        glibc.mallopt(TRIM_THRESHOLD, 2 * LARGEST_BLOCK - 1)
-
-
-def give_back() -> None:
-    """Give memory that nothing uses back to the system."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 class _Kernels:
     """The library, and what it computes with: `vector` floats in a vector, threads of the OpenMP library `openmp` or, for
     None, its own."""
@@ -167,7 +145,6 @@ class _Kernels:
         self.vector: int = library.avila_vector_length()
         self.compiler = build.compiler_of(library)
         self.openmp: str | None = None
-        _keep_pages()
         found = team.openmp_of_torch()
         if found is not None:
             self.openmp, functions = found
@@ -232,13 +209,25 @@ def _scratch(count: int) -> Tensor:
     """Room for `count` floats that this thread may use until its next call."""
     held: Tensor | None = getattr(_own, "scratch", None)
     if held is None or held.numel() < count:
-        held = _own.scratch = torch.empty(count, dtype=torch.float32, device="cpu")
+        held = _own.scratch = None  # given back before more is taken
+        held = _own.scratch = rooms.own(count)
     return held
 
 
-def _room(like: Tensor, *shape: int) -> Tensor:
-    """A float32 tensor where `like` is, whatever torch's defaults are now."""
-    return torch.empty(shape, dtype=torch.float32, device=like.device)
+def give_back() -> None:
+    """Give memory that nothing uses back to the system: of tensors that died, and what this thread computes with."""
+    _own.scratch = None
+    rooms.give_back()
+
+
+def room(*shape: int) -> Tensor:
+    """A float32 tensor with anything in it, whatever torch's defaults are now."""
+    return rooms.take(math.prod(shape)).view(shape)
+
+
+def _room_to_stay(*shape: int) -> Tensor:
+    """The same for packed weights."""
+    return rooms.own(math.prod(shape)).view(shape)
 
 
 def _expect(tensor: Tensor | None, *shape: int) -> None:
@@ -274,7 +263,7 @@ def pack_gated(weight: Tensor) -> Tensor:
 def _pack_rows(weight: Tensor, gate: bool) -> Tensor:
     weight = weight.contiguous()
     matrix, width = _matrix(weight, gate), panel() // 2 if gate else panel()
-    packed = _room(weight, -(-matrix.columns // width), matrix.k, panel())
+    packed = _room_to_stay(-(-matrix.columns // width), matrix.k, panel())
     _loaded().run(PACK_ROWS, _PackRows(matrix, _at(packed)))
     return packed
 
@@ -298,7 +287,7 @@ def _pack_winograd(weight: Tensor, kind: int, into: Tensor | None = None) -> Ten
     out, in_ = weight.shape[:2]
     shape = (POINTS[kind], -(-out // panel()), in_, panel())
     weight = weight.contiguous()
-    packed = _room(weight, *shape) if into is None else into
+    packed = _room_to_stay(*shape) if into is None else into
     _loaded().run(PACK_WINOGRAD, _PackWinograd(out, in_, _at(weight), _at(packed), FORMS[weight.dtype], kind))
     return packed
 
@@ -320,7 +309,7 @@ def linear(
     packed = weight.dim() == 3
     matrix = _Matrix(columns, weight.shape[1], None, 0, gate) if packed else _matrix(weight, gate)
     _expect(rows, len(rows), matrix.k)
-    y = _room(x, len(rows), columns)
+    y = room(len(rows), columns)
     if add is not None:
         add = add.reshape(y.shape).contiguous()
     size = max(SCRATCH, matrix.k * panel())
@@ -372,7 +361,7 @@ def convolve(
         weight = _pack_winograd(weight, kind, into=scratch[size:])
     else:
         scratch = _scratch(size)
-    y = _room(x, batch, height, width, out)
+    y = room(batch, height, width, out)
     shift = None if shift is None else shift.contiguous()
     add = None if add is None else by_pixel(add)
     arguments = _Winograd(
@@ -395,7 +384,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     packed = batch * heads * (-(-keys // panel()) * panel() * d + keys * wide)
     # Panels begin on whole cache lines: d · panel and keys · vector are multiples of one.
     scratch = _scratch(packed + threads * QUERIES * (KEYS + wide))
-    y = _room(q, batch, queries, width)
+    y = room(batch, queries, width)
     arguments = _Attention(
         batch, heads, d, queries, keys, _at(q), _at(k), _at(v), width, width, width, _at(y), d**-0.5,
         _at(scratch), threads
@@ -411,7 +400,7 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float,
     _expect(weight, channels)
     _expect(bias, channels)
     sums = torch.empty(batch * PIECES * 2 * channels, dtype=torch.float64, device=x.device)
-    y = _room(x, *pixels.shape)
+    y = room(*pixels.shape)
     arguments = _GroupNorm(
         batch, height * width, channels, groups, _at(pixels), _at(weight), _at(bias), eps, silu, _at(y), _at(sums)
     )  # fmt: skip
@@ -424,7 +413,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     x = x.contiguous()
     _expect(weight, x.shape[-1])
     _expect(bias, x.shape[-1])
-    y = _room(x, *x.shape)
+    y = room(*x.shape)
     arguments = _LayerNorm(x.numel() // x.shape[-1], x.shape[-1], _at(x), _at(weight), _at(bias), eps, _at(y))
     _loaded().run(LAYER_NORM, arguments)
     return y

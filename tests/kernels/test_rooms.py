@@ -1,0 +1,105 @@
+"""Memory for large tensors: blocks serve again, what is held stays bounded, and nothing is lent twice."""
+
+from __future__ import annotations
+
+import gc
+import random
+import threading
+
+import pytest
+import torch
+from torch import Tensor
+
+from avila_diffusion.kernels import rooms
+from avila_diffusion.kernels.rooms import PAGE, SLACK, SMALLEST, Rooms
+
+FLOATS = PAGE // 4
+
+
+def test_a_block_that_was_freed_serves_the_next_tensor_of_its_size() -> None:
+    pool = Rooms()
+    first = pool.take(3 * FLOATS)
+    at = first.data_ptr()
+    view = first[5:]
+    del first
+    assert pool.used == 3 * PAGE, "a view still reads it"
+    assert pool.take(3 * FLOATS).data_ptr() != at
+    del view
+    assert pool.used == 0
+    assert pool.take(3 * FLOATS - 7).data_ptr() == at, "of two that fit, the last that was freed"
+    assert pool.held == 6 * PAGE
+
+
+def test_a_block_far_too_large_does_not_serve() -> None:
+    pool = Rooms()
+    del (large := [pool.take(8 * FLOATS)])[:]
+    kept = pool.take(6 * FLOATS)  # 8 is more than 5 / 4 of it
+    assert (pool.used, pool.held) == (6 * PAGE, 14 * PAGE)
+    del kept, large
+
+
+def test_small_tensors_are_torch_s_own() -> None:
+    pool = Rooms()
+    tensor = pool.take(SMALLEST // 4 - 1)
+    assert tensor.shape == (SMALLEST // 4 - 1,) and tensor.dtype == torch.float32 and pool.held == 0
+
+
+def test_held_memory_stays_within_the_slack_of_the_most_in_use() -> None:
+    pool, chance = Rooms(), random.Random(3)
+    alive: list[Tensor] = []
+    most = 0
+    for _ in range(600):
+        if alive and (chance.random() < 0.5 or pool.used > SLACK):
+            alive.pop(chance.randrange(len(alive)))
+        else:
+            alive.append(pool.take(chance.randrange(1, 40) * FLOATS))
+        most = max(most, pool.used)
+        assert pool.held <= most + SLACK
+    alive.clear()
+    assert pool.used == 0 < pool.held
+    pool.give_back()
+    assert pool.held == 0
+
+
+def test_tensors_never_share_a_block() -> None:
+    """Filled by many threads at once and kept over each other's deaths."""
+    pool, wrong = Rooms(), []
+
+    def work(number: int) -> None:
+        chance = random.Random(number)
+        mine: list[tuple[Tensor, float]] = []
+        for turn in range(150):
+            value = float(number * 1000 + turn)
+            tensor = pool.take(FLOATS * chance.randrange(1, 3))
+            tensor[::4096] = value
+            mine.append((tensor, value))
+            if len(mine) > 4:
+                tensor, value = mine.pop(chance.randrange(len(mine)))
+                if not bool((tensor[::4096] == value).all()):
+                    wrong.append(turn)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    gc.collect()
+    assert not wrong and pool.used == 0
+
+
+def test_without_memory_the_refusal_says_so_and_nothing_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*arguments: object, **named: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    pool = Rooms()
+    monkeypatch.setattr("mmap.mmap", none)
+    with pytest.raises(MemoryError, match=r"no 0\.84 GB of memory more.*--memory lean"):
+        pool.take(400 * FLOATS)
+    assert pool.used == pool.held == 0
+
+
+def test_memory_of_ones_own_is_writable_and_as_large_as_asked() -> None:
+    for count in (7, FLOATS + 3, 20 * FLOATS + 1):
+        tensor = rooms.own(count)
+        tensor.fill_(2)
+        assert tensor.shape == (count,) and float(tensor.sum(dtype=torch.float64)) == 2 * count
