@@ -23,7 +23,7 @@ def open_model(family: Family, memory: Literal["fast", "lean"], threads: int) ->
         chosen["memory"] = memory
     diffusion = AvilaDiffusion.with_model(checkpoint(family), device="cpu", threads=threads, **chosen)
     if not chosen and isinstance(diffusion._engine, ModelEngine):
-        keep_derived(diffusion._engine.model.unet, memory == "fast")
+        keep_derived(diffusion._engine.model.unet, None if memory == "fast" else 0)
     return diffusion
 
 

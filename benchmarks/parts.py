@@ -123,7 +123,7 @@ def measure_decode1024(options: Options) -> Record:
 def _decode(cells: int, options: Options) -> Record:
     """Decoding one latent of SD 1.5 of cells x cells."""
     fast, lean = load_model(checkpoint("sd1")).vae, load_model(checkpoint("sd1")).vae
-    keep_derived(lean, False)
+    keep_derived(lean, 0)
     z = torch.randn(1, 4, cells, cells)
     runs: Runs = {"fast": lambda: fast.decode(z), "lean": lambda: lean.decode(z)}
     if options.peers and _have("diffusers", diffusers_peer.installed()):

@@ -70,7 +70,7 @@ ROOMS = {
     "kernels": Room(("kernels", "kernels.*"), ("kernels", "kernels.*", "machine"), torch=True),
     "models": Room(
         ("models", "models.*"),
-        ("config", "models.layers", "models.text_keys", "models.tokens", "kernels", "kernels.*"),
+        ("config", "models.layers", "models.weights", "models.text_keys", "models.tokens", "kernels", "kernels.*"),
         torch=True,
         never=("io", "logging", "os", "pathlib", "safetensors"),
     ),

@@ -30,7 +30,8 @@ from avila_diffusion.errors import (
     Unsupported,
     WeightMismatch,
 )
-from avila_diffusion.models.layers import Conv2d, Linear, LowRank, OfRows, Upsample, keep_derived
+from avila_diffusion.models.layers import Conv2d, Linear, Upsample, keep_derived
+from avila_diffusion.models.weights import LowRank, OfRows
 
 State = dict[str, Tensor]
 Save = Callable[..., Path]
@@ -133,7 +134,7 @@ def test_matrices_and_convolutions(compute: torch.dtype, tolerance: float, sourc
         state = module("m", shape[0], *shape[1:])
         weight = draw(*shape).to(source)
         layer.weight, layer.bias = (torch.nn.Parameter(t, requires_grad=False) for t in (weight, torch.zeros(10)))
-        keep_derived(layer, kept)
+        keep_derived(layer, None if kept else 0)
         x = torch.ones(1, 6, dtype=compute) if len(shape) == 2 else torch.ones(1, 6, 4, 4, dtype=compute)
         before = layer(x)
         up, down = state["m.lora_up.weight"], state["m.lora_down.weight"].to(torch.bfloat16)
@@ -260,7 +261,7 @@ def test_removing_gives_the_same_bytes(sd1: Model, lora: Lora, run_networks: Any
     remove_loras(sd1)
     assert all(torch.equal(value, before[name]) for name, value in run_networks(sd1).items())
     assert all(torch.equal(weight, bytes_before[name]) for name, weight in sd1.unet.named_parameters())
-    keep_derived(sd1.unet, False)
+    keep_derived(sd1.unet, 0)
     apply_loras(sd1, [(lora, 1, 1)])
     assert torch.equal(run_networks(sd1)["unet"], changed["unet"])
 

@@ -19,7 +19,8 @@ from avila_diffusion.checkpoint.lora.files import LoraModule, read_lora
 from avila_diffusion.checkpoint.lora.targets import name_targets
 from avila_diffusion.checkpoint.safetensors import TensorFile
 from avila_diffusion.errors import WeightMismatch
-from avila_diffusion.models.layers import Conv2d, Delta, GroupNorm, Layer, Linear, OfRows, derive
+from avila_diffusion.models.layers import Conv2d, GroupNorm, Layer, Linear
+from avila_diffusion.models.weights import Delta, OfRows, derive
 
 State = dict[str, Tensor]
 Save = Callable[..., Path]

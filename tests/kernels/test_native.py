@@ -13,17 +13,8 @@ from torch import Tensor
 
 from avila_diffusion import kernels
 from avila_diffusion.kernels import build, native
-from avila_diffusion.models.layers import (
-    Conv2d,
-    GroupNorm,
-    Layer,
-    LayerNorm,
-    Linear,
-    LowRank,
-    Upsample,
-    attend,
-    keep_derived,
-)
+from avila_diffusion.models.layers import Conv2d, GroupNorm, Layer, LayerNorm, Linear, Upsample, attend, keep_derived
+from avila_diffusion.models.weights import LowRank
 
 pytestmark = pytest.mark.skipif(build.library() is None, reason=f"the kernels are not built: {build.problem}")
 
@@ -267,13 +258,13 @@ def test_weights_of_the_file_give_the_bits_of_packed_ones(dtype: torch.dtype, ro
             parameter.data = parameter.data.to(dtype)
         x = draw(*shape)
         kept = layer(x)
-        keep_derived(layer, False)
+        keep_derived(layer, 0)
         assert torch.equal(layer(x), kept)
         held = [kept for module in layer.modules() if isinstance(module, Layer) for kept in module._derived.values()]
         assert all(kept.source.dim() == 1 for kept in held), "biases may be kept, weights not"
     layer = fill(Linear(70, 90)).to(dtype)
     kept = layer.gated(draw(rows, 70))
-    keep_derived(layer, False)
+    keep_derived(layer, 0)
     assert torch.equal(layer.gated(draw(rows, 70)), kept)
 
 
@@ -292,7 +283,7 @@ def test_a_changed_weight_is_not_read_from_the_file() -> None:
     plain = layer(x)
     layer.change("weight", [LowRank(torch.ones(32, 1), torch.ones(1, 32), 0.1)])
     kept = layer(x)
-    keep_derived(layer, False)
+    keep_derived(layer, 0)
     assert torch.equal(layer(x), kept) and not torch.equal(kept, plain)
     layer.restore()
     assert torch.equal(layer(x), plain)

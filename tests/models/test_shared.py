@@ -14,9 +14,10 @@ from avila_diffusion import kernels
 from avila_diffusion.checkpoint.load import build
 from avila_diffusion.config import TransformerConfig, UNetBlockConfig, UNetConfig
 from avila_diffusion.kernels import build as built
-from avila_diffusion.models.layers import Conv2d, Linear, LowRank, keep_derived
+from avila_diffusion.models.layers import Conv2d, Linear, keep_derived
 from avila_diffusion.models.text_keys import TextKeys
 from avila_diffusion.models.unet import CrossAttention, UNet
+from avila_diffusion.models.weights import LowRank
 
 CONTEXT, TOKENS = 48, 7
 
@@ -226,7 +227,7 @@ def test_keys_follow_what_they_were_made_of(which: str) -> None:
     differs()
     context.mul_(-1)
     differs()
-    keep_derived(network, False)
+    keep_derived(network, 0)
     assert torch.equal(network(x, t, context, keys=keys), before)
 
 

@@ -242,9 +242,9 @@ def test_derived_weights_follow_their_sources(fill: Any, assign: Any) -> None:
     single = {name: value.float() for name, value in inputs.items()}
     assert _run(network, single).dtype == torch.float32
     assert torch.equal(_run(network, inputs), before), "another dtype in between changes nothing"
-    keep_derived(network, False)
+    keep_derived(network, 0)
     assert torch.equal(_run(network, inputs), before), "nor does making them at every call"
-    keep_derived(network, True)
+    keep_derived(network, None)
     with torch.no_grad():
         network.get_parameter("out.2.bias").add_(1.0)
     assert torch.allclose(_run(network, inputs), before + 1.0), "a source that was written to is derived again"

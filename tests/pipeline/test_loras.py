@@ -24,7 +24,7 @@ from avila_diffusion.checkpoint.lora.files import Lora, read_lora
 from avila_diffusion.checkpoint.lora.targets import name_targets
 from avila_diffusion.checkpoint.safetensors import write_safetensors
 from avila_diffusion.infotext import read
-from avila_diffusion.models.layers import LowRank, OfRows
+from avila_diffusion.models.weights import LowRank, OfRows
 from avila_diffusion.text.conditioner import Conditioner
 
 State = dict[str, Tensor]

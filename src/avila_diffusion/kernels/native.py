@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ctypes import Structure, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -290,6 +290,14 @@ def _pack_winograd(weight: Tensor, kind: int, into: Tensor | None = None) -> Ten
     packed = _room_to_stay(*shape) if into is None else into
     _loaded().run(PACK_WINOGRAD, _PackWinograd(out, in_, _at(weight), _at(packed), FORMS[weight.dtype], kind))
     return packed
+
+
+def packed_bytes(shape: tuple[int, ...], pack: Callable[[Tensor], Tensor]) -> int:
+    """What `pack`, one of the four above, makes of a weight of this shape."""
+    out, in_ = shape[0], math.prod(shape[1:])
+    if pack in (pack_f4, pack_f2):
+        return 4 * POINTS[F4 if pack is pack_f4 else F2] * -(-out // panel()) * shape[1] * panel()
+    return 4 * -(-out // panel()) * in_ * panel()
 
 
 SCRATCH = 96 * 1024  # floats of packed weights a thread works on: what of a second-level cache they may take

@@ -1,17 +1,15 @@
 """The layers that all networks are made of, and the one place where a weight on disk becomes a weight in use.
 
 A parameter here is a *source*: usually a tensor mapped from the checkpoint, in the file's dtype, never written to. What
-a layer computes with is derived from it by a pure function, `derive`: moved to the input's device and dtype, rounded
-once, laid out as the kernels like it. Layers keep what they derived (`keep = True`) or make it anew at every call
-(`keep = False`, for little memory); dropping it loses nothing. Where a gradient is wanted the source itself is used.
+a layer computes with is derived from it by a pure function (`models.weights`): moved to the input's device and dtype,
+rounded once, laid out as the kernels like it. A `Keeper` says whether a layer keeps what it derived or makes it anew at every
+call; dropping it loses nothing. Where a gradient is wanted the source itself is used.
 What LoRA files change are `Delta`s beside the source, applied while deriving: without them the weight is the file's again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -20,128 +18,17 @@ from torch import Tensor, nn
 from .. import kernels
 from ..kernels import native
 from ..kernels.upsample import convolve_upsampled, fold_phases
-
-Transform = Callable[[Tensor], Tensor]
-
-
-class Delta(Protocol):
-    """A change of a parameter: a pure function of its weight, such as what a LoRA file says of it."""
-
-    @property
-    def requires_grad(self) -> bool:
-        """Whether it is being trained."""
-        ...
-
-    def apply(self, weight: Tensor) -> Tensor:
-        """The changed weight, of the same shape and dtype (float32 or float64), on the same device.
-
-        `weight` is contiguous and the caller's own copy: it may be written into and given back.
-        """
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class LowRank:
-    """A low-rank change (Hu et al. 2021): weight + scale · up · down.
-
-    up (rows, rank); down (rank, …), the dots being the parameter's dimensions after the first. Both in their file's dtype, and
-    both perhaps with 1x1 kernels behind. mid (rank, rank, h, w): a kernel between a 1x1 down and up, W = up · mid · down.
-    scale: the strength asked for, times alpha / rank.
-    """
-
-    up: Tensor
-    down: Tensor
-    scale: float
-    mid: Tensor | None = None
-
-    @property
-    def requires_grad(self) -> bool:
-        return self.up.requires_grad
-
-    def apply(self, weight: Tensor) -> Tensor:
-        up, down = (part.to(weight).flatten(1) for part in (self.up, self.down))
-        if self.mid is not None:
-            down = torch.einsum("rshw,si->rihw", self.mid.to(weight), down).flatten(1)
-        weight.flatten(1).addmm_(up, down, alpha=self.scale)  # flatten is a view of what is contiguous
-        return weight
-
-
-@dataclass(frozen=True, eq=False)
-class OfRows:
-    """A change of some rows only, as of q where q, k and v lie in one matrix."""
-
-    rows: slice
-    delta: Delta
-
-    @property
-    def requires_grad(self) -> bool:
-        return self.delta.requires_grad
-
-    def apply(self, weight: Tensor) -> Tensor:
-        part = weight[self.rows]
-        changed = self.delta.apply(part)
-        if changed is not part:
-            part.copy_(changed)
-        return weight
-
-
-def derive(
-    source: Tensor,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    channels_last: bool = False,
-    transform: Transform | None = None,
-    deltas: tuple[Delta, ...] = (),
-) -> Tensor:
-    """The effective weight: `source` on `device` in `dtype`; the source itself where that changes nothing.
-
-    channels_last lays a 4-D weight out by pixel, which the convolution kernels of processors and CUDA read fastest.
-    deltas, transform: changes made in this order, then another form of the outcome; both in float32, or in float64 where
-    `dtype` is that, and rounded once at the end.
-    """
-    if source.device != device:
-        source = source.to(device)  # bytes of the file's dtype travel, not those of the compute dtype
-    exact = torch.promote_types(dtype, torch.float32)
-    if deltas:
-        source = source.to(dtype=exact, copy=True, memory_format=torch.contiguous_format)
-        for delta in deltas:
-            source = delta.apply(source)
-    if transform is not None:
-        return transform(source.to(exact)).to(dtype)
-    if channels_last:
-        return source.to(dtype=dtype, memory_format=torch.channels_last)
-    return source.to(dtype)
-
-
-@dataclass(frozen=True)
-class Derived:
-    """What was derived of a parameter, and all that it depended on."""
-
-    source: Tensor
-    version: int
-    deltas: tuple[Delta, ...]
-    weight: Tensor
-
-    def serves(self, source: Tensor, deltas: tuple[Delta, ...], like: Tensor) -> bool:
-        """Whether it is still true of this source and these changes, for computing with tensors like that."""
-        return (
-            self.source is source
-            and self.version == source._version
-            and self.deltas == deltas
-            and self.weight.dtype == like.dtype
-            and self.weight.device == like.device
-        )
+from .weights import Delta, Derived, Keeper, Transform, derive, version_of
 
 
 class Layer(nn.Module):
-    """A module with parameters of its own, used through `effective`."""
+    """A module with parameters of its own, used through `effective`. keeper: of what it derives, by default all."""
 
-    keep = True
+    keeper = Keeper()
 
     def __init__(self) -> None:
         super().__init__()
-        self._derived: dict[str, Derived] = {}
+        self._derived: dict[str, Derived] = {}  # of each parameter the form that was wanted last
         self._deltas: dict[str, tuple[Delta, ...]] = {}
 
     def effective(self, name: str, x: Tensor, transform: Transform | None = None) -> Tensor | None:
@@ -155,20 +42,25 @@ class Layer(nn.Module):
         deltas = self.deltas(name)
         if torch.is_grad_enabled() and (source.requires_grad or any(delta.requires_grad for delta in deltas)):
             return derive(source, device=source.device, dtype=x.dtype, deltas=deltas)
-        # MPS has no channels_last kernels worth the change of layout.
-        by_pixel = source.dim() == 4 and x.device.type != "mps"
-        return self._kept(
-            name if transform is None else f"{name}, {transform.__name__}",
-            (source, deltas, x),
-            lambda: derive(
-                source.detach(),
+        form = "" if transform is None else transform.__name__
+        kept = self._kept(name, source, x, form)
+        if kept is not None:
+            return kept
+        with torch.inference_mode(False), torch.no_grad():  # what is kept may serve a call that wants gradients
+            plain = source.detach()
+            weight = derive(
+                plain,
                 device=x.device,
                 dtype=x.dtype,
-                channels_last=by_pixel,
+                # MPS has no channels_last kernels worth the change of layout.
+                channels_last=source.dim() == 4 and x.device.type != "mps",
                 transform=transform,
                 deltas=deltas,
-            ),
-        )
+            )
+        size = 0 if weight is plain else weight.nbytes
+        if self._admit(source, size):
+            self._keep(name, Derived(source, version_of(source), deltas, weight, form, size))
+        return weight
 
     def packed(self, name: str, x: Tensor, pack: Transform) -> Tensor | None:
         """The parameter `name` as the kernels of ours read it, which `pack` makes; where nothing is kept, as the file has it.
@@ -178,28 +70,42 @@ class Layer(nn.Module):
         source: Tensor | None = getattr(self, name)
         if source is None:
             return None
-        deltas = self.deltas(name)
-
-        def plain() -> Tensor:
+        deltas, form = self.deltas(name), pack.__name__
+        kept = self._kept(name, source, x, form)
+        if kept is not None:
+            return kept
+        with torch.inference_mode(False), torch.no_grad():
             if not deltas and source.dtype in native.FORMS and source.is_contiguous():
-                return source.detach()
-            return derive(source.detach(), device=x.device, dtype=torch.float32, deltas=deltas).contiguous()
-
-        if not self.keep and source.dim() > 1:
-            return plain()
-        return self._kept(f"{name}, {pack.__name__}", (source, deltas, x), lambda: pack(plain()))
-
-    def _kept(self, form: str, serving: tuple[Tensor, tuple[Delta, ...], Tensor], make: Callable[[], Tensor]) -> Tensor:
-        """What `make` makes, or made before of the same source and deltas for inputs like this x: `serving` is the three."""
-        kept = self._derived.get(form)
-        if kept is not None and kept.serves(*serving):
-            return kept.weight
-        with torch.no_grad():
-            weight = make()
-        source, deltas, _ = serving
-        if self.keep or source.dim() == 1:  # biases and norms weigh nothing, and there are hundreds
-            self._derived[form] = Derived(source, source._version, deltas, weight)
+                plain = source.detach()
+            else:
+                plain = derive(source.detach(), device=x.device, dtype=torch.float32, deltas=deltas).contiguous()
+            size = native.packed_bytes(source.shape, pack)
+            if not self._admit(source, size):
+                return plain
+            weight = pack(plain)
+        self._keep(name, Derived(source, version_of(source), deltas, weight, form, size))
         return weight
+
+    def _kept(self, name: str, source: Tensor, like: Tensor, form: str) -> Tensor | None:
+        """What was kept of the parameter, if it is this form, still true; nothing else is kept then."""
+        kept = self._derived.get(name)
+        if kept is not None and kept.serves(source, self.deltas(name), like, form):
+            return kept.weight
+        self._drop(name)
+        return None
+
+    def _admit(self, source: Tensor, size: int) -> bool:
+        # Biases and norms weigh nothing, and there are hundreds.
+        return source.dim() == 1 or self.keeper.admit(size)
+
+    def _keep(self, name: str, derived: Derived) -> None:
+        self._drop(name)  # another thread may have kept it meanwhile
+        self._derived[name] = derived
+
+    def _drop(self, name: str) -> None:
+        dropped = self._derived.pop(name, None)
+        if dropped is not None and dropped.source.dim() > 1:
+            self.keeper.take_back(dropped.size)
 
     def served(self, x: Tensor, *others: Tensor | None) -> bool:
         """Whether the kernels of ours may compute this layer's answer to x and other inputs."""
@@ -226,7 +132,8 @@ class Layer(nn.Module):
 
     def release(self) -> None:
         """Drop what was derived; it is made again when it is needed."""
-        self._derived.clear()
+        for name in list(self._derived):
+            self._drop(name)
 
 
 class Linear(Layer):
@@ -403,10 +310,18 @@ def restore(network: nn.Module) -> None:
             module.restore()
 
 
-def keep_derived(network: nn.Module, keep: bool) -> None:
-    """Set whether the layers of `network` keep what they derive (fast) or make it at every call (little memory)."""
-    for module in network.modules():
-        if isinstance(module, Layer):
-            module.keep = keep
-            if not keep:
-                module.release()
+def keep_derived(network: nn.Module, limit: int | None) -> Keeper:
+    """Let the layers of `network` keep at most `limit` bytes of what they derive: None for all of it, 0 for none.
+
+    What is kept beyond that is dropped, and so is all where the limit is another than it was. Returns what counts them.
+    """
+    layers = [module for module in network.modules() if isinstance(module, Layer)]
+    if layers and all(layer.keeper is layers[0].keeper for layer in layers):
+        keeper = layers[0].keeper
+        if keeper is not Layer.keeper and keeper.limit == limit:
+            return keeper
+    keeper = Keeper(limit)
+    for layer in layers:
+        layer.release()
+        layer.keeper = keeper
+    return keeper

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .layers import Derived, Layer, Linear
+from .layers import Layer, Linear
+from .weights import Derived, version_of
 
 MOST = 4
 """Texts that are remembered: alternating prompts have two, and twice that where halves of guidance differ in length."""
@@ -44,7 +45,7 @@ class TextKeys:
         weight, deltas = layer.weight, layer.deltas("weight")
         known = made.get(layer)
         if known is None or not known.serves(weight, deltas, text):
-            known = made[layer] = Derived(weight, weight._version, deltas, layer(text))
+            known = made[layer] = Derived(weight, version_of(weight), deltas, layer(text))
         return known.weight
 
     def _of_text(self, text: Tensor) -> _Seen:

@@ -17,7 +17,7 @@ from ..checkpoint.lora.targets import Target, name_targets
 from ..checkpoint.safetensors import write_safetensors
 from ..device import DTYPES
 from ..errors import Unsupported
-from ..models.layers import Delta, LowRank, OfRows
+from ..models.weights import Delta, LowRank, OfRows
 from .data import generator
 from .personal import Personal
 from .settings import check_range

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ...config import FAMILIES
 from ...errors import WeightMismatch
-from ...models.layers import Delta, Layer, OfRows, restore
+from ...models.layers import Layer, restore
+from ...models.weights import Delta, OfRows
 from ..header import shown
 from ..load import Model
 from ..report import shorten

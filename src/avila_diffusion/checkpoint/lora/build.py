@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ...models.layers import Delta, LowRank
+from ...models.weights import Delta, LowRank
 from .deltas import Butterfly, Decomposed, Difference, Factors, Generalised, Hadamard, Kronecker, Rotation, Turned
 from .files import LoraModule
 from .kinds import order_glora

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...models.layers import Delta
+from ...models.weights import Delta
 
 Halves = tuple[Tensor, Tensor]
 
