@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import apply_to, build, team
+from . import apply_to, build, in_rehearsal, team
 
 LINEAR, WINOGRAD, ATTENTION, GROUP_NORM, LAYER_NORM, PACK_ROWS, PACK_WINOGRAD = range(7)
 
@@ -180,7 +180,11 @@ class _Kernels:
 
     def run(self, which: int, arguments: Structure, threads: int | None = None) -> None:
         """Compute on at most so many threads, by default torch's number; scratch must have room for each."""
-        self.library.avila_run(which, ctypes.byref(arguments), threads or torch.get_num_threads())
+        threads = threads or torch.get_num_threads()
+        if (rehearsed := in_rehearsal()) is not None:
+            rehearsed.record(which, arguments, threads)
+        else:
+            self.library.avila_run(which, ctypes.byref(arguments), threads)
 
 
 @cache
@@ -225,14 +229,19 @@ def serves_channels(*channels: int) -> bool:
     return all(count % vector == 0 and count <= MOST_CHANNELS for count in channels)
 
 
-_own = threading.local()
+class _Own(threading.local):
+    scratch: Tensor | None = None
 
 
-def _scratch(count: int) -> Tensor:
+_own = _Own()
+
+
+def _scratch(like: Tensor, count: int) -> Tensor:
     """Room for `count` floats that this thread may use until its next call."""
-    held: Tensor | None = getattr(_own, "scratch", None)
+    owner = in_rehearsal() or _own
+    held = owner.scratch
     if held is None or held.numel() < count:
-        held = _own.scratch = torch.empty(count, dtype=torch.float32, device="cpu")
+        held = owner.scratch = _room(like, count)
     return held
 
 
@@ -248,7 +257,7 @@ def _expect(tensor: Tensor | None, *shape: int) -> None:
 
 
 def _at(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+    return None if tensor is None else tensor.data_ptr() or 1  # 1: in a rehearsal, of one that is but lies nowhere
 
 
 FORMS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -325,7 +334,7 @@ def linear(
         add = add.reshape(y.shape).contiguous()
     size = max(SCRATCH, matrix.k * panel())
     threads = torch.get_num_threads()  # asked for once: another thread may set it
-    scratch = None if packed else _scratch(size * threads)
+    scratch = None if packed else _scratch(x, size * threads)
     arguments = _Linear(
         len(rows), matrix, _at(weight) if packed else None, _at(rows), rows.stride(0), _at(bias), _at(add), columns,
         _at(y), columns, _at(scratch), size
@@ -368,10 +377,10 @@ def convolve(
     block = min(max(BLOCK_BYTES // (4 * POINTS[kind] * (in_ + whole)) // 12 * 12, 24), tiles)
     size = POINTS[kind] * (block * (in_ + whole) + 32)
     if weight.shape[-1] == 3:
-        scratch = _scratch(size + POINTS[kind] * whole * in_)
+        scratch = _scratch(x, size + POINTS[kind] * whole * in_)
         weight = _pack_winograd(weight, kind, into=scratch[size:])
     else:
-        scratch = _scratch(size)
+        scratch = _scratch(x, size)
     y = _room(x, batch, height, width, out)
     shift = None if shift is None else shift.contiguous()
     add = None if add is None else by_pixel(add)
@@ -394,7 +403,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     wide = -(-d // _loaded().vector) * _loaded().vector
     packed = batch * heads * (-(-keys // panel()) * panel() * d + keys * wide)
     # Panels begin on whole cache lines: d · panel and keys · vector are multiples of one.
-    scratch = _scratch(packed + threads * QUERIES * (KEYS + wide))
+    scratch = _scratch(q, packed + threads * QUERIES * (KEYS + wide))
     y = _room(q, batch, queries, width)
     arguments = _Attention(
         batch, heads, d, queries, keys, _at(q), _at(k), _at(v), width, width, width, _at(y), d**-0.5,
