@@ -241,6 +241,7 @@ def _scratch(like: Tensor, count: int) -> Tensor:
     owner = in_rehearsal() or _own
     held = owner.scratch
     if held is None or held.numel() < count:
+        held = owner.scratch = None  # given back before more is taken, which may then lie in the same place
         held = owner.scratch = _room(like, count)
     return held
 

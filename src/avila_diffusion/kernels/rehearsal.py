@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import begin_rehearsal, in_rehearsal, native
+from .heap import Heap
 
 Kind = Literal[
     "linear",
@@ -58,11 +59,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Stage:
-    """What happened between two marks. peak: bytes of tensors that lived at once, those of before included; left: at its end."""
+    """What happened between two marks. peak: bytes of tensors that lived at once, those of before included; left: at its end.
+    held: bytes that the allocator had of the system by then, where it is glibc's.
+    """
 
     work: tuple[Work, ...]
     peak: int
     left: int
+    held: int
 
 
 class Rehearsal:
@@ -72,12 +76,13 @@ class Rehearsal:
         self.scratch: Tensor | None = None
         self.live = 0
         self._peak = 0
+        self._heap = Heap()
         self._work: list[Work] = []
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def mark(self) -> Stage:
         """The stage that ends here; the next begins."""
-        stage = Stage(tuple(self._work), self._peak, self.live)
+        stage = Stage(tuple(self._work), self._peak, self.live, self._heap.top)
         self._work, self._peak = [], self.live
         return stage
 
@@ -96,12 +101,13 @@ class Rehearsal:
         if key in self._storages:
             return
         size = storage.nbytes()
-        self._storages[key] = weakref.ref(storage, partial(self._forget, key, size))
+        self._storages[key] = weakref.ref(storage, partial(self._forget, key, size, self._heap.take(size)))
         self.live += size
         self._peak = max(self._peak, self.live)
 
-    def _forget(self, key: int, size: int, _: object) -> None:
+    def _forget(self, key: int, size: int, where: int, _: object) -> None:
         del self._storages[key]
+        self._heap.give(where, size)
         self.live -= size
 
 
@@ -130,7 +136,7 @@ class _Watching(TorchDispatchMode):
         self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        made = _convolved(args) if func is _CONVOLUTION else func(*args, **kwargs)
+        made = self._convolved(args) if func is _CONVOLUTION else func(*args, **kwargs)
         how = _how(func)
         if how == "view":
             return made
@@ -141,6 +147,18 @@ class _Watching(TorchDispatchMode):
         if how != "room":
             self.begun.note(_work_of(func, args, outputs))
         return made
+
+    def _convolved(self, args: tuple[Any, ...]) -> Tensor:
+        """A convolution's result, laid out as on a processor: by pixel where the input or the weight is.
+
+        While it is made the weight is there once more, in the layout that oneDNN computes with.
+        """
+        made: Tensor = _CONVOLUTION(*args)
+        if made.is_meta:
+            self.begun.count(torch.empty_like(args[1]))
+        if made.dim() != 4 or not any(one.is_contiguous(memory_format=torch.channels_last) for one in args[:2]):
+            return made
+        return torch.empty_like(made, memory_format=torch.channels_last)
 
 
 class _Attending(TorchFunctionMode):
@@ -169,14 +187,6 @@ def _how(func: Any) -> Literal["view", "write", "room", "new"]:
     if aliases and all(alias is not None for alias in aliases):
         return "view"
     return "room" if func._schema.name.removeprefix("aten::") in _ROOMS else "new"
-
-
-def _convolved(args: tuple[Any, ...]) -> Tensor:
-    """A convolution's result, laid out as on a processor: by pixel where the input or the weight is."""
-    made: Tensor = _CONVOLUTION(*args)
-    if made.dim() != 4 or not any(one.is_contiguous(memory_format=torch.channels_last) for one in args[:2]):
-        return made
-    return torch.empty_like(made, memory_format=torch.channels_last)
 
 
 _PRODUCTS: dict[Any, Callable[[tuple[Any, ...]], int]] = {
