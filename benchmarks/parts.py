@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from avila_diffusion.checkpoint.load import load_model
-from avila_diffusion.kernels import native
+from avila_diffusion.kernels.pages import give_back
 from avila_diffusion.models.layers import keep_derived
 
 from . import children, diffusers_peer, machine, openvino_peer
@@ -78,7 +78,7 @@ def measure_sdxl(options: Options) -> Record:
     seconds = interleave(runs, options.rounds)
     runs.clear()
     gc.collect()
-    native.give_back()
+    give_back()
     fast = Steps(open_model("sdxl", "fast", options.threads), 1024)
     again = interleave({"fast": fast, "lean": lean}, options.rounds)
     with watched() as shares:

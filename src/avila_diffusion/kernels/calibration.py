@@ -16,14 +16,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import kernels
 from ..machine import cache_folder, processor_name
-from . import ENABLED, native
+from . import native
 from .rehearsal import Kind, Work, rehearsing
 
 VERSION = 1
@@ -82,8 +84,8 @@ def forget() -> None:
 
 def _path(device: torch.device, dtype: torch.dtype) -> Path | None:
     """Another set of kernels, number of threads, processor, torch or device is another file. None without a home folder."""
-    kernels = native.identity() if ENABLED else None
-    told = (VERSION, kernels, torch.get_num_threads(), processor_name(), torch.__version__, str(device), str(dtype))
+    known = native.identity() if kernels.ENABLED else None
+    told = (VERSION, known, torch.get_num_threads(), processor_name(), torch.__version__, str(device), str(dtype))
     with contextlib.suppress(RuntimeError):
         return cache_folder() / "rates" / f"rates-{hashlib.sha256(repr(told).encode()).hexdigest()[:24]}.json"
     return None
@@ -164,7 +166,7 @@ def _native_samples() -> list[Sample]:
         ("pack rows", native.pack_rows, (torch.rand(1280, 1280).half(),)),
         ("pack winograd", native.pack_f4, (wide.half(),)),
     ]
-    return [(kind, _amount(kind, run, inputs), lambda run=run, inputs=inputs: run(*inputs)) for kind, run, inputs in runs]
+    return [(kind, _amount(kind, run, inputs), partial(run, *inputs)) for kind, run, inputs in runs]
 
 
 def _map(batch: int, channels: int, side: int) -> Tensor:

@@ -6,18 +6,20 @@ a call can be served; whoever calls has torch's operations for where it cannot.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import math
 import threading
 from collections.abc import Iterable
 from ctypes import Structure, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import apply_to, build, in_rehearsal, team
+from .pages import keep_pages
 
 LINEAR, WINOGRAD, ATTENTION, GROUP_NORM, LAYER_NORM, PACK_ROWS, PACK_WINOGRAD = range(7)
 
@@ -28,6 +30,8 @@ MOST_CHANNELS = 8192
 PIECES = 32  # of group_norm's sums
 QUERIES, KEYS = 48, 512  # of attention's blocks
 BLOCK_BYTES = 16 << 20  # of a Winograd convolution's working set: what a third-level cache holds
+
+LINE = 16  # floats of a cache line
 
 _long, _pointer = c_int64, c_void_p
 
@@ -136,28 +140,6 @@ class _PackWinograd(Structure):
     )
 
 
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
-LARGEST_BLOCK = 1 << 30
-
-
-def _keep_pages() -> None:
-    """Let glibc keep freed memory for the next tensor, where it is glibc.
-
-    By default it gives blocks of over 32 MB back to the system at once and asks for them again, zeroed page by page: a
-    third of the time of decoding a picture. `give_back` returns what is not in use.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # TypeError: Windows has no library of no name
-        glibc = ctypes.CDLL(None)
-        glibc.mallopt(MMAP_THRESHOLD, LARGEST_BLOCK)
-        glibc.mallopt(TRIM_THRESHOLD, 2 * LARGEST_BLOCK - 1)
-
-
-def give_back() -> None:
-    """Give memory that nothing uses back to the system."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 class _Kernels:
     """The library, and what it computes with: `vector` floats in a vector, threads of the OpenMP library `openmp` or, for
     None, its own."""
@@ -167,7 +149,7 @@ class _Kernels:
         self.vector: int = library.avila_vector_length()
         self.compiler = build.compiler_of(library)
         self.openmp: str | None = None
-        _keep_pages()
+        self.keeps_pages = keep_pages()
         found = team.openmp_of_torch()
         if found is not None:
             self.openmp, functions = found
@@ -197,6 +179,11 @@ def identity() -> str | None:
     """What the bits of these kernels depend on beside the number of threads; None where there are none. May build them."""
     found = _kernels()
     return None if found is None else found.identity
+
+
+def keeps_pages() -> bool:
+    """Whether freed memory stays with the process for the next tensor."""
+    return (found := _kernels()) is not None and found.keeps_pages
 
 
 def threads_used() -> str:
@@ -247,8 +234,17 @@ def _scratch(like: Tensor, count: int) -> Tensor:
 
 
 def _room(like: Tensor, *shape: int) -> Tensor:
-    """A float32 tensor where `like` is, whatever torch's defaults are now."""
-    return torch.empty(shape, dtype=torch.float32, device=like.device)
+    """A float32 tensor where `like` is, whatever torch's defaults are now; on a processor by malloc.
+
+    Torch asks for aligned blocks, and glibc before 2.38 looks for those in holes that are larger by an alignment and a bit:
+    what a map leaves is too small for the next of its size, and a decode held three times what lived at once. Aligned here.
+    """
+    if not like.is_cpu:
+        return torch.empty(shape, dtype=torch.float32, device=like.device)
+    count = math.prod(shape)
+    held = torch.from_numpy(np.empty(count + LINE, dtype=np.float32))
+    first = -held.data_ptr() % (4 * LINE) // 4
+    return held[first : first + count].view(shape)
 
 
 def _expect(tensor: Tensor | None, *shape: int) -> None:

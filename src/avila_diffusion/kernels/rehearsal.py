@@ -41,7 +41,7 @@ Kind = Literal[
 EXPONENTIAL = 24
 """Operations that attention spends on a score beside its products: scale, maximum, a power of two, sum."""
 ROWS_FOR_EVERYBODY = 128
-"""Rows a thread from which a product is cut by rows (16 pieces of a micro-kernel's 8 or so): all threads pack all weights then."""
+"""Rows a thread from which a product is cut by rows (16 pieces of 8 or so): all pack all weights then."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Stage:
 
 
 class Rehearsal:
-    """What is learned. live: bytes of tensors made within it that still live. scratch: the kernels', as large as ever needed."""
+    """What is learned. live: bytes of tensors made within it that still live. scratch: the kernels', as large as ever."""
 
     def __init__(self) -> None:
         self.scratch: Tensor | None = None
@@ -113,7 +113,7 @@ class Rehearsal:
 
 @contextmanager
 def rehearsing() -> Iterator[Rehearsal]:
-    """Let this thread rehearse: networks are to be run on meta tensors alone, without gradients. Raises where it already does."""
+    """Let this thread rehearse: networks are to be run on meta tensors alone. Raises RuntimeError where it already does."""
     if in_rehearsal() is not None:
         raise RuntimeError("a rehearsal within a rehearsal")
     begun = Rehearsal()
@@ -125,11 +125,11 @@ def rehearsing() -> Iterator[Rehearsal]:
         begin_rehearsal(None)
 
 
-class _Watching(TorchDispatchMode):
+class _Watching(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operation of torch."""
 
     def __init__(self, begun: Rehearsal) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.begun = begun
 
     def __torch_dispatch__(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .. import kernels
 from ..kernels import native
+from ..kernels.pages import give_back
 from ..kernels.upsample import convolve_upsampled, fold_phases
 
 Transform = Callable[[Tensor], Tensor]
@@ -393,7 +394,7 @@ def release(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, Layer):
             module.release()
-    native.give_back()
+    give_back()
 
 
 def restore(network: nn.Module) -> None:

@@ -14,7 +14,7 @@ from .open_clip import OpenClipTextModel
 from .unet import UNet
 from .vae import VAE
 
-Network = TypeVar("Network", UNet, VAE, ClipTextModel, OpenClipTextModel)
+Network = TypeVar("Network", bound=UNet | VAE | ClipTextModel | OpenClipTextModel)
 
 
 @dataclass(frozen=True)
