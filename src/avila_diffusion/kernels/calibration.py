@@ -12,6 +12,7 @@ import json
 import math
 import mmap
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -200,13 +201,24 @@ def _finish(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def _new_memory() -> mmap.mmap:
+    """Private to this process and in large pages, as maps have it, where the system has such."""
+    flags = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
+    memory = mmap.mmap(-1, TOUCHED, flags=flags) if sys.platform != "win32" and flags else mmap.mmap(-1, TOUCHED)
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is not None:
+        with contextlib.suppress(OSError):
+            memory.madvise(advice)
+    return memory
+
+
 def _touch(device: torch.device) -> float:
     """Bytes per second that new memory is first written with; the system hands it out zeroed, page by page."""
     if device.type != "cpu":
         return 1e12  # a card's memory is there at once
     best = math.inf
     for _ in range(2):
-        with mmap.mmap(-1, TOUCHED) as memory:
+        with _new_memory() as memory:
             room = torch.frombuffer(memory, dtype=torch.uint8)
             began = time.perf_counter()
             room.fill_(1)

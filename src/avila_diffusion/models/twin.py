@@ -8,13 +8,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from .clip import ClipTextModel
 from .layers import Layer
-from .open_clip import OpenClipTextModel
-from .unet import UNet
-from .vae import VAE
 
-Network = TypeVar("Network", bound=UNet | VAE | ClipTextModel | OpenClipTextModel)
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -28,9 +24,9 @@ class _Changed:
 
 
 def twin(network: Network, keep: bool) -> Network:
-    """A twin whose layers keep what they derive, or not. Nothing of `network` is touched."""
+    """A twin whose layers keep what they derive, or not. Nothing of `network`, which is made of its `config`, is touched."""
     with torch.device("meta"):
-        made = type(network)(network.config)  # type: ignore[arg-type]
+        made = type(network)(network.config)
     made.eval()
     originals = dict(network.named_modules())
     for name, module in made.named_modules():
