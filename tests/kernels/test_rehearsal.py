@@ -181,20 +181,22 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"work": {}, "touch": 1}', '{"work": {"copy": -1}, "touch": 0}'])
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", '{"work": {}, "touch": 1, "read": 1}', '{"work": {"copy": -1}, "touch": 0}']
+)
 def test_rates_are_kept_and_made_anew_where_damaged(cache: Path, damage: str) -> None:
     first = calibration.rates()
     (path,) = (cache / "rates").iterdir()
     assert calibration.rates() == first, "not read again"
     path.write_text(damage, "utf-8")
     again = calibration.rates()
-    assert json.loads(path.read_text("utf-8")) == {"work": dict(again.work), "touch": again.touch}
+    assert json.loads(path.read_text("utf-8")) == {"work": dict(again.work), "touch": again.touch, "read": again.read}
     assert all(rate > 0 for rate in again.work.values())
     calibration.forget()
     assert not list((cache / "rates").iterdir())
 
 
 def test_seconds_are_work_by_rate() -> None:
-    rates = calibration.Rates({"copy": 10.0, "linear": 100.0, "pack rows": 5.0}, 1.0)
+    rates = calibration.Rates({"copy": 10.0, "linear": 100.0, "pack rows": 5.0}, 1.0, 10.0)
     assert rates.seconds([Work("copy", 0, 20), Work("linear", 300, 10, packed=15)]) == 2 + 3 + 3
     assert rates.seconds([Work("linear", 100, 40)]) == 4, "it waits for its weights"

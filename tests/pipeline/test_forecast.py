@@ -22,7 +22,7 @@ from avila_diffusion.result import GenerateResult
 def rates(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Of a machine that does 1e9 of everything a second."""
     kinds: tuple[Kind, ...] = get_args(Kind)
-    monkeypatch.setattr(module, "rates", lambda *of: calibration.Rates(dict.fromkeys(kinds, 1e9), 1e9))
+    monkeypatch.setattr(module, "rates", lambda *of: calibration.Rates(dict.fromkeys(kinds, 1e9), 1e9, 1e9))
     yield
 
 
@@ -88,7 +88,7 @@ def test_other_families(make: Any, family: str) -> None:
 
 def test_half_precision_is_torchs_and_rough(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "rates", lambda *of: calibration.Rates(dict.fromkeys(
-        ("torch product", "torch convolution", "torch attention", "copy", "pack rows"), 1e9), 1e9))  # fmt: skip
+        ("torch product", "torch convolution", "torch attention", "copy", "pack rows"), 1e9), 1e9, 1e9))  # fmt: skip
     assert make(dtype="bfloat16").plan("a hill", steps=2).rough
 
 

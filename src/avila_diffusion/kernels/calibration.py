@@ -40,10 +40,11 @@ TOUCHED = 96 << 20
 @dataclass(frozen=True)
 class Rates:
     """work: of each kind, operations per second, or bytes per second where nothing is multiplied. touch: bytes of new memory
-    that are first written to per second."""
+    that are first written to per second. read: bytes of main memory that are read per second."""
 
     work: Mapping[Kind, float]
     touch: float
+    read: float
 
     def seconds(self, work: Iterable[Work]) -> float:
         """How long it takes, one after another."""
@@ -55,7 +56,7 @@ class Rates:
             raise KeyError(f"no rate of {work.kind}")
         took = (work.operations or work.moved) / rate
         if work.operations:  # a product of few rows waits for its weights
-            took = max(took, work.moved / self.work["copy"])
+            took = max(took, work.moved / self.read)
         return took + (work.packed / self.work["pack rows"] if work.packed else 0.0)
 
 
@@ -96,11 +97,12 @@ def _read(path: Path) -> Rates | None:
     """None where there is no file, or not one of ours: whole, all numbers above 0."""
     try:
         found = json.loads(path.read_text("utf-8"))
-        work, touch = {kind: float(rate) for kind, rate in found["work"].items()}, float(found["touch"])
+        work: dict[Kind, float] = {kind: float(rate) for kind, rate in found["work"].items()}
+        touch, read = float(found["touch"]), float(found["read"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    sound = all(math.isfinite(rate) and rate > 0 for rate in (*work.values(), touch))
-    return Rates(work, touch) if sound and {"copy", "pack rows", "torch product"} <= work.keys() else None
+    sound = all(math.isfinite(rate) and rate > 0 for rate in (*work.values(), touch, read))
+    return Rates(work, touch, read) if sound and {"copy", "pack rows", "torch product"} <= work.keys() else None
 
 
 def _write(path: Path, found: Rates) -> None:
@@ -108,7 +110,7 @@ def _write(path: Path, found: Rates) -> None:
     handle, name = tempfile.mkstemp(prefix=".rates-", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump({"work": dict(found.work), "touch": found.touch}, file)
+            json.dump({"work": dict(found.work), "touch": found.touch, "read": found.read}, file)
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -126,7 +128,7 @@ def measure(device: torch.device | None = None, dtype: torch.dtype = torch.float
     found: dict[Kind, float] = {kind: amount / _best(run, place) for kind, amount, run in timed}
     if not served:  # weights are cast, and copied into another layout
         found["pack rows"] = found["pack winograd"] = found["copy"]
-    return Rates(found, _touch(place))
+    return Rates(found, *_memory(place))
 
 
 Sample = tuple[Kind, float, Callable[[], object]]
@@ -155,7 +157,8 @@ def _native_samples() -> list[Sample]:
     large, small = (_map(2, channels, side) for channels, side in ((320, 64), (640, 16)))
     wide = torch.rand(320, 320, 3, 3)
     packed = native.pack_rows(matrix)
-    four, two = native.pack_f4(wide), native.pack_f2(torch.rand(640, 640, 3, 3))
+    wider = torch.rand(640, 640, 3, 3)
+    four, two = native.pack_f4(wide), native.pack_f2(wider)
     q, k = torch.rand(2, 512, 640), torch.rand(2, 1024, 640)
     ones = torch.ones(320)
     runs: list[tuple[Kind, Callable[..., object], tuple[object, ...]]] = [
@@ -165,7 +168,7 @@ def _native_samples() -> list[Sample]:
         ("attention", native.attend, (q, k, k, 8)),
         ("norm", native.group_norm, (large, 32, ones, ones, 1e-5, True)),
         ("pack rows", native.pack_rows, (torch.rand(1280, 1280).half(),)),
-        ("pack winograd", native.pack_f4, (wide.half(),)),
+        ("pack winograd", native.pack_f4, (wider.half(),)),  # larger than a cache, as most are
     ]
     return [(kind, _amount(kind, run, inputs), partial(run, *inputs)) for kind, run, inputs in runs]
 
@@ -212,16 +215,18 @@ def _new_memory() -> mmap.mmap:
     return memory
 
 
-def _touch(device: torch.device) -> float:
-    """Bytes per second that new memory is first written with; the system hands it out zeroed, page by page."""
+def _memory(device: torch.device) -> tuple[float, float]:
+    """Bytes per second that new memory is first written with, zeroed page by page as it is handed out; and read with."""
     if device.type != "cpu":
-        return 1e12  # a card's memory is there at once
-    best = math.inf
+        return 1e12, 1e12  # a card's memory is there at once, and its products do not wait for it
+    written = read = math.inf
     for _ in range(2):
         with _new_memory() as memory:
-            room = torch.frombuffer(memory, dtype=torch.uint8)
+            room = torch.frombuffer(memory, dtype=torch.float32)
             began = time.perf_counter()
             room.fill_(1)
-            best = min(best, time.perf_counter() - began)
+            between = time.perf_counter()
+            room.sum()
+            written, read = min(written, between - began), min(read, time.perf_counter() - between)
             del room  # a mapping that is looked at cannot be closed
-    return TOUCHED / best
+    return TOUCHED / written, TOUCHED / read
