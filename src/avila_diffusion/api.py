@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .config import Defaults
     from .device import Policy
     from .pipeline.engine import ModelEngine
+    from .pipeline.forecast import Forecast, Outlook
     from .pipeline.journal import Journal
     from .pipeline.ledger import Ledger
     from .pipeline.loras import Weighted
@@ -262,6 +263,25 @@ class AvilaDiffusion:
                 self._model_engine().generate(journal.request, cancel, Ledger(journal)), journal
             )
 
+    def plan(
+        self,
+        prompt: str,
+        negative_prompt: str | None = None,
+        *,
+        kept: int | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Forecast:
+        """What `text_to_image` would take of memory and time; makes no picture. kept: bytes of derived weights that may stay,
+        by default all; with 0 none. The first time on a machine it measures that for two seconds. Raises as the run would."""
+        return self.outlook(self.request(prompt, negative_prompt, **options)).at(kept)
+
+    def outlook(self, request: GenerateRequest) -> Outlook:
+        """The same for a request and any number of kept bytes: its `at(kept)`, its `keepable`."""
+        from .pipeline.forecast import Outlook
+
+        engine = self._model_engine("plan")
+        return Outlook(engine, engine.accept(request))
+
     def resolved(self, request: GenerateRequest) -> GenerateRequest:
         """The request with nothing left open: its seed is drawn and its size that of the model.
 
@@ -347,12 +367,12 @@ class AvilaDiffusion:
         self._model_engine().rack.models = models
         self._loaded["models"] = absolute(None if models is None else Path(models))
 
-    def _model_engine(self) -> ModelEngine:
+    def _model_engine(self, what: str = "record") -> ModelEngine:
         from .pipeline.engine import ModelEngine
 
         if not isinstance(self._engine, ModelEngine):
             raise RequestError(
-                "the procedural generator makes no model calls, so there is nothing to record; take a model"
+                f"the procedural generator makes no model calls, so there is nothing to {what}; take a model"
             )
         return self._engine
 

@@ -5,57 +5,59 @@ from __future__ import annotations
 import gc
 import random
 import threading
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from avila_diffusion.kernels import rooms
-from avila_diffusion.kernels.rooms import PAGE, SLACK, SMALLEST, Rooms
+from avila_diffusion.kernels.rooms import PAGE, SLACK, SMALLEST, Imagined, Rooms, _map, lend
 
 FLOATS = PAGE // 4
 
 
 def test_a_block_that_was_freed_serves_the_next_tensor_of_its_size() -> None:
-    pool = Rooms()
-    first = pool.take(3 * FLOATS)
+    pool = Rooms(_map)
+    first = lend(pool, 3 * FLOATS)
     at = first.data_ptr()
     view = first[5:]
     del first
     assert pool.used == 3 * PAGE, "a view still reads it"
-    assert pool.take(3 * FLOATS).data_ptr() != at
+    assert lend(pool, 3 * FLOATS).data_ptr() != at
     del view
     assert pool.used == 0
-    assert pool.take(3 * FLOATS - 7).data_ptr() == at, "of two that fit, the last that was freed"
+    assert lend(pool, 3 * FLOATS - 7).data_ptr() == at, "of two that fit, the last that was freed"
     assert pool.held == 6 * PAGE
 
 
 def test_a_block_far_too_large_does_not_serve() -> None:
-    pool = Rooms()
-    del (large := [pool.take(8 * FLOATS)])[:]
-    kept = pool.take(6 * FLOATS)  # 8 is more than 5 / 4 of it
+    pool = Rooms(_map)
+    del (large := [lend(pool, 8 * FLOATS)])[:]
+    kept = lend(pool, 6 * FLOATS)  # 8 is more than 5 / 4 of it
     assert (pool.used, pool.held) == (6 * PAGE, 14 * PAGE)
     del kept, large
 
 
 def test_small_tensors_are_torch_s_own() -> None:
-    pool = Rooms()
-    tensor = pool.take(SMALLEST // 4 - 1)
-    assert tensor.shape == (SMALLEST // 4 - 1,) and tensor.dtype == torch.float32 and pool.held == 0
+    tensor = rooms.take(SMALLEST // 4 - 1)
+    assert tensor.shape == (SMALLEST // 4 - 1,) and tensor.dtype == torch.float32
 
 
-def test_held_memory_stays_within_the_slack_of_the_most_in_use() -> None:
-    pool, chance = Rooms(), random.Random(3)
-    alive: list[Tensor] = []
+@pytest.mark.parametrize("make", [_map, Imagined])
+def test_held_memory_stays_within_the_slack_of_the_most_in_use(make: Any) -> None:
+    pool, chance = Rooms[Any](make), random.Random(3)
+    alive: list[Any] = []
     most = 0
     for _ in range(600):
         if alive and (chance.random() < 0.5 or pool.used > SLACK):
-            alive.pop(chance.randrange(len(alive)))
+            pool.take_back(alive.pop(chance.randrange(len(alive))))
         else:
-            alive.append(pool.take(chance.randrange(1, 40) * FLOATS))
+            alive.append(pool.take(chance.randrange(1, 40) * PAGE))
         most = max(most, pool.used)
-        assert pool.held <= most + SLACK
-    alive.clear()
+        assert pool.used <= pool.held <= pool.most_held <= most + SLACK
+    for block in alive:
+        pool.take_back(block)
     assert pool.used == 0 < pool.held
     pool.give_back()
     assert pool.held == 0
@@ -63,14 +65,14 @@ def test_held_memory_stays_within_the_slack_of_the_most_in_use() -> None:
 
 def test_tensors_never_share_a_block() -> None:
     """Filled by many threads at once and kept over each other's deaths."""
-    pool, wrong = Rooms(), []
+    pool, wrong = Rooms(_map), []
 
     def work(number: int) -> None:
         chance = random.Random(number)
         mine: list[tuple[Tensor, float]] = []
         for turn in range(150):
             value = float(number * 1000 + turn)
-            tensor = pool.take(FLOATS * chance.randrange(1, 3))
+            tensor = lend(pool, FLOATS * chance.randrange(1, 3))
             tensor[::4096] = value
             mine.append((tensor, value))
             if len(mine) > 4:
@@ -91,10 +93,10 @@ def test_without_memory_the_refusal_says_so_and_nothing_is_counted(monkeypatch: 
     def none(*arguments: object, **named: object) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    pool = Rooms()
+    pool = Rooms(_map)
     monkeypatch.setattr("mmap.mmap", none)
     with pytest.raises(MemoryError, match=r"no 0\.84 GB of memory more.*--memory lean"):
-        pool.take(400 * FLOATS)
+        lend(pool, 400 * FLOATS)
     assert pool.used == pool.held == 0
 
 

@@ -39,18 +39,8 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
         help="make pictures from a prompt",
         description="Make pictures from a prompt: with a checkpoint (-m), else with the small model that comes with avila.",
     )
-    generate.add_argument("words", metavar="PROMPT", nargs="?", type=typed_text, help="what to draw")
-    generate.add_argument("-p", "--prompt", type=typed_text, metavar="TEXT", help="the same, as an option")
-    generate.add_argument(
-        "--from",
-        dest="from_image",
-        metavar="IMAGE",
-        help="begin with the settings that this picture carries (see `avila info`); other options win",
-    )
     generate.set_defaults(run=run_generate)
-    add_request_options(generate)
-    add_style_options(generate.add_argument_group("styles"))
-    _add_model_options(generate.add_argument_group("the model"))
+    add_job_options(generate)
     output = generate.add_argument_group("the output")
     output.add_argument(
         "-o",
@@ -67,6 +57,21 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     output.add_argument("--json", action="store_true", help="one JSON object on stdout instead of the paths")
     output.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
     output.add_argument("-v", "--verbose", action="store_true", help="the whole load report on stderr")
+
+
+def add_job_options(parser: argparse.ArgumentParser) -> None:
+    """Add what says which pictures are made and by which model."""
+    parser.add_argument("words", metavar="PROMPT", nargs="?", type=typed_text, help="what to draw")
+    parser.add_argument("-p", "--prompt", type=typed_text, metavar="TEXT", help="the same, as an option")
+    parser.add_argument(
+        "--from",
+        dest="from_image",
+        metavar="IMAGE",
+        help="begin with the settings that this picture carries (see `avila info`); other options win",
+    )
+    add_request_options(parser)
+    add_style_options(parser.add_argument_group("styles"))
+    _add_model_options(parser.add_argument_group("the model"))
 
 
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
@@ -124,6 +129,21 @@ def run_generate(options: argparse.Namespace) -> int:
     else:
         display.say(_account(job.results[0], model, seconds))
     return 0
+
+
+def prepared(options: argparse.Namespace) -> tuple[AvilaDiffusion, GenerateRequest, str | None]:
+    """What the options of a job stand for, without running it: what draws, what is asked of it, the checkpoint's path."""
+    from .progress import ProgressDisplay
+
+    display = ProgressDisplay(1, quiet=True)
+    found = None if options.from_image is None else _found(options)
+    carried = {} if found is None else found.request_values
+    request = _request(options, carried, [])
+    if found is not None:
+        _take_files(options, found, display)
+    engine, model = _engine(options, display)
+    values = _values(options, carried) | {"negative_prompt": request.negative_prompt}
+    return engine, engine.request(request.prompt, **values), model
 
 
 def _found(options: argparse.Namespace) -> Found:

@@ -25,12 +25,13 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """The whole command line as it is read by `avila`."""
-    from . import doctor, generate, info, listings, models, prompt, replay, resume, train
+    from . import doctor, generate, info, listings, models, plan, prompt, replay, resume, train
 
     parser = Parser(prog="avila", description="Pictures from Stable Diffusion checkpoints.", epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"avila {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     generate.add_commands(commands)
+    plan.add_commands(commands)
     resume.add_commands(commands)
     replay.add_commands(commands)
     prompt.add_commands(commands)

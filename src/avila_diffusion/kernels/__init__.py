@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,11 +24,42 @@ def apply_to(x: Tensor, *others: Tensor | None) -> bool:
     """
     tensors = [x, *(tensor for tensor in others if tensor is not None)]
     if not ENABLED or not all(tensor.is_cpu and type(tensor) in PLAIN for tensor in tensors) or is_watched():
-        return False
+        return ENABLED and in_rehearsal() is not None and all(tensor.is_meta for tensor in tensors)
     return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
 
 
 PLAIN = (Tensor, torch.nn.Parameter)
+
+
+class Rehearsal(Protocol):
+    """What stands in for the kernels while networks run on tensors without numbers; see `rehearsing`."""
+
+    scratch: Tensor | None
+
+    def record(self, which: int, arguments: object, threads: int) -> None:
+        """Note a call of a kernel in place of computing it."""
+        ...
+
+    def stay(self, shape: tuple[int, ...]) -> Tensor:
+        """A tensor of float32 for packed weights or scratch."""
+        ...
+
+
+class _Here(threading.local):
+    rehearsal: Rehearsal | None = None
+
+
+_here = _Here()
+
+
+def in_rehearsal() -> Rehearsal | None:
+    """The rehearsal that this thread is in. Other threads compute as ever."""
+    return _here.rehearsal
+
+
+def begin_rehearsal(begun: Rehearsal | None) -> None:
+    """Let this thread be in a rehearsal; None: in none."""
+    _here.rehearsal = begun
 
 
 def is_watched() -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import apply_to, build, rooms, team
+from . import apply_to, build, in_rehearsal, rooms, team
 
 LINEAR, WINOGRAD, ATTENTION, GROUP_NORM, LAYER_NORM, PACK_ROWS, PACK_WINOGRAD = range(7)
 
@@ -157,7 +157,11 @@ class _Kernels:
 
     def run(self, which: int, arguments: Structure, threads: int | None = None) -> None:
         """Compute on at most so many threads, by default torch's number; scratch must have room for each."""
-        self.library.avila_run(which, ctypes.byref(arguments), threads or torch.get_num_threads())
+        threads = threads or torch.get_num_threads()
+        if (rehearsed := in_rehearsal()) is not None:
+            rehearsed.record(which, arguments, threads)
+        else:
+            self.library.avila_run(which, ctypes.byref(arguments), threads)
 
 
 @cache
@@ -202,15 +206,20 @@ def serves_channels(*channels: int) -> bool:
     return all(count % vector == 0 and count <= MOST_CHANNELS for count in channels)
 
 
-_own = threading.local()
+class _Own(threading.local):
+    scratch: Tensor | None = None
+
+
+_own = _Own()
 
 
 def _scratch(count: int) -> Tensor:
     """Room for `count` floats that this thread may use until its next call."""
-    held: Tensor | None = getattr(_own, "scratch", None)
+    owner = in_rehearsal() or _own
+    held = owner.scratch
     if held is None or held.numel() < count:
-        held = _own.scratch = None  # given back before more is taken
-        held = _own.scratch = rooms.own(count)
+        held = owner.scratch = None  # given back before more is taken
+        held = owner.scratch = _room_to_stay(count)
     return held
 
 
@@ -222,12 +231,15 @@ def give_back() -> None:
 
 def room(*shape: int) -> Tensor:
     """A float32 tensor with anything in it, whatever torch's defaults are now."""
+    if in_rehearsal() is not None:
+        return torch.empty(shape, dtype=torch.float32, device="meta")
     return rooms.take(math.prod(shape)).view(shape)
 
 
 def _room_to_stay(*shape: int) -> Tensor:
-    """The same for packed weights."""
-    return rooms.own(math.prod(shape)).view(shape)
+    """The same for packed weights and scratch."""
+    rehearsed = in_rehearsal()
+    return rooms.own(math.prod(shape)).view(shape) if rehearsed is None else rehearsed.stay(shape)
 
 
 def _expect(tensor: Tensor | None, *shape: int) -> None:
@@ -237,7 +249,7 @@ def _expect(tensor: Tensor | None, *shape: int) -> None:
 
 
 def _at(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+    return None if tensor is None else tensor.data_ptr() or 1  # 1: in a rehearsal, of one that is but lies nowhere
 
 
 FORMS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}

@@ -12,6 +12,8 @@ import contextlib
 import mmap
 import threading
 import weakref
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -43,23 +45,43 @@ def _map(size: int) -> mmap.mmap:
     return block
 
 
-def _whole(count: int) -> int:
-    """Bytes of a block for `count` floats."""
-    return -(-4 * count // PAGE) * PAGE
+class Block(Protocol):
+    """Memory, or what stands for it."""
+
+    def __len__(self) -> int: ...
+
+    def close(self) -> None: ...
 
 
-class Rooms:
-    """Blocks in use and blocks that were freed. All of it may be called from any thread."""
+class Imagined:
+    """A block of no memory, for reckoning what would be held."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def close(self) -> None:
+        pass
+
+
+B = TypeVar("B", bound=Block)
+
+
+class Rooms(Generic[B]):
+    """Blocks in use and blocks that were freed; `make` makes one. All of it may be called from any thread."""
+
+    def __init__(self, make: Callable[[int], B]) -> None:
+        self.make = make
         # Reentrant: a tensor may be collected, and its block come back, while this thread is in here.
         self._lock = threading.RLock()
-        self._free: list[mmap.mmap] = []  # the last freed behind
-        self._held = self._used = self._most = 0
+        self._free: list[B] = []  # the last freed behind
+        self._held = self._used = self._most = self._most_held = 0
 
     @property
     def held(self) -> int:
-        """Bytes mapped now, in use or free."""
+        """Bytes of blocks now, in use or free."""
         return self._held
 
     @property
@@ -67,29 +89,36 @@ class Rooms:
         """Bytes in use now."""
         return self._used
 
-    def take(self, count: int) -> Tensor:
-        """Room for `count` floats, with anything in it: a flat float32 tensor, whose block comes back when it dies."""
-        if 4 * count < SMALLEST:
-            return torch.empty(count, dtype=torch.float32, device="cpu")
-        size = _whole(count)
+    @property
+    def most_held(self) -> int:
+        """Bytes that were held at most."""
+        return self._most_held
+
+    def take(self, size: int) -> B:
+        """A block of `size` bytes or somewhat more, with anything in it."""
+        size = -(-size // PAGE) * PAGE
         with self._lock:
             block = self._fitting(size)
             self._used += size if block is None else len(block)
             self._most = max(self._most, self._used)
-            if block is None:
-                self._held += size
-                self._forget(down_to=self._most + SLACK - self._used)
-        if block is None:
-            try:
-                block = _map(size)
-            except MemoryError:
-                with self._lock:
-                    self._used -= size
-                    self._held -= size
-                raise
-        part = memoryview(block)[: 4 * count]
-        weakref.finalize(part, self._take_back, block).atexit = False
-        return torch.frombuffer(part, dtype=torch.float32)
+            if block is not None:
+                return block
+            self._held += size
+            self._forget(down_to=self._most + SLACK - self._used)
+            self._most_held = max(self._most_held, self._held)
+        try:
+            return self.make(size)
+        except MemoryError:
+            with self._lock:
+                self._used -= size
+                self._held -= size
+            raise
+
+    def take_back(self, block: B) -> None:
+        """The block is not in use any more."""
+        with self._lock:
+            self._used -= len(block)
+            self._free.append(block)
 
     def give_back(self) -> None:
         """Return what is not in use to the system, and forget how much ever was."""
@@ -97,7 +126,7 @@ class Rooms:
             self._forget(down_to=0)
             self._most = self._used
 
-    def _fitting(self, size: int) -> mmap.mmap | None:
+    def _fitting(self, size: int) -> B | None:
         """The smallest free block that serves, no longer free; of several the last freed, which the cache may still hold."""
         best = None
         for block in reversed(self._free):
@@ -114,15 +143,29 @@ class Rooms:
             self._held -= len(block)
             block.close()
 
-    def _take_back(self, block: mmap.mmap) -> None:
-        with self._lock:
-            self._used -= len(block)
-            self._free.append(block)
 
-
-_rooms = Rooms()
-take = _rooms.take
+_rooms = Rooms(_map)
 give_back = _rooms.give_back
+
+
+def held() -> int:
+    """Bytes of this process that lie in rooms, in use or free."""
+    return _rooms.held
+
+
+def take(count: int) -> Tensor:
+    """Room for `count` floats, with anything in it: a flat float32 tensor, whose block serves again when it has died."""
+    if 4 * count < SMALLEST:
+        return torch.empty(count, dtype=torch.float32, device="cpu")
+    return lend(_rooms, count)
+
+
+def lend(rooms: Rooms[mmap.mmap], count: int) -> Tensor:
+    """The same, of these rooms."""
+    block = rooms.take(4 * count)
+    part = memoryview(block)[: 4 * count]
+    weakref.finalize(part, rooms.take_back, block).atexit = False
+    return torch.frombuffer(part, dtype=torch.float32)
 
 
 def own(count: int) -> Tensor:

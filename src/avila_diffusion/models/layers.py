@@ -310,18 +310,27 @@ def restore(network: nn.Module) -> None:
             module.restore()
 
 
-def keep_derived(network: nn.Module, limit: int | None) -> Keeper:
+def keeper_of(network: nn.Module) -> Keeper:
+    """What counts the bytes that the layers of `network` keep: one for all of them, and for no others."""
+    layers = [module for module in network.modules() if isinstance(module, Layer)]
+    keeper = layers[0].keeper if layers else Keeper()
+    if keeper is Layer.keeper or any(layer.keeper is not keeper for layer in layers):
+        keeper = Keeper()
+        for layer in layers:
+            layer.release()
+            layer.keeper = keeper
+    return keeper
+
+
+def keep_derived(network: nn.Module, limit: int | None) -> None:
     """Let the layers of `network` keep at most `limit` bytes of what they derive: None for all of it, 0 for none.
 
-    What is kept beyond that is dropped, and so is all where the limit is another than it was. Returns what counts them.
+    What is kept beyond that is dropped.
     """
-    layers = [module for module in network.modules() if isinstance(module, Layer)]
-    if layers and all(layer.keeper is layers[0].keeper for layer in layers):
-        keeper = layers[0].keeper
-        if keeper is not Layer.keeper and keeper.limit == limit:
-            return keeper
-    keeper = Keeper(limit)
-    for layer in layers:
-        layer.release()
-        layer.keeper = keeper
-    return keeper
+    keeper = keeper_of(network)
+    keeper.limit = limit
+    for module in reversed(list(network.modules())):
+        if limit is None or keeper.held <= limit:
+            break
+        if isinstance(module, Layer):
+            module.release()

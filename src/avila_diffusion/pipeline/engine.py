@@ -23,6 +23,7 @@ from ..hashes import FileHash, hash_in_background, own_hash
 from ..images import Image, check_model_size, drawing_size, resize
 from ..infotext import LoraUsed, write
 from ..metadata.record import make_record
+from ..models.layers import keeper_of
 from ..models.text_keys import TextKeys
 from ..request import GenerateRequest
 from ..result import GenerateResult, Progress
@@ -37,7 +38,7 @@ from .latents import Pixels, decode, preview, to_pixels
 from .ledger import Ledger, deferred
 from .loras import LoraRack, Weighted, lora_hashes
 from .plan import make_plan
-from .prompts import Prompts, condition, read_prompts
+from .prompts import Prompts, Scheduled, condition, read_prompts
 from .provenance import told_conditions
 from .unused import unused
 
@@ -57,6 +58,11 @@ class ModelEngine:
     def of(cls, model: Model, policy: Policy) -> ModelEngine:
         """An engine without LoRAs of its own."""
         return cls(model, policy, LoraRack(model))
+
+    @property
+    def kept(self) -> int:
+        """Bytes of derived weights that the UNet keeps now."""
+        return keeper_of(self.model.unet).held
 
     @property
     def size(self) -> int:
@@ -85,14 +91,14 @@ class ModelEngine:
                 f"{self._name} is the {spec.variant} variant of {spec.family}; it needs a picture beside the "
                 "text, and there is no pipeline for that yet; use a base model"
             )
-        self._as_drawn(request)
+        self.drawn(request)
         make_plan(request, spec, self.table)
         self.rack.use(self.rack.named(request.prompt, request.compat))
         self._read(request)
         if request.rng == "gpu":
             noise_source("gpu", 0, self.policy.device)
 
-    def _as_drawn(self, request: GenerateRequest) -> GenerateRequest:
+    def drawn(self, request: GenerateRequest) -> GenerateRequest:
         """The request at the size that the networks work at. Raises RequestError for sizes that cannot be made."""
         spec = self.model.spec
         assert request.width is not None and request.height is not None
@@ -112,7 +118,7 @@ class ModelEngine:
     ) -> Iterator[Progress | GenerateResult]:
         began = time.perf_counter()
         images = len(request.seeds)
-        drawn = self._as_drawn(request)
+        drawn = self.drawn(request)
         check(cancel)
         named = self.rack.named(request.prompt, request.compat)
         loras = self.rack.use(named)
@@ -205,6 +211,16 @@ class ModelEngine:
         used = {name: found for reading in readings for name, found in reading.used.items()}
         notes = [*prompts.notes, *(note for reading in readings for note in reading.notes)]
         return used, tuple(dict.fromkeys(notes))
+
+    def chunks(self, request: GenerateRequest) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...] | None]:
+        """How many chunks each text has that the parts of a resolved request's prompt stand for; likewise the negative
+        prompt's, None where it is not looked at. Runs no tower."""
+        prompts, conditioner = self._prompts(request), self._conditioner(request)
+
+        def count(part: Scheduled) -> tuple[int, ...]:
+            return tuple(len(conditioner.split(text).chunks) for text in dict.fromkeys(part.texts))
+
+        return tuple(map(count, prompts.positive)), None if prompts.negative is None else count(prompts.negative)
 
     def embeddings_of(self, request: GenerateRequest) -> tuple[Embedding, ...]:
         """Those that the prompts of a resolved request name. Raises FileProblem where one cannot be used."""

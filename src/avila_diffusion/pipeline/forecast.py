@@ -1,0 +1,279 @@
+"""What a run will take, in memory and in time, without running it: its networks rehearsed, its calls counted, their work timed
+by this machine's rates.
+
+The forecast is of a quiet machine. It is rougher where torch computes in place of the kernels: its own scratch is not seen.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .. import kernels
+from ..kernels import rooms
+from ..kernels.calibration import Rates, rates
+from ..kernels.rehearsal import Stage, rehearsing
+from ..models.layers import Layer, keeper_of
+from ..models.text_keys import TextKeys
+from ..models.twin import twin
+from ..request import GenerateRequest
+from ..sampling.guidance import Call
+from .plan import Plan, make_plan
+
+if TYPE_CHECKING:
+    from .engine import ModelEngine
+
+BASE = 180 << 20
+"""Bytes of a process that has loaded a model, where the system does not tell: Python, torch, the tokenizer."""
+BASE_AT_LEAST = 120 << 20
+"""The same without a single one of those."""
+LIBRARIES = 40 << 20
+"""Bytes that libraries take when they compute first: threads, oneDNN's programs, what Python keeps of a run."""
+REMEMBERED = 16
+"""Rehearsals that are kept."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A run's memory in bytes and time in seconds, from now on.
+
+    peak_bytes: of the process at most, base_bytes of them what it holds now; mapped files are not among them. kept_bytes:
+    derived weights that stay. prepare_seconds: making those, and the first touch of all memory. text_seconds, step_seconds,
+    decode_seconds: of all prompts, of a guided call of the model, of a picture's decoding. calls: of the model, for all
+    pictures. rough: torch computes, or a graphics card. notes: what was assumed.
+    """
+
+    peak_bytes: int
+    base_bytes: int
+    kept_bytes: int
+    seconds: float
+    prepare_seconds: float
+    text_seconds: float
+    step_seconds: float
+    decode_seconds: float
+    calls: int
+    pictures: int
+    rough: bool
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+class Outlook:
+    """What a resolved request takes, by how much of its derived weights may stay."""
+
+    def __init__(self, engine: ModelEngine, request: GenerateRequest) -> None:
+        self.engine = engine
+        self.request = request
+        self.texts = _Texts.of(engine, request)
+        # Before anything is rehearsed; what earlier runs left is given back or used again.
+        self.base = max(held_now() - rooms.held() - engine.kept, BASE_AT_LEAST) + LIBRARIES
+
+    @property
+    def keepable(self) -> int:
+        """Bytes of derived weights that the UNet would keep at this size."""
+        return self.rehearsed(None).kept
+
+    def rehearsed(self, kept: int | None) -> Rehearsed:
+        """The run's stages where at most so many bytes of derived weights stay; None: all, 0: none."""
+        return _rehearsed(self.engine, self.texts, self.latent, kept)
+
+    @property
+    def latent(self) -> tuple[int, int]:
+        """Height and width in latent cells, at the size that the networks work at."""
+        drawn, scale = self.engine.drawn(self.request), self.engine.model.spec.vae.scale
+        assert drawn.width is not None and drawn.height is not None
+        return drawn.height // scale, drawn.width // scale
+
+    def at(self, kept: int | None) -> Forecast:
+        """The forecast where at most so many bytes of derived weights stay; None: all, 0: none."""
+        engine, request, policy = self.engine, self.request, self.engine.policy
+        plan = make_plan(request, engine.model.spec, engine.table)
+        texts, seen = self.texts, self.rehearsed(kept)
+        rate = rates(policy.device, policy.unet)
+        guided, alone = _calls(plan, texts)
+        pictures = len(request.seeds)
+        step, plain = (_seconds(rate, stage) for stage in (seen.step, seen.alone))
+        decode, text = _seconds(rate, seen.decode), _seconds(rate, seen.text) * request.count
+        grown = seen.decode.held if policy.device.type == "cpu" and kernels.ENABLED else seen.peak
+        prepare = max(_seconds(rate, seen.first) - step, 0.0) + grown / rate.touch
+        notes = [f"{plan.counted} model calls were assumed; only the run can tell"] if plan.calls is None else []
+        if policy.device.type != "cpu":
+            notes.append(f"the peak counts what lies on {policy.device} together with the process")
+        return Forecast(
+            peak_bytes=self.base + grown,
+            base_bytes=self.base,
+            kept_bytes=seen.kept,
+            seconds=prepare + text + pictures * (guided * step + alone * plain + decode),
+            prepare_seconds=prepare,
+            text_seconds=text,
+            step_seconds=step,
+            decode_seconds=decode,
+            calls=pictures * (guided + alone),
+            pictures=pictures,
+            rough="linear" not in rate.work,
+            notes=tuple(notes),
+        )
+
+
+def _calls(plan: Plan, texts: _Texts) -> tuple[int, int]:
+    """Of a picture: (calls that look at the negative prompt, calls that do not)."""
+    total = plan.calls or plan.counted
+    if texts.negative is None:
+        return total, 0
+    steps, nothing = len(plan.sigmas) - 1, torch.empty(0)
+    guided = 0
+    for number in range(total):
+        step = min(number * steps // total, steps - 1)
+        call = Call(nothing, float(plan.sigmas[step]), step, number=number)
+        guided += plan.guidance.acts(call, steps, plan.counted)
+    return guided, total - guided
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """What enters of the prompts. positive: tokens of each part's context. negative: likewise, None where it is not looked at.
+    chunks: runs of the text towers.
+    """
+
+    positive: tuple[int, ...]
+    negative: int | None
+    chunks: int
+
+    @classmethod
+    def of(cls, engine: ModelEngine, request: GenerateRequest) -> _Texts:
+        """Of a resolved request, without running a tower."""
+        prompts, length = engine.chunks(request), engine.model.spec.text[0].config.context_length
+        positive, negative = prompts
+        longest = max(max(part) for part in positive)
+        runs = sum(map(sum, positive)) + (0 if negative is None else sum(negative))
+        return cls((longest * length,) * len(positive), None if negative is None else max(negative) * length, runs)
+
+    @property
+    def batches(self) -> tuple[tuple[int, int], ...]:
+        """(rows, tokens) of the network's calls for a guided step; contexts of one length are one batch."""
+        tokens = [*self.positive, *([] if self.negative is None else [self.negative])]
+        return tuple((count, length) for length, count in Counter(tokens).items())
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What one picture's run was, stage by stage. first, step, alone: the UNet's first call, another, and one without
+    guidance. kept: bytes of derived weights at the end. peak: bytes of tensors that lived at once."""
+
+    text: Stage
+    first: Stage
+    step: Stage
+    alone: Stage
+    decode: Stage
+    kept: int
+    peak: int
+
+
+_known: dict[object, Rehearsed] = {}
+
+
+def _rehearsed(engine: ModelEngine, texts: _Texts, latent: tuple[int, int], kept: int | None) -> Rehearsed:
+    """The rehearsal of a picture; made once for what it depends on."""
+    key = (_model_key(engine), texts, latent, kept, torch.get_num_threads())
+    if key not in _known:
+        made = _rehearse(engine, texts, latent, kept)
+        while len(_known) >= REMEMBERED:
+            _known.pop(next(iter(_known)), None)
+        _known[key] = made
+    return _known[key]
+
+
+def _model_key(engine: ModelEngine) -> object:
+    """The networks as a rehearsal sees them: configs, dtypes of the weights, which of them are changed."""
+    model, policy = engine.model, engine.policy
+    networks = (model.unet, model.vae, *model.text)
+    dtypes = tuple(tuple(parameter.dtype for parameter in network.parameters()) for network in networks)
+    changed = tuple(
+        (index, name, *module._deltas)
+        for index, network in enumerate(networks)
+        for name, module in network.named_modules()
+        if isinstance(module, Layer) and module._deltas
+    )
+    spec = model.spec
+    return (spec.unet, spec.vae, spec.text, spec.adm, dtypes, changed, policy, kernels.ENABLED)
+
+
+def _rehearse(engine: ModelEngine, texts: _Texts, latent: tuple[int, int], kept: int | None) -> Rehearsed:
+    model, policy = engine.model, engine.policy
+    unet, vae = twin(model.unet, kept), twin(model.vae, 0)
+    towers = [twin(tower, 0) for tower in model.text]
+    tokens = torch.empty(1, model.spec.text[0].config.context_length, dtype=torch.long, device="meta")
+    with rehearsing() as rehearsal:
+        for tower, told in zip(towers, model.spec.text, strict=True):
+            for _ in range(texts.chunks):
+                tower(tokens, dtype=policy.text, skip=told.skip, final_norm=told.final_norm, pooled=told.pooled)
+        text = rehearsal.mark()
+        step_of = _Steps(engine, unet, latent)
+        contexts = step_of.contexts(texts.batches)
+        step_of(contexts)
+        first = rehearsal.mark()
+        step_of(contexts)
+        step = rehearsal.mark()
+        alone = step
+        if texts.negative is not None:
+            single = step_of.contexts(((len(texts.positive), texts.positive[0]),))
+            step_of(single)
+            rehearsal.mark()
+            step_of(single)
+            alone = rehearsal.mark()
+        vae.decode(step_of.latent(model.spec.vae.latent_channels, policy.vae))
+        decode = rehearsal.mark()
+    peak = max(stage.peak for stage in (text, first, step, alone, decode))
+    return Rehearsed(text, first, step, alone, decode, keeper_of(unet).held, peak)
+
+
+class _Steps:
+    """Calls of a UNet's twin, with inputs of the shapes that `Denoiser` gives it."""
+
+    def __init__(self, engine: ModelEngine, unet: Any, latent: tuple[int, int]) -> None:
+        self.config, self.dtype = engine.model.spec.unet, engine.policy.unet
+        self.unet, self.size, self.keys = unet, latent, TextKeys()
+
+    def latent(self, channels: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(1, channels, *self.size, dtype=dtype, device="meta")
+
+    def contexts(self, batches: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
+        width = self.config.context_channels
+        return [torch.empty(*batch, width, dtype=self.dtype, device="meta") for batch in batches]
+
+    def __call__(self, contexts: Sequence[torch.Tensor]) -> None:
+        """One step: a call for each context."""
+        told = torch.float64 if self.dtype == torch.float64 else torch.float32
+        for context in contexts:
+            adm = self.config.adm_channels
+            t = torch.empty(1, dtype=told, device="meta")
+            self.unet(
+                self.latent(self.config.in_channels, self.dtype),
+                t,
+                context,
+                vector=None if adm is None else torch.empty(len(context), adm, dtype=self.dtype, device="meta"),
+                guidance=None if self.config.guidance_channels is None else t,
+                keys=self.keys,
+            )
+
+
+def _seconds(rate: Rates, stage: Stage) -> float:
+    return rate.seconds(stage.work)
+
+
+def held_now() -> int:
+    """Bytes that this process holds beside mapped files; a constant where the system does not tell (outside of Linux)."""
+    try:
+        lines = Path("/proc/self/status").read_text("ascii", errors="replace").splitlines()
+    except OSError:
+        return BASE
+    told = dict(line.split(":", 1) for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+    return sum(int(value.split()[0]) << 10 for value in told.values()) or BASE
