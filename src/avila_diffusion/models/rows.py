@@ -6,7 +6,7 @@ which are put together of those of its bands. All maps are of one picture: (1, c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,8 +16,6 @@ from torch import Tensor
 
 from ..kernels import native
 from .layers import Band, Conv2d, GroupNorm, Upsample
-
-KERNEL = 3
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,8 @@ def convolve(conv: Conv2d, x: Tensor, band: Band, add: Tensor | None = None, int
     add: added to the result. into: where the result may be put, perhaps `add` itself.
     """
     if conv.served(x, add) and native.serves_channels(*conv.weight.shape[:2]):
-        return conv.by_winograd(x, add=add, band=band, into=into)
+        fits = into is not None and into.permute(0, 2, 3, 1).is_contiguous()
+        return conv.by_winograd(x, add=add, band=band, into=into if fits else None)
     y = conv(x)[:, :, band.top : band.top + band.rows]
     return y if add is None else y + add
 
@@ -112,19 +111,17 @@ def joined(pieces: Sequence[Tensor]) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(tuple(pieces), 2)
 
 
-def bands(height: int, rows: int, before_band: Callable[[], None]) -> Iterator[tuple[int, int]]:
-    """The first row and the end of each band; before_band is called before each, and may raise."""
-    for first in range(0, height, rows):
-        before_band()
-        yield first, min(first + rows, height)
-
-
 class Source(Protocol):
     """Rows that can be had, in order."""
 
     height: int
     ours: bool
     """Whether the pieces given are the caller's own, to write into."""
+
+    @property
+    def like(self) -> Tensor:
+        """A map of the same dtype, on the same device, as wide and with as many channels as the source is made of."""
+        ...
 
     def pieces(self, first: int, end: int) -> list[Tensor]:
         """The rows from `first` up to `end`, as tensors that follow each other."""
@@ -147,10 +144,14 @@ class Map:
         self._bands: list[Tensor] = []
         self._start = 0  # the row of the first band that is kept
 
-    def add(self, band: Tensor) -> None:
-        """The next rows."""
+    def add(self, band: Tensor, its: Moments | None = None) -> None:
+        """The next rows, and their moments where they are known."""
         self._bands.append(band)
-        self.moments.append(moments(band))
+        self.moments.append(moments(band) if its is None else its)
+
+    @property
+    def like(self) -> Tensor:
+        return self._bands[0]
 
     def pieces(self, first: int, end: int) -> list[Tensor]:
         return cut(self._bands, first - self._start, end - self._start)
@@ -176,6 +177,10 @@ class Upsampled:
     def __init__(self, up: Upsample, small: Map) -> None:
         self.up, self.small = up, small
         self.height = 2 * small.height
+
+    @property
+    def like(self) -> Tensor:
+        return self.small.like
 
     def pieces(self, first: int, end: int) -> list[Tensor]:
         low, high = max(first - 1, 0) >> 1, min((end >> 1) + 1, self.small.height)
