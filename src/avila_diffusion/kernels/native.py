@@ -348,9 +348,7 @@ def channel_moments(x: Tensor) -> Tensor:
     return torch.stack([pixels[0, 0, 0].double() + one / (height * width), two - one * one / (height * width)])
 
 
-def normalise(
-    x: Tensor, level: Tensor, scale: Tensor, bias: Tensor, silu: bool, into: Tensor | None = None
-) -> Tensor:
+def normalise(x: Tensor, level: Tensor, scale: Tensor, bias: Tensor, silu: bool, into: Tensor | None = None) -> Tensor:
     """(x - level) · scale + bias, with `silu` SiLU of that; x (1, channels, h, w), the others (channels,), float32.
 
     into: where the result is put, laid out by pixel; may be x.

@@ -101,7 +101,9 @@ class _Walk:
         parts: list[Moments] = []
         for first, end in self._bands(height, rows):
             low, high = _around(first, end, height)
-            h = _hidden(block.conv1, source.pieces(low, high), norm1, source.ours, Band(first - low, end - first, height))
+            h = _hidden(
+                block.conv1, source.pieces(low, high), norm1, source.ours, Band(first - low, end - first, height)
+            )
             parts.append(moments(h))
             if hidden is not None:
                 hidden.add(h, parts[-1])
@@ -216,7 +218,5 @@ def _shortcut(block: ResnetBlock, x: list[Tensor], made: bool) -> tuple[Tensor, 
     return block.nin_shortcut(joined(x)), True
 
 
-def _result(
-    block: ResnetBlock, h: Tensor, norm: Statistics, band: Band, shortcut: Tensor, ours: bool
-) -> Tensor:
+def _result(block: ResnetBlock, h: Tensor, norm: Statistics, band: Band, shortcut: Tensor, ours: bool) -> Tensor:
     return convolve(block.conv2, _normalised([h], norm, True, True), band, shortcut, shortcut if ours else None)

@@ -143,9 +143,7 @@ class _Small:
         return self.channels * min(self.rows + more, self.height) * self.width
 
 
-def _peak_of_block(
-    stage: Stage, plan: StagePlan, first: int, out: int, keep_hidden: bool, small: _Small | None
-) -> int:
+def _peak_of_block(stage: Stage, plan: StagePlan, first: int, out: int, keep_hidden: bool, small: _Small | None) -> int:
     """Numbers in maps at the worst moment of a block; small: where its input is made of that band by band."""
 
     def size(channels: int, more: int | None = None) -> int:
@@ -155,7 +153,7 @@ def _peak_of_block(
     same = first == out
     source = size(first) if small is None else small.all
     slack = size(first, 0) if small is None else small.band + small.halo  # of bands used in part, and rows joined
-    spare = size(max(first, out), 2)  # what an operation of torch's holds beside its input and output
+    spare = 2 * size(max(first, out), 4)  # what torch's operations hold beside input and output; ours leave it free
     hidden = source + slack + size(first, 2) + (size(out) if keep_hidden else size(out, 0))
     shortcut = 0 if same and small is None else size(out, 0)
     if keep_hidden:
