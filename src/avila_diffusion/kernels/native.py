@@ -339,7 +339,7 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float,
 def channel_moments(x: Tensor) -> Tensor:
     """Of x (1, channels, h, w): each channel's mean and sum of squared deviations from it, (2, channels) in float64."""
     pixels = by_pixel(x)
-    batch, height, width, channels = pixels.shape
+    _, height, width, channels = pixels.shape
     _expect(pixels, 1, height, width, channels)
     sums = torch.empty(PIECES, 2, channels, dtype=torch.float64, device=x.device)
     arguments = GroupNorm(1, height * width, channels, x=_at(pixels), sums=_at(sums))
@@ -354,7 +354,7 @@ def normalise(x: Tensor, level: Tensor, scale: Tensor, bias: Tensor, silu: bool,
     into: where the result is put, laid out by pixel; may be x.
     """
     pixels = by_pixel(x)
-    batch, height, width, channels = pixels.shape
+    _, height, width, channels = pixels.shape
     _expect(pixels, 1, height, width, channels)
     for vector in (level, scale, bias):
         _expect(vector, channels)
