@@ -34,7 +34,7 @@ def decode_in_bands(vae: VAE, z: Tensor, room: int, before_band: Callable[[], No
     shape = (len(z), scale * z.shape[2], scale * z.shape[3], vae.config.image_channels)
     pictures = torch.empty(shape, dtype=z.dtype, device=z.device).permute(0, 3, 1, 2)
     with torch.no_grad():
-        for latent, picture in zip(z.split(1), pictures.split(1), strict=True):
+        for latent, picture in zip(torch.split(z, 1), torch.split(pictures, 1), strict=True):
             if vae.post_quant_conv is not None:
                 latent = vae.post_quant_conv(latent)
             _Walk(vae.decoder, plan, before_band).decode(latent, picture)
@@ -139,7 +139,7 @@ class _Walk:
             near = x.pieces(first, end)
             queries = _tokens(attn.q(_normalised(near, norm, False, False)))
             parts = []
-            for some in queries.split(TOKENS, 1):
+            for some in torch.split(queries, TOKENS, 1):
                 self.before_band()
                 parts.append(attend(some, keys, values, heads=1))
             h = torch.cat(parts, 1).view(1, end - first, width, channels).permute(0, 3, 1, 2)
@@ -175,7 +175,7 @@ def _normalised(pieces: list[Tensor], by: Statistics, silu: bool, in_place: bool
     _, channels, _, width = pieces[0].shape
     heights = [piece.shape[2] for piece in pieces]
     whole = pieces[0].new_empty(1, sum(heights), width, channels).permute(0, 3, 1, 2)
-    for piece, part in zip(pieces, whole.split(heights, 2), strict=True):
+    for piece, part in zip(pieces, torch.split(whole, heights, 2), strict=True):
         normalise(piece, by, silu, part)
     return whole
 

@@ -118,8 +118,9 @@ def _peak(stage: Stage, plan: StagePlan, below: int) -> int:
     worst = []
     if plan.keep_input:
         channels = stage.blocks[0][0]
-        small = _Small(stage, plan, below)
-        worst.append(max(small.all, channels * stage.height * stage.width) + small.band + small.halo + small.up(0))
+        below_it = _Small(stage, plan, below)
+        most = max(below_it.all, channels * stage.height * stage.width)
+        worst.append(most + below_it.band + below_it.halo + below_it.up(0))
     for index, (first, out) in enumerate(stage.blocks):
         made = stage.upsampled and index == 0 and not plan.keep_input
         small = _Small(stage, plan, below) if made else None

@@ -54,7 +54,7 @@ def statistics(norm: GroupNorm, parts: Sequence[Moments], like: Tensor) -> Stati
     assert weight is not None and bias is not None
     both = torch.stack([part.of_channels for part in parts])  # (parts, 2, channels)
     counts = torch.tensor([part.pixels for part in parts], dtype=torch.float64, device=both.device)
-    means, squares = both.unflatten(2, (norm.groups, -1)).permute(
+    means, squares = both.view(len(parts), 2, norm.groups, -1).permute(
         1, 2, 0, 3
     )  # (groups, parts, channels of a group) each
     pixels, width = counts.sum(), means.shape[2]
