@@ -178,7 +178,7 @@ def test_keeps_to_the_room(share: float, fill: Any) -> None:
     whole = alive.most
     with Alive() as alive:
         picture = decode_in_bands(vae, z, room)
-    assert alive.most <= 1.05 * room + picture.nbytes
+    assert alive.most <= 1.2 * room + picture.nbytes
     assert 0.5 * room <= alive.most, "the plan counts maps that never are"
     if share == 1.0:
         assert alive.most < whole / 2

@@ -120,7 +120,7 @@ def _peak(stage: Stage, plan: StagePlan, below: int) -> int:
         channels = stage.blocks[0][0]
         below_it = _Small(stage, plan, below)
         most = max(below_it.all, channels * stage.height * stage.width)
-        worst.append(most + below_it.band + below_it.halo + below_it.up(0))
+        worst.append(most + below_it.band + below_it.halo + 3 * below_it.up(8))  # of torch: upsampled, convolved, cut
     for index, (first, out) in enumerate(stage.blocks):
         made = stage.upsampled and index == 0 and not plan.keep_input
         small = _Small(stage, plan, below) if made else None
