@@ -25,9 +25,9 @@ TOKENS = 8192  # queries of the attention between two calls of before_band
 def decode_in_bands(vae: VAE, z: Tensor, room: int, before_band: Callable[[], None] = lambda: None) -> Tensor:
     """`vae.decode(z)` but for rounding, with at most about `room` bytes of maps at once; z (batch, channels, h, w).
 
-    Beside the maps there are the pictures, the weights in use, and up to 60 MB of the kernels' scratch; where torch computes, up to
-    a fifth more, and what its attention takes. One picture of a batch
-    is made after the other. before_band is called before each band, and may raise to stop. No gradient is computed.
+    Beside the maps there are the pictures, the weights in use, and up to 60 MB of the kernels' scratch; where torch computes,
+    up to a fifth more, and what its attention takes. One picture of a batch is made after the other. before_band is called
+    before each band, and may raise to stop. No gradient is computed.
     Raises ValueError where the room is less than `plans.least_room`.
     """
     plan = plan_decode(vae.config, z.shape[2], z.shape[3], room, z.element_size())
