@@ -29,6 +29,8 @@ KINDS = {
     native.ATTENTION: "attention",
     native.GROUP_NORM: "norms",
     native.LAYER_NORM: "norms",
+    native.CHANNEL_SUMS: "norms",
+    native.NORMALISE: "norms",
     native.PACK_ROWS: "packing weights",
     native.PACK_WINOGRAD: "packing weights",
 }

@@ -70,7 +70,12 @@ ROOMS = {
     "kernels": Room(("kernels", "kernels.*"), ("kernels", "kernels.*", "machine"), torch=True),
     "models": Room(
         ("models", "models.*"),
-        ("config", "models.layers", "models.weights", "models.text_keys", "models.tokens", "kernels", "kernels.*"),
+        (
+            "config",
+            *(f"models.{name}" for name in ("layers", "weights", "plans", "rows", "text_keys", "tokens", "vae")),
+            "kernels",
+            "kernels.*",
+        ),
         torch=True,
         never=("io", "logging", "os", "pathlib", "safetensors"),
     ),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from avila_diffusion.kernels import build, native, team
+from avila_diffusion.kernels import build, native, structures, team
 
 pytestmark = pytest.mark.skipif(build.library() is None, reason=f"the kernels are not built: {build.problem}")
 
@@ -76,7 +76,7 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
     assert kernels is not None
     pixels, out = native.by_pixel(X), torch.empty(2, 23, 19, 64)
     sums = torch.empty(2 * native.PIECES * 2 * 64, dtype=torch.float64)
-    arguments = native._GroupNorm(
+    arguments = structures.GroupNorm(
         2, 23 * 19, 64, 32, pixels.data_ptr(), ONES.data_ptr(), ZEROS.data_ptr(), 1e-5, True, out.data_ptr(),
         sums.data_ptr(),
     )  # fmt: skip

@@ -10,7 +10,7 @@ import ctypes
 import math
 import threading
 from collections.abc import Callable, Iterable
-from ctypes import Structure, c_float, c_int, c_int64, c_void_p
+from ctypes import Structure
 from functools import cache
 from pathlib import Path
 
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from . import apply_to, build, in_rehearsal, rooms, team
+from .structures import Attention, GroupNorm, LayerNorm, Linear, Matrix, Normalise, PackRows, PackWinograd, Winograd
 
-LINEAR, WINOGRAD, ATTENTION, GROUP_NORM, LAYER_NORM, PACK_ROWS, PACK_WINOGRAD = range(7)
+LINEAR, WINOGRAD, ATTENTION, GROUP_NORM, LAYER_NORM, PACK_ROWS, PACK_WINOGRAD, CHANNEL_SUMS, NORMALISE = range(9)
 
 F4, F2 = 4, 2
 """Kinds of Winograd convolution: output tiles of 4x4 and of 2x2."""
@@ -28,112 +29,6 @@ MOST_CHANNELS = 8192
 PIECES = 32  # of group_norm's sums
 QUERIES, KEYS = 48, 512  # of attention's blocks
 BLOCK_BYTES = 16 << 20  # of a Winograd convolution's working set: what a third-level cache holds
-
-_long, _pointer = c_int64, c_void_p
-
-
-class _Matrix(Structure):
-    _fields_ = (("columns", _long), ("k", _long), ("from_", _pointer), ("form", c_int), ("gate", c_int))
-
-
-class _Linear(Structure):
-    _fields_ = (
-        ("rows", _long),
-        ("matrix", _Matrix),
-        ("packed", _pointer),
-        ("x", _pointer),
-        ("ldx", _long),
-        ("bias", _pointer),
-        ("add", _pointer),
-        ("ld_add", _long),
-        ("y", _pointer),
-        ("ldy", _long),
-        ("scratch", _pointer),
-        ("scratch_size", _long),
-    )
-
-
-class _Winograd(Structure):
-    _fields_ = (
-        ("batch", _long),
-        ("height", _long),
-        ("width", _long),
-        ("in_", _long),
-        ("out", _long),
-        ("x", _pointer),
-        ("weight", _pointer),
-        ("bias", _pointer),
-        ("shift", _pointer),
-        ("add", _pointer),
-        ("y", _pointer),
-        ("scratch", _pointer),
-        ("block", _long),
-        ("kind", c_int),
-        ("doubled", c_int),
-    )
-
-
-class _Attention(Structure):
-    _fields_ = (
-        ("batch", _long),
-        ("heads", _long),
-        ("d", _long),
-        ("queries", _long),
-        ("keys", _long),
-        ("q", _pointer),
-        ("k", _pointer),
-        ("v", _pointer),
-        ("ld_q", _long),
-        ("ld_k", _long),
-        ("ld_v", _long),
-        ("y", _pointer),
-        ("scale", c_float),
-        ("scratch", _pointer),
-        ("parts", _long),
-    )
-
-
-class _GroupNorm(Structure):
-    _fields_ = (
-        ("batch", _long),
-        ("pixels", _long),
-        ("channels", _long),
-        ("groups", _long),
-        ("x", _pointer),
-        ("weight", _pointer),
-        ("bias", _pointer),
-        ("eps", c_float),
-        ("silu", c_int),
-        ("y", _pointer),
-        ("sums", _pointer),
-    )
-
-
-class _LayerNorm(Structure):
-    _fields_ = (
-        ("rows", _long),
-        ("width", _long),
-        ("x", _pointer),
-        ("weight", _pointer),
-        ("bias", _pointer),
-        ("eps", c_float),
-        ("y", _pointer),
-    )
-
-
-class _PackRows(Structure):
-    _fields_ = (("matrix", _Matrix), ("to", _pointer))
-
-
-class _PackWinograd(Structure):
-    _fields_ = (
-        ("out", _long),
-        ("in_", _long),
-        ("from_", _pointer),
-        ("to", _pointer),
-        ("form", c_int),
-        ("kind", c_int),
-    )
 
 
 class _Kernels:
@@ -225,7 +120,7 @@ def _scratch(count: int) -> Tensor:
 
 def give_back() -> None:
     """Give memory that nothing uses back to the system: of tensors that died, and what this thread computes with."""
-    _own.scratch = None
+    drop_scratch()
     rooms.give_back()
 
 
@@ -242,6 +137,22 @@ def _room_to_stay(*shape: int) -> Tensor:
     return rooms.own(math.prod(shape)).view(shape) if rehearsed is None else rehearsed.stay(shape)
 
 
+def drop_scratch() -> None:
+    """Let go of this thread's scratch: attention over a large map leaves much."""
+    (in_rehearsal() or _own).scratch = None
+
+
+def _place(into: Tensor | None, *shape: int) -> Tensor:
+    """Where a map (batch, height, width, channels) goes: into `into` (batch, channels, height, width), or a new tensor."""
+    if into is None:
+        return room(*shape)
+    y = into.permute(0, 2, 3, 1)
+    _expect(y, *shape)
+    if not y.is_contiguous():
+        raise ValueError("a map to write into must lie pixel by pixel, without gaps")
+    return y
+
+
 def _expect(tensor: Tensor | None, *shape: int) -> None:
     """Raise ValueError unless the tensor, where there is one, has this shape: the kernels would read past its end."""
     if tensor is not None and tuple(tensor.shape) != shape:
@@ -256,10 +167,10 @@ FORMS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 """Dtypes of weights that the kernels read as they are."""
 
 
-def _matrix(weight: Tensor, gate: bool) -> _Matrix:
+def _matrix(weight: Tensor, gate: bool) -> Matrix:
     weight = weight.flatten(1)
     rows, k = weight.shape
-    return _Matrix(rows // 2 if gate else rows, k, _at(weight), FORMS[weight.dtype], gate)
+    return Matrix(rows // 2 if gate else rows, k, _at(weight), FORMS[weight.dtype], gate)
 
 
 def pack_rows(weight: Tensor) -> Tensor:
@@ -276,7 +187,7 @@ def _pack_rows(weight: Tensor, gate: bool) -> Tensor:
     weight = weight.contiguous()
     matrix, width = _matrix(weight, gate), panel() // 2 if gate else panel()
     packed = _room_to_stay(-(-matrix.columns // width), matrix.k, panel())
-    _loaded().run(PACK_ROWS, _PackRows(matrix, _at(packed)))
+    _loaded().run(PACK_ROWS, PackRows(matrix, _at(packed)))
     return packed
 
 
@@ -300,7 +211,7 @@ def _pack_winograd(weight: Tensor, kind: int, into: Tensor | None = None) -> Ten
     shape = (POINTS[kind], -(-out // panel()), in_, panel())
     weight = weight.contiguous()
     packed = _room_to_stay(*shape) if into is None else into
-    _loaded().run(PACK_WINOGRAD, _PackWinograd(out, in_, _at(weight), _at(packed), FORMS[weight.dtype], kind))
+    _loaded().run(PACK_WINOGRAD, PackWinograd(out, in_, _at(weight), _at(packed), FORMS[weight.dtype], kind))
     return packed
 
 
@@ -327,7 +238,7 @@ def linear(
     if rows.stride(1) != 1:
         rows = rows.contiguous()
     packed = weight.dim() == 3
-    matrix = _Matrix(columns, weight.shape[1], None, 0, gate) if packed else _matrix(weight, gate)
+    matrix = Matrix(columns, weight.shape[1], None, 0, gate) if packed else _matrix(weight, gate)
     _expect(rows, len(rows), matrix.k)
     y = room(len(rows), columns)
     if add is not None:
@@ -335,7 +246,7 @@ def linear(
     size = max(SCRATCH, matrix.k * panel())
     threads = torch.get_num_threads()  # asked for once: another thread may set it
     scratch = None if packed else _scratch(size * threads)
-    arguments = _Linear(
+    arguments = Linear(
         len(rows), matrix, _at(weight) if packed else None, _at(rows), rows.stride(0), _at(bias), _at(add), columns,
         _at(y), columns, _at(scratch), size
     )  # fmt: skip
@@ -358,16 +269,23 @@ def convolve(
     shift: Tensor | None = None,
     add: Tensor | None = None,
     doubled: bool = False,
+    rows: tuple[int, int] | None = None,
+    into: Tensor | None = None,
 ) -> Tensor:
     """A 3x3 convolution, x (batch, in, h, w) → (batch, out, h, w).
 
     weight: packed for this kind, or the file's own (out, in, 3, 3) of one of the FORMS. shift (batch, out): added to
     every pixel. add: of the result's shape.
     doubled: of x upsampled to (batch, in, 2h, 2w) by nearest neighbour.
+    rows: the first of the result's rows to be computed, and how many; by default all. into: where the result is put, laid out
+    by pixel; may be `add`.
     """
     pixels = by_pixel(x)
-    batch, height, width, in_ = pixels.shape
-    height, width = height << doubled, width << doubled
+    batch, there, width, in_ = pixels.shape
+    there, width = there << doubled, width << doubled
+    top, height = (0, there) if rows is None else rows
+    if not 0 <= top < top + height <= there:
+        raise ValueError(f"{height} rows from {top} on were asked for, of a map of {there}")
     whole = -(-out // panel()) * panel()
     _expect(weight, *((out, in_, 3, 3) if weight.shape[-1] == 3 else (POINTS[kind], whole // panel(), in_, panel())))
     _expect(bias, out)
@@ -381,11 +299,11 @@ def convolve(
         weight = _pack_winograd(weight, kind, into=scratch[size:])
     else:
         scratch = _scratch(size)
-    y = room(batch, height, width, out)
+    y = _place(into, batch, height, width, out)
     shift = None if shift is None else shift.contiguous()
     add = None if add is None else by_pixel(add)
-    arguments = _Winograd(
-        batch, height, width, in_, out, _at(pixels), _at(weight), _at(bias), _at(shift), _at(add), _at(y),
+    arguments = Winograd(
+        batch, height, width, in_, out, there, top, _at(pixels), _at(weight), _at(bias), _at(shift), _at(add), _at(y),
         _at(scratch), block, kind, doubled
     )  # fmt: skip
     _loaded().run(WINOGRAD, arguments)
@@ -405,7 +323,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     # Panels begin on whole cache lines: d · panel and keys · vector are multiples of one.
     scratch = _scratch(packed + threads * QUERIES * (KEYS + wide))
     y = room(batch, queries, width)
-    arguments = _Attention(
+    arguments = Attention(
         batch, heads, d, queries, keys, _at(q), _at(k), _at(v), width, width, width, _at(y), d**-0.5,
         _at(scratch), threads
     )  # fmt: skip
@@ -421,10 +339,40 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float,
     _expect(bias, channels)
     sums = torch.empty(batch * PIECES * 2 * channels, dtype=torch.float64, device=x.device)
     y = room(*pixels.shape)
-    arguments = _GroupNorm(
+    arguments = GroupNorm(
         batch, height * width, channels, groups, _at(pixels), _at(weight), _at(bias), eps, silu, _at(y), _at(sums)
     )  # fmt: skip
     _loaded().run(GROUP_NORM, arguments)
+    return y.permute(0, 3, 1, 2)
+
+
+def channel_moments(x: Tensor) -> Tensor:
+    """Of x (1, channels, h, w): each channel's mean and sum of squared deviations from it, (2, channels) in float64."""
+    pixels = by_pixel(x)
+    _, height, width, channels = pixels.shape
+    _expect(pixels, 1, height, width, channels)
+    sums = torch.empty(PIECES, 2, channels, dtype=torch.float64, device=x.device)
+    arguments = GroupNorm(1, height * width, channels, x=_at(pixels), sums=_at(sums))
+    _loaded().run(CHANNEL_SUMS, arguments)
+    one, two = sums.sum(0)
+    return torch.stack([pixels[0, 0, 0].double() + one / (height * width), two - one * one / (height * width)])
+
+
+def normalise(x: Tensor, level: Tensor, scale: Tensor, bias: Tensor, silu: bool, into: Tensor | None = None) -> Tensor:
+    """(x - level) · scale + bias, with `silu` SiLU of that; x (1, channels, h, w), the others (channels,), float32.
+
+    into: where the result is put, laid out by pixel; may be x.
+    """
+    pixels = by_pixel(x)
+    _, height, width, channels = pixels.shape
+    _expect(pixels, 1, height, width, channels)
+    for vector in (level, scale, bias):
+        _expect(vector, channels)
+    y = _place(into, 1, height, width, channels)
+    arguments = Normalise(
+        height * width, channels, _at(pixels), _at(level), _at(scale), _at(bias), silu, _at(y)
+    )  # fmt: skip
+    _loaded().run(NORMALISE, arguments)
     return y.permute(0, 3, 1, 2)
 
 
@@ -434,6 +382,6 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     _expect(weight, x.shape[-1])
     _expect(bias, x.shape[-1])
     y = room(*x.shape)
-    arguments = _LayerNorm(x.numel() // x.shape[-1], x.shape[-1], _at(x), _at(weight), _at(bias), eps, _at(y))
+    arguments = LayerNorm(x.numel() // x.shape[-1], x.shape[-1], _at(x), _at(weight), _at(bias), eps, _at(y))
     _loaded().run(LAYER_NORM, arguments)
     return y

@@ -271,6 +271,8 @@ _WORK: dict[int, Callable[[Any, int], Work]] = {
     native.ATTENTION: _attention,
     # Two readings, one for the sums, and one writing.
     native.GROUP_NORM: lambda call, threads: Work("norm", 0, 12 * call.batch * call.pixels * call.channels),
+    native.CHANNEL_SUMS: lambda call, threads: Work("norm", 0, 4 * call.pixels * call.channels),
+    native.NORMALISE: lambda call, threads: Work("norm", 0, 8 * call.pixels * call.channels),
     native.LAYER_NORM: lambda call, threads: Work("norm", 0, 8 * call.rows * call.width),
     native.PACK_ROWS: lambda call, threads: Work(
         "pack rows", 0, 4 * call.matrix.columns * call.matrix.k * (2 if call.matrix.gate else 1)

@@ -10,6 +10,7 @@ What LoRA files change are `Delta`s beside the source, applied while deriving: w
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -160,6 +161,18 @@ class Linear(Layer):
         return gated
 
 
+@dataclass(frozen=True)
+class Band:
+    """Rows wanted of a convolution's result, where the input is a part of a map `height` rows high: `rows` from `top` on.
+
+    top counts from the first row that the input has; all are rows of the result.
+    """
+
+    top: int
+    rows: int
+    height: int
+
+
 class Conv2d(Layer):
     """A 2-D convolution, x (batch, in_channels, height, width), zeros around the border."""
 
@@ -183,15 +196,27 @@ class Conv2d(Layer):
         return _plus(y if shift is None else y + shift[:, :, None, None], add)
 
     def by_winograd(
-        self, x: Tensor, shift: Tensor | None = None, add: Tensor | None = None, doubled: bool = False
+        self,
+        x: Tensor,
+        shift: Tensor | None = None,
+        add: Tensor | None = None,
+        doubled: bool = False,
+        band: Band | None = None,
+        into: Tensor | None = None,
     ) -> Tensor:
-        """A 3x3 convolution by the kernels of ours; doubled: of x upsampled to twice its size by nearest neighbour."""
-        smallest = min(x.shape[2:]) << doubled
+        """A 3x3 convolution by the kernels of ours; doubled: of x upsampled to twice its size by nearest neighbour.
+
+        into: where the result is put; may be `add`.
+        """
+        smallest = min(x.shape[2] << doubled if band is None else band.height, x.shape[3] << doubled)
         # A tile that hangs over the border is work for nothing, and the fewer tiles a map has the more the transformed
         # weights, 16 / 9 or 4 times as many, weigh against the products saved.
         kind, pack = (native.F4, native.pack_f4) if smallest >= 24 else (native.F2, native.pack_f2)
         weight, bias = _packed(self, x, pack), self.effective("bias", x)
-        return native.convolve(x, weight, bias, len(self.weight), kind, shift=shift, add=add, doubled=doubled)
+        rows = None if band is None else (band.top, band.rows)
+        return native.convolve(
+            x, weight, bias, len(self.weight), kind, shift=shift, add=add, doubled=doubled, rows=rows, into=into
+        )
 
 
 def _effective(layer: Layer, x: Tensor) -> Tensor:

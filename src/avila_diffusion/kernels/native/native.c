@@ -15,7 +15,7 @@
 #include "norm.h"
 
 static kernel *const kernels[] = {linear_part, winograd_part, attention_part, group_norm_part, layer_norm_part,
-                                  pack_rows_part, pack_winograd_part};
+                                  pack_rows_part, pack_winograd_part, channel_sums_part, normalise_part};
 
 /* The threads that torch computes with serve here too: two pools would spin against each other. GNU's OpenMP is entered by
    GOMP_parallel, LLVM's and Intel's by __kmpc_fork_call (and on some systems by GNU's names as well). */

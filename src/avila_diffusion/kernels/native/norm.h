@@ -29,6 +29,16 @@ static void sum_piece(const struct group_norm *g, const float *x, const float *s
   }
 }
 
+/* Pixels less their level, times scale, plus bias; x and y may be one. */
+static void normalise_pixels(const float *x, float *y, i64 pixels, i64 channels, const float *level, const float *scale,
+                             const float *bias, int silu) {
+  for (i64 p = 0; p < pixels; p++)
+    for (i64 c = 0; c < channels; c += VL) {
+      vec value = (load(x + p * channels + c) - load(level + c)) * load(scale + c) + load(bias + c);
+      store(y + p * channels + c, silu ? silu_of(value) : value);
+    }
+}
+
 static void normalise_image(const struct group_norm *g, i64 image, i64 first, i64 end, float *scale, float *level) {
   /* level: the mean that is taken off before the scale goes on. Folded into the bias it would cost digits where the mean is
      large beside the spread. */
@@ -54,14 +64,12 @@ static void normalise_image(const struct group_norm *g, i64 image, i64 first, i6
       level[c] = (float)mean;
     }
   }
-  for (i64 p = first; p < end; p++)
-    for (i64 c = 0; c < g->channels; c += VL) {
-      vec y = (load(x + p * g->channels + c) - load(level + c)) * load(scale + c) + load(g->bias + c);
-      store(g->y + (image * g->pixels + p) * g->channels + c, g->silu ? silu_of(y) : y);
-    }
+  i64 from = (image * g->pixels + first) * g->channels;
+  normalise_pixels(g->x + from, g->y + from, end - first, g->channels, level, scale, g->bias, g->silu);
 }
 
-static void group_norm_part(void *arguments, struct team *team, int part) {
+/* The sums alone, of which x, batch, pixels, channels and sums are needed: for a map that comes in bands. */
+static void channel_sums_part(void *arguments, struct team *team, int part) {
   const struct group_norm *g = arguments;
   i64 first, end, a, b;
   share(g->batch * PIECES, team->parts, part, &first, &end);
@@ -70,10 +78,32 @@ static void group_norm_part(void *arguments, struct team *team, int part) {
     share(g->pixels, PIECES, job % PIECES, &a, &b);
     sum_piece(g, x, x, a, b, g->sums + job * 2 * g->channels);
   }
+}
+
+static void group_norm_part(void *arguments, struct team *team, int part) {
+  const struct group_norm *g = arguments;
+  i64 first, end;
+  channel_sums_part(arguments, team, part);
   barrier(team);
   float scale[MOST_CHANNELS], level[MOST_CHANNELS];
   share(g->pixels, team->parts, part, &first, &end);
   for (i64 image = 0; image < g->batch; image++) normalise_image(g, image, first, end, scale, level);
+}
+
+/* What group_norm does once the sums are known. */
+struct normalise {
+  i64 pixels, channels;
+  const float *x, *level, *scale, *bias; /* x (pixels, channels), the others (channels) */
+  int silu;
+  float *y; /* may be x */
+};
+
+static void normalise_part(void *arguments, struct team *team, int part) {
+  const struct normalise *n = arguments;
+  i64 first, end;
+  share(n->pixels, team->parts, part, &first, &end);
+  i64 from = first * n->channels;
+  normalise_pixels(n->x + from, n->y + from, end - first, n->channels, n->level, n->scale, n->bias, n->silu);
 }
 
 struct layer_norm {

@@ -14,8 +14,9 @@
 
    The weights come transformed and packed (see native.py): (points, panels, in, PANEL). */
 struct winograd {
-  i64 batch, height, width, in, out; /* height, width of the map that is convolved */
-  const float *x;                     /* (batch, height, width, in); half as high and wide where doubled */
+  i64 batch, height, width, in, out; /* y's height and width */
+  i64 rows, top;                      /* of the map that is convolved: how many there are, and which y begins with */
+  const float *x;                     /* (batch, rows, width, in); half as high and wide where doubled */
   const float *weight, *bias;         /* bias (out), or none */
   const float *shift;                 /* (batch, out) added to every pixel, or none */
   const float *add;                   /* of y's shape, or none */
@@ -64,13 +65,13 @@ static inline void pixels_2(const vec *m, int s, vec *y, int to) {
 #define MOST_CHANNELS 8192
 static const float zeros[MOST_CHANNELS] __attribute__((aligned(64)));
 
-/* Where the pixels of a patch lie; past the border, zeros. */
+/* Where the pixels of a patch lie, by its place in y; past the border, zeros. */
 static void find_patch(const struct winograd *w, i64 image, i64 top, i64 left, int side, const float **at) {
   for (int i = 0; i < side; i++)
     for (int j = 0; j < side; j++) {
-      i64 row = top + i, column = left + j, d = w->doubled;
-      int inside = row >= 0 && row < w->height && column >= 0 && column < w->width;
-      i64 pixel = (image * (w->height >> d) + (row >> d)) * (w->width >> d) + (column >> d);
+      i64 row = w->top + top + i, column = left + j, d = w->doubled;
+      int inside = row >= 0 && row < w->rows && column >= 0 && column < w->width;
+      i64 pixel = (image * (w->rows >> d) + (row >> d)) * (w->width >> d) + (column >> d);
       at[i * side + j] = inside ? w->x + pixel * w->in : zeros;
     }
 }

@@ -1,0 +1,193 @@
+"""Maps that are never whole: bands of rows, and what a convolution or a norm is on a band of them.
+
+A 3x3 convolution of some rows needs one row more on either side. A group norm needs the mean and the spread of the whole map,
+which are put together of those of its bands. All maps are of one picture: (1, channels, rows, width).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..kernels import native
+from .layers import Band, Conv2d, GroupNorm, Upsample
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of so many pixels: (2, channels), each channel's mean and sum of squared deviations from it, in float64."""
+
+    pixels: int
+    of_channels: Tensor
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a group norm is, once it is known what the whole map is like: (x - level) · scale + bias, (channels,) each."""
+
+    level: Tensor
+    scale: Tensor
+    bias: Tensor
+
+
+def moments(x: Tensor) -> Moments:
+    """The moments of a band."""
+    pixels = x.shape[2] * x.shape[3]
+    if native.serves(x) and native.serves_channels(x.shape[1]):
+        return Moments(pixels, native.channel_moments(x))
+    # Rows are summed in the map's own precision, less a pixel so that the sums are small, and added up in float64.
+    start = x[:, :, :1, :1].to(torch.promote_types(x.dtype, torch.float32))
+    apart = x - start
+    one = apart.sum(3).double().sum(2)[0]
+    two = apart.square_().sum(3).double().sum(2)[0]
+    return Moments(pixels, torch.stack([start.double().flatten() + one / pixels, two - one * one / pixels]))
+
+
+def statistics(norm: GroupNorm, parts: Sequence[Moments], like: Tensor) -> Statistics:
+    """The norm over all parts of a map; for maps of the dtype and on the device of `like`."""
+    weight, bias = norm.effective("weight", like), norm.effective("bias", like)
+    assert weight is not None and bias is not None
+    both = torch.stack([part.of_channels for part in parts])  # (parts, 2, channels)
+    counts = torch.tensor([part.pixels for part in parts], dtype=torch.float64, device=both.device)
+    means, squares = both.view(len(parts), 2, norm.groups, -1).permute(
+        1, 2, 0, 3
+    )  # (groups, parts, channels of a group) each
+    pixels, width = counts.sum(), means.shape[2]
+    counts = counts[:, None]
+    level = (means * counts).sum((1, 2)) / (pixels * width)
+    spread = (squares + counts * (means - level[:, None, None]).square()).sum((1, 2)) / (pixels * width)
+    inverse = (spread + norm.eps).rsqrt()
+    level, inverse = (vector.repeat_interleave(width) for vector in (level, inverse))
+    exact = torch.promote_types(like.dtype, torch.float32)
+    return Statistics(level.to(exact), (weight.double() * inverse).to(exact), bias.to(exact))
+
+
+def normalise(x: Tensor, by: Statistics, silu: bool, into: Tensor) -> None:
+    """Normalise a band, with `silu` SiLU of that, into another of its shape or into itself."""
+    if native.serves(x) and native.serves_channels(x.shape[1]):
+        native.normalise(x, by.level, by.scale, by.bias, silu, into)
+        return
+    level, scale, bias = (vector[None, :, None, None] for vector in (by.level, by.scale, by.bias))
+    y = (x - level).mul_(scale).add_(bias)
+    into.copy_(F.silu(y, inplace=True) if silu else y)
+
+
+def convolve(conv: Conv2d, x: Tensor, band: Band, add: Tensor | None = None, into: Tensor | None = None) -> Tensor:
+    """Rows of a 3x3 convolution; x: the rows that they are made of, without those beyond the map's border.
+
+    add: added to the result. into: where the result may be put, perhaps `add` itself.
+    """
+    if conv.served(x, add) and native.serves_channels(*conv.weight.shape[:2]):
+        fits = into is not None and into.permute(0, 2, 3, 1).is_contiguous()
+        return conv.by_winograd(x, add=add, band=band, into=into if fits else None)
+    y = conv(x)[:, :, band.top : band.top + band.rows]
+    return y if add is None else y + add
+
+
+def upsample(up: Upsample, x: Tensor, band: Band) -> Tensor:
+    """Rows of what `up` makes; x: rows of the small map, without those beyond its border."""
+    if up.conv.served(x) and native.serves_channels(*up.conv.weight.shape[:2]):
+        return up.conv.by_winograd(x, doubled=True, band=band)
+    y: Tensor = up(x)[:, :, band.top : band.top + band.rows]
+    return y
+
+
+def cut(pieces: Sequence[Tensor], first: int, end: int) -> list[Tensor]:
+    """Rows from `first` up to `end` of pieces that follow each other, as views."""
+    found, start = [], 0
+    for piece in pieces:
+        low, high = max(first - start, 0), min(end - start, piece.shape[2])
+        if low < high:
+            found.append(piece[:, :, low:high])
+        start += piece.shape[2]
+    return found
+
+
+def joined(pieces: Sequence[Tensor]) -> Tensor:
+    """Pieces as one; no copy where there is only one."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(tuple(pieces), 2)
+
+
+class Source(Protocol):
+    """Rows that can be had, in order."""
+
+    height: int
+    ours: bool
+    """Whether the pieces given are the caller's own, to write into."""
+
+    @property
+    def like(self) -> Tensor:
+        """A map of the same dtype, on the same device, as wide and with as many channels as the source is made of."""
+        ...
+
+    def pieces(self, first: int, end: int) -> list[Tensor]:
+        """The rows from `first` up to `end`, as tensors that follow each other."""
+        ...
+
+    def release(self, row: int) -> None:
+        """Forget what lies before `row`, but for two rows."""
+        ...
+
+
+class Map:
+    """A map kept as bands, each a tensor of its own, to be let go of one by one."""
+
+    ours = False
+    HALO = 2  # rows above a band that two 3x3 convolutions see
+
+    def __init__(self, height: int) -> None:
+        self.height = height
+        self.moments: list[Moments] = []
+        self._bands: list[Tensor] = []
+        self._start = 0  # the row of the first band that is kept
+
+    def add(self, band: Tensor, its: Moments | None = None) -> None:
+        """The next rows, and their moments where they are known."""
+        self._bands.append(band)
+        self.moments.append(moments(band) if its is None else its)
+
+    @property
+    def like(self) -> Tensor:
+        return self._bands[0]
+
+    def pieces(self, first: int, end: int) -> list[Tensor]:
+        return cut(self._bands, first - self._start, end - self._start)
+
+    def release(self, row: int) -> None:
+        last = 0  # rows that go
+        gone = []
+        while self._bands and self._start + last + self._bands[0].shape[2] <= row:
+            last += self._bands[0].shape[2]
+            gone.append(self._bands.pop(0))
+        if gone and self._bands:
+            tail = [piece.clone() for piece in cut(gone, last - self.HALO, last)]
+            self._bands[:0] = tail
+            last -= sum(piece.shape[2] for piece in tail)
+        self._start += last
+
+
+class Upsampled:
+    """What `up` makes of a map, made anew whenever it is asked for."""
+
+    ours = True
+
+    def __init__(self, up: Upsample, small: Map) -> None:
+        self.up, self.small = up, small
+        self.height = 2 * small.height
+
+    @property
+    def like(self) -> Tensor:
+        return self.small.like
+
+    def pieces(self, first: int, end: int) -> list[Tensor]:
+        low, high = max(first - 1, 0) >> 1, min((end >> 1) + 1, self.small.height)
+        x = joined(self.small.pieces(low, high))
+        return [upsample(self.up, x, Band(first - 2 * low, end - first, self.height))]
+
+    def release(self, row: int) -> None:
+        self.small.release(row >> 1)
