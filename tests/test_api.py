@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from avila_diffusion import AvilaDiffusion, AvilaError, GenerateRequest, GenerateResult, Image, Progress
-from avila_diffusion.api import GenerateOptions, RunOptions
 from avila_diffusion.checkpoint.load import Model, load_model
 from avila_diffusion.errors import Cancelled, DeviceProblem, ModelNotFound, RequestError
 from avila_diffusion.infotext import read
+from avila_diffusion.options import GenerateOptions, RunOptions
 from avila_diffusion.request import MAX_SEED
 
 SOURCE = Path(__file__).resolve().parent.parent / "src"

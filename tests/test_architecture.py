@@ -104,6 +104,7 @@ ROOMS = {
     ),
     "hashes": Room(("hashes",), ("errors", "machine")),
     "given": Room(("given",), ("errors",)),
+    "options": Room(("options",), ("request",)),
     "styling": Room(("styling",), ("errors", "given", "text.styles", "checkpoint.folders")),
     "machine": Room(("machine",)),
     "diagnose": Room(

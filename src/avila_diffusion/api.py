@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 from .errors import AvilaError, Cancelled, JournalProblem, RequestError
-from .given import LoraGiven, absolute, checked_share, folders_of, loras_of, name_of
-from .request import Compat, Emphasis, GenerateRequest, Rng
+from .given import LoraGiven, absolute, bytes_of, checked_share, folders_of, loras_of, name_of
+from .options import GenerateOptions, MemoryMode, RunOptions
+from .request import GenerateRequest
 from .result import GenerateResult, Progress
 from .sampling.names import resolve_sampler
 from .styling import styled
@@ -27,52 +28,6 @@ if TYPE_CHECKING:
     from .pipeline.loras import Weighted
 
 PROMPTS = ("prompt", "negative_prompt")
-
-
-class RunOptions(TypedDict, total=False):
-    """The fields of `GenerateRequest` but prompts and size, as keyword options."""
-
-    steps: int
-    sampler: str
-    schedule: str
-    guidance_scale: float
-    seed: int | None
-    batch: int
-    count: int
-    clip_skip: int
-    compat: Compat
-    emphasis: Emphasis
-    rng: Rng | None
-    ensd: int
-    variation_seed: int | None
-    variation_strength: float
-    seed_width: int | None
-    seed_height: int | None
-    noise_batch: int | None
-    noise_index: int
-    eta: float | None
-    s_churn: float | None
-    s_tmin: float | None
-    s_tmax: float | None
-    s_noise: float | None
-    sigmas: Sequence[float] | None
-    rho: float | None
-    sigma_min: float | None
-    sigma_max: float | None
-    guidance_list: Sequence[float] | None
-    guidance_rescale: float
-    guidance_start: float
-    guidance_stop: float
-    skip_early: float
-    ngms: float
-    ngms_all: bool
-
-
-class GenerateOptions(RunOptions, total=False):
-    """The fields of `GenerateRequest` but the prompts, as keyword options."""
-
-    width: int | None
-    height: int | None
 
 
 class Engine(Protocol):
@@ -126,6 +81,8 @@ class AvilaDiffusion:
         device: str = "auto",
         dtype: str = "auto",
         threads: int | None = None,
+        memory: MemoryMode = "auto",
+        max_memory: int | str | None = None,
         mmap: bool = True,
         lenient: bool = False,
         min_match: float = 1.0,
@@ -138,38 +95,31 @@ class AvilaDiffusion:
         prediction: "epsilon", "v" or "edm" overrules what is detected. embeddings: the folder of textual inversions,
         or a list of them, by default those in the models folders. device: "auto", "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto", "float32", "float16", "bfloat16", "float64". threads: how many torch computes with, for the
-        whole process. mmap: map the file instead of reading it. lenient: leave out what of a LoRA does not fit the
-        model, instead of refusing it. min_match: likewise, where at least this share (0 to 1) of its layers fits.
+        whole process. memory: "fast" keeps the weights in the form that is computed with, "lean" makes them again as
+        it goes, "auto" is as fast as this machine has room for. max_memory: what the process may hold at most, in
+        bytes or as "3G"; a run that needs more is refused. mmap: map the file instead of reading it. lenient: leave out
+        what of a LoRA does not fit the model. min_match: likewise, where at least this share (0 to 1) of its layers fits.
         Raises an AvilaError with one clear line where the file cannot be used.
         """
         diffusion = cls(**defaults)
         from .checkpoint.embeddings import embeddings_by_name
-        from .checkpoint.folders import find_model
-        from .checkpoint.load import load_model
-        from .checkpoint.lora.files import read_lora
-        from .checkpoint.lora.find import find_lora
         from .device import check_threads, choose_policy, use_threads
         from .pipeline.engine import ModelEngine
         from .pipeline.loras import LoraRack
+        from .pipeline.memory import Memory, prepare
 
-        policy, file = choose_policy(device, dtype), find_model(name_of("a model", path))
+        allowed, policy = Memory(memory, bytes_of(max_memory)), choose_policy(device, dtype)
         check_threads(threads)
-        encoders = text_encoder if isinstance(text_encoder, list | tuple) else [text_encoder]
-        towers = [find_model(name_of("a text encoder", one), "text_encoder") for one in encoders if one is not None]
-        loras = [(read_lora(find_lora(name)), text, unet) for name, text, unet in loras_of(lora)]
-        model = load_model(
-            file,
-            vae=None if vae is None else find_model(name_of("a VAE", vae), "vae"),
-            text_encoders=towers,
-            prediction=prediction,
-            mapped=mmap,
-        )
+        model, towers, loras = _read(path, vae, text_encoder, lora, prediction, mmap)
         rack = LoraRack(model, tuple(loras), mapped=mmap, min_match=0.0 if lenient else checked_share(min_match))
         _tell_loras(model.report, rack.use())
         use_threads(threads)
         folders = None if embeddings is None else folders_of(embeddings)
-        diffusion._engine = ModelEngine(model, policy, rack, embeddings_by_name(folders, [x.path for x, *_ in loras]))
+        prepare(model, policy)
+        words = embeddings_by_name(folders, [x.path for x, *_ in loras])
+        diffusion._engine = ModelEngine(model, policy, rack, words, allowed)
         again = {"embeddings": absolute(folders), "lenient": lenient, "min_match": min_match, "models": None}
+        again |= {"memory": allowed.mode, "max_memory": allowed.limit}
         diffusion._loaded = _loading(model, towers, loras, policy, prediction, mmap) | again
         diffusion._recommended = _recommended(model.spec.defaults)
         diffusion._report = model.report
@@ -183,6 +133,8 @@ class AvilaDiffusion:
         device: str = "auto",
         dtype: str = "auto",
         threads: int | None = None,
+        memory: MemoryMode = "auto",
+        max_memory: int | str | None = None,
         mmap: bool = True,
         **defaults: Unpack[GenerateOptions],
     ) -> AvilaDiffusion:
@@ -194,9 +146,8 @@ class AvilaDiffusion:
         cls(**defaults)  # refuses what only with_model takes, such as another VAE
         from .checkpoint.bundled import bundled_model
 
-        return cls.with_model(
-            bundled_model(), lora=lora, device=device, dtype=dtype, threads=threads, mmap=mmap, **defaults
-        )
+        options: dict[str, Any] = {"lora": lora, "device": device, "dtype": dtype, "threads": threads, "mmap": mmap}
+        return cls.with_model(bundled_model(), memory=memory, max_memory=max_memory, **options, **defaults)
 
     @property
     def report(self) -> LoadReport | None:
@@ -412,6 +363,29 @@ def _naming_the_journal(
             raise
         calls = f"{journal.calls} model call{'' if journal.calls == 1 else 's'}"
         raise Cancelled(f"cancelled; {journal.path} holds {calls}, go on with `avila resume {journal.path}`") from None
+
+
+def _read(
+    path: str | Path,
+    vae: str | Path | None,
+    text_encoder: str | Path | Sequence[str | Path] | None,
+    lora: LoraGiven | Sequence[LoraGiven] | None,
+    prediction: str | None,
+    mmap: bool,
+) -> tuple[Model, list[Path], list[Weighted]]:
+    """The model that `with_model` is asked for, the files of its text towers given beside it, and its LoRAs."""
+    from .checkpoint.folders import find_model
+    from .checkpoint.load import load_model
+    from .checkpoint.lora.files import read_lora
+    from .checkpoint.lora.find import find_lora
+
+    file = find_model(name_of("a model", path))
+    encoders = text_encoder if isinstance(text_encoder, list | tuple) else [text_encoder]
+    towers = [find_model(name_of("a text encoder", one), "text_encoder") for one in encoders if one is not None]
+    loras = [(read_lora(find_lora(name)), text, unet) for name, text, unet in loras_of(lora)]
+    its_vae = None if vae is None else find_model(name_of("a VAE", vae), "vae")
+    model = load_model(file, vae=its_vae, text_encoders=towers, prediction=prediction, mapped=mmap)
+    return model, towers, loras
 
 
 def _recommended(defaults: Defaults) -> dict[str, Any]:

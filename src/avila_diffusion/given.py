@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ LoraGiven = str | Path | tuple[str | Path, float] | tuple[str | Path, float, flo
 """A LoRA file by its path or name, or that and its weight, or its weights for text towers and UNet."""
 MOST_WEIGHT = 1e6
 """Of a LoRA; a picture is noise long before."""
+
+SIZE = re.compile(r"(\d{1,12}(?:\.\d{0,9})?)\s*([kMGT]?)(i?)B?", re.ASCII | re.IGNORECASE)
 
 
 def absolute(place: Any) -> Any:
@@ -34,6 +37,26 @@ def checked_share(share: object) -> float:
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
         raise RequestError(f"min_match is {share!r:.80}; it must be a number from 0 to 1, such as 0.9")
     return share
+
+
+def bytes_of(size: object) -> int | None:
+    """A number of bytes: as it is, or in words such as "1.5G", "800M" (of 1000) or "2GiB" (of 1024); None for None.
+
+    Raises RequestError for anything else, and for less than a megabyte.
+    """
+    if size is None:
+        return None
+    found = SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
+    if found is not None:
+        base = 1024 if found[3] else 1000
+        count = int(float(found[1]) * base ** " kMGT".index(found[2].upper().replace("K", "k") or " "))
+    elif isinstance(size, int) and not isinstance(size, bool):
+        count = size
+    else:
+        raise RequestError(f"max_memory is {str(size)[:80]!r}; it must be a size such as 3G, 1500M or 2GiB")
+    if count < 10**6:
+        raise RequestError(f"max_memory is {count:,} bytes; give it with its unit, such as 3G")
+    return count
 
 
 def name_of(what: str, value: object) -> str:

@@ -132,6 +132,8 @@ def test_the_model_and_its_options_reach_the_engine(engine: FlatEngine, capsys: 
         "threads": 3,
         "mmap": False,
         "lenient": False,
+        "memory": "auto",
+        "max_memory": None,
     }
     said = capsys.readouterr().err
     assert "a flat model" in said
@@ -152,6 +154,8 @@ def test_plain_model_options_are_left_to_the_engine(engine: FlatEngine) -> None:
         "threads": None,
         "mmap": True,
         "lenient": False,
+        "memory": "auto",
+        "max_memory": None,
     }
 
 

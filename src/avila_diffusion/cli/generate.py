@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 MODEL_OPTIONS = ("vae", "text_encoder", "lora", "prediction", "embeddings_dir")
 """Options that mean nothing without a checkpoint; but for LoRAs, they mean nothing with the bundled one either."""
-RUN_OPTIONS = ("lenient", "models_dir", "device", "dtype", "threads", "no_mmap")
+RUN_OPTIONS = ("lenient", "models_dir", "device", "dtype", "threads", "memory", "max_memory", "no_mmap")
 """Options that mean nothing without any model."""
 SCHEDULE_FIELDS = frozenset({"schedule", "steps", "rho", "sigma_min", "sigma_max"})
 """What sigmas take the place of."""
@@ -92,7 +92,18 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--device", metavar="DEVICE", help="auto (default), cpu, cuda, cuda:1, mps")
     group.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), help="default auto")
     group.add_argument("-t", "--threads", type=int, metavar="N", help="processor threads; default: one a core")
+    add_memory_options(group)
     group.add_argument("--no-mmap", action="store_true", help="read the file into memory instead of mapping it")
+
+
+def add_memory_options(group: argparse._ArgumentGroup) -> None:
+    """Add what says how much memory a run may take."""
+    group.add_argument(
+        "--memory",
+        choices=("auto", "fast", "lean"),
+        help="fast keeps the weights as they are computed with, lean makes them as it goes; default: what there is room for",
+    )
+    group.add_argument("--max-memory", metavar="SIZE", help="hold at most so much, such as 3G, or refuse")
 
 
 def run_generate(options: argparse.Namespace) -> int:
@@ -275,6 +286,8 @@ def _engine(options: argparse.Namespace, display: ProgressDisplay) -> tuple[Avil
         device=options.device or "auto",
         dtype=options.dtype or "auto",
         threads=options.threads,
+        memory=options.memory or "auto",
+        max_memory=options.max_memory,
         mmap=not options.no_mmap,
         lenient=options.lenient,
     )

@@ -22,8 +22,9 @@ from ..errors import AvilaError, Unsupported
 from ..hashes import FileHash, hash_in_background, own_hash
 from ..images import Image, check_model_size, drawing_size, resize
 from ..infotext import LoraUsed, write
+from ..kernels import native
 from ..metadata.record import make_record
-from ..models.layers import keeper_of
+from ..models.layers import keep_derived, keeper_of, release
 from ..models.text_keys import TextKeys
 from ..request import GenerateRequest
 from ..result import GenerateResult, Progress
@@ -37,6 +38,7 @@ from .driver import Step, check, drive
 from .latents import Pixels, decode, preview, to_pixels
 from .ledger import Ledger, deferred
 from .loras import LoraRack, Weighted, lora_hashes
+from .memory import Memory, choose_way
 from .plan import make_plan
 from .prompts import Prompts, Scheduled, condition, read_prompts
 from .provenance import told_conditions
@@ -46,13 +48,14 @@ from .unused import unused
 @dataclass(frozen=True, eq=False)
 class ModelEngine:
     """Runs requests on one loaded model. rack: its LoRAs, and how those are found that prompts name. embeddings: name →
-    file of the textual inversions that prompts may name.
+    file of the textual inversions that prompts may name. memory: what a run may take.
     """
 
     model: Model
     policy: Policy
     rack: LoraRack
     embeddings: Mapping[str, Path | Embedding] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)
 
     @classmethod
     def of(cls, model: Model, policy: Policy) -> ModelEngine:
@@ -76,7 +79,7 @@ class ModelEngine:
 
         ledger: what the run answers from and writes to, by default nothing.
         """
-        return self._run(self.accept(request), cancel, Ledger() if ledger is None else ledger, asked=request)
+        return _tidy(self._run(self.accept(request), cancel, Ledger() if ledger is None else ledger, asked=request))
 
     def accept(self, request: GenerateRequest) -> GenerateRequest:
         """The request with nothing left open. Raises RequestError or Unsupported for what cannot be run."""
@@ -95,6 +98,8 @@ class ModelEngine:
         make_plan(request, spec, self.table)
         self.rack.use(self.rack.named(request.prompt, request.compat))
         self._read(request)
+        if self.memory.limit is not None:
+            choose_way(self, request)
         if request.rng == "gpu":
             noise_source("gpu", 0, self.policy.device)
 
@@ -124,6 +129,8 @@ class ModelEngine:
         loras = self.rack.use(named)
         hashes = self._hashes | lora_hashes(loras)  # made while the sampler works
         used, notes = self._read(request)
+        way = choose_way(self, request)
+        keep_derived(self.model.unet, way.kept)
         yield Progress(stage="text", image=0, images=images, step=0, of=0)
         conditioned = partial(self._conditioned, drawn, named, cancel)
         denoise = deferred(conditioned) if ledger.journal else conditioned()
@@ -131,7 +138,11 @@ class ModelEngine:
         for index, seed in enumerate(request.seeds):
             latent = yield from self._sample(drawn, index, denoise, cancel, ledger)
             yield Progress(stage="decode", image=index, images=images, step=0, of=0)
-            picture = decode(self.model.vae, latent, self.model.spec.latent, self.policy.vae, partial(check, cancel))
+            if way.decode_room is not None:
+                release(self.model.unet)
+            picture = decode(
+                self.model.vae, latent, self.model.spec.latent, self.policy.vae, partial(check, cancel), way.decode_room
+            )
             made.append(Image(_as_asked(to_pixels(picture), request), seed=seed))
         short = {key: known for key, found in hashes.items() if (known := _wait(found, cancel)) is not None}
         check(cancel)
@@ -331,6 +342,14 @@ class ModelEngine:
             request, index, infotext, loras=loras, embeddings=embeddings, conditions=told_conditions(self.policy)
         )
         return replace(image, infotext=infotext, record=record)
+
+
+def _tidy(run: Iterator[Progress | GenerateResult]) -> Iterator[Progress | GenerateResult]:
+    """The same run; memory that its tensors leave goes back to the system when it ends."""
+    try:
+        yield from run
+    finally:
+        native.give_back()
 
 
 def _size(request: GenerateRequest) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..config import LatentConfig
 from ..errors import NotFinite
+from ..models.bands import decode_in_bands
 from ..models.vae import VAE
 
 Pixels = npt.NDArray[np.uint8]
@@ -51,20 +52,29 @@ def from_vae(z: Tensor, latent: LatentConfig) -> Tensor:
 
 @torch.no_grad()
 def decode(
-    vae: VAE, x: Tensor, latent: LatentConfig, dtype: torch.dtype, before_call: Callable[[], None] = lambda: None
+    vae: VAE,
+    x: Tensor,
+    latent: LatentConfig,
+    dtype: torch.dtype,
+    before_call: Callable[[], None] = lambda: None,
+    room: int | None = None,
 ) -> Tensor:
     """The picture of a latent x (1, channels, h, w): (1, 3, height, width) in -1 to 1 and a little beyond.
 
     SDXL's VAE overflows in float16: where the result is not finite in half precision it is made again in float32.
-    before_call is called before each run of the VAE, and may raise to stop.
+    before_call is called before each run of the VAE, and may raise to stop. room: bytes of maps at once, for decoding in
+    bands; None decodes the picture whole.
     Raises NotFinite where float32 does not help either.
     """
     z = to_vae(x, latent)
-    before_call()
-    picture = vae.decode(z.to(dtype))
-    if dtype.itemsize < 4 and not bool(picture.isfinite().all()):
+
+    def made(z: Tensor) -> Tensor:
         before_call()
-        picture = vae.decode(z.float())
+        return vae.decode(z) if room is None else decode_in_bands(vae, z, room, before_call)
+
+    picture = made(z.to(dtype))
+    if dtype.itemsize < 4 and not bool(picture.isfinite().all()):
+        picture = made(z.float())
     if not bool(picture.isfinite().all()):
         raise NotFinite(
             f"the VAE returned NaN or infinity, in {picture.dtype} too; the VAE's weights are damaged: give another with --vae"

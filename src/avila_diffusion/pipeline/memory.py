@@ -1,0 +1,116 @@
+"""How much of a model's derived weights a run keeps, and how its pictures are decoded, so that it stays within its memory.
+
+Text towers and the VAE run once a picture, and packing their weights as they go costs next to nothing: on a processor they keep
+none. What the UNet keeps saves a tenth of the time of each step. Where a decoded picture's maps do not fit beside it,
+that is dropped first, and where they do not fit at all they are made in bands.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, get_args
+
+from .. import kernels
+from ..errors import RequestError
+from ..machine import memory as machine_memory
+from ..models.layers import Conv2d, Layer, keep_derived
+from ..models.plans import least_room
+from ..options import MemoryMode
+from .forecast import Outlook
+
+if TYPE_CHECKING:
+    from ..checkpoint.load import Model
+    from ..device import Policy
+    from ..request import GenerateRequest
+    from .engine import ModelEngine
+
+MODES: tuple[MemoryMode, ...] = get_args(MemoryMode)
+
+SHARE = 0.8
+"""Of the memory that this machine has left, what a run may take without being told."""
+BAND_SCRATCH = 96 << 20
+"""Bytes that decoding in bands takes beside its maps: the kernels' scratch, and a picture."""
+SPARE, SPARE_A_PIXEL = 512 << 20, 4096
+"""Bytes that a run takes at most beside what it keeps: three maps of 256 channels, and more. Where there is less, it is
+looked at closely."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a run may take. mode: keep all (fast), nothing (lean), or as much as this machine has room for (auto). limit:
+    bytes that the process may hold at most, mapped files aside; None: no limit but the machine's."""
+
+    mode: MemoryMode = "auto"
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise RequestError(f"memory is {str(self.mode)[:80]!r}; it must be {', '.join(MODES)}")
+
+
+@dataclass(frozen=True)
+class Way:
+    """kept: bytes of derived weights that the UNet may keep, None for all. decode_room: bytes of maps for decoding in bands,
+    before which what was kept is dropped; None: the picture is decoded whole."""
+
+    kept: int | None
+    decode_room: int | None = None
+
+
+def prepare(model: Model, policy: Policy) -> None:
+    """Let the parts of a model that run once a picture keep nothing, on a processor."""
+    if policy.device.type == "cpu":
+        for network in (model.vae, *model.text):
+            keep_derived(network, 0)
+
+
+def choose_way(engine: ModelEngine, request: GenerateRequest) -> Way:
+    """How a resolved request is run within the engine's memory.
+
+    Raises RequestError, with the number that would do, where the limit asked for is too low.
+    """
+    memory = engine.memory
+    if engine.policy.device.type != "cpu":
+        return Way(None)
+    if memory.limit is None and memory.mode != "auto":
+        return Way(None if memory.mode == "fast" else 0)
+    limit = memory.limit
+    if limit is None:
+        found = machine_memory()
+        if found is None:
+            return Way(None)
+        assert request.width is not None and request.height is not None
+        left = int(SHARE * found.available) + engine.kept
+        if most_kept(engine.model) + SPARE + SPARE_A_PIXEL * request.width * request.height < left:
+            return Way(None)
+        limit = left + Outlook(engine, request).base
+    return _within(Outlook(engine, request), limit, memory)
+
+
+def _within(outlook: Outlook, limit: int, memory: Memory) -> Way:
+    room = limit - outlook.base
+    lean = outlook.rehearsed(0)
+    sampling, decoding = lean.alone.held, lean.decode.held
+    if decoding <= room:
+        return Way(0 if memory.mode == "lean" else room - decoding)
+    config, (height, width) = outlook.engine.model.spec.vae, outlook.latent
+    bands = least_room(config, height, width) + BAND_SCRATCH
+    if memory.limit is not None and max(sampling, bands) > room:
+        least = outlook.base + max(sampling, bands)
+        raise RequestError(
+            f"this run takes {-(-least // 10**7) / 100:.2f} GB at least, and --max-memory is {limit / 1e9:.2f} GB; "
+            "give more, or make a smaller picture"
+        )
+    kept = 0 if memory.mode == "lean" else max(room - sampling, 0)
+    return Way(kept, max(room, bands) - BAND_SCRATCH)
+
+
+def most_kept(model: Model) -> int:
+    """Bytes that the UNet's derived weights take at most, whatever the size of a picture."""
+    total = 0
+    for module in model.unet.modules():
+        if isinstance(module, Layer):
+            count = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+            winograd = isinstance(module, Conv2d) and module.weight.shape[2] == 3 and kernels.ENABLED
+            total += count * (16 if winograd else 4)
+    return total
