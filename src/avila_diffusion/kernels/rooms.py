@@ -25,7 +25,7 @@ PAGE = 2 << 20
 a virtual machine pays for several times, and a table of pages that reaches 512 times as far."""
 FIT = 5 / 4
 """How much larger than what is wanted a block may be."""
-SLACK = 128 << 20
+SLACK = 64 << 20
 """Bytes that may be held beyond the most that was in use."""
 
 

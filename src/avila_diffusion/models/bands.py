@@ -16,7 +16,20 @@ from torch import Tensor
 from ..kernels import native
 from .layers import Band, Conv2d, GroupNorm, attend
 from .plans import Plan, StagePlan, plan_decode
-from .rows import Map, Moments, Source, Statistics, Upsampled, convolve, cut, joined, moments, normalise, statistics
+from .rows import (
+    Map,
+    Moments,
+    Source,
+    Statistics,
+    Upsampled,
+    convolve,
+    cut,
+    joined,
+    moments,
+    normalise,
+    room_for,
+    statistics,
+)
 from .vae import VAE, AttnBlock, Decoder, Level, ResnetBlock
 
 TOKENS = 8192  # queries of the attention between two calls of before_band
@@ -68,6 +81,7 @@ class _Walk:
 
     def _bands(self, height: int, rows: int) -> Iterator[tuple[int, int]]:
         """The first row and the end of each band."""
+        native.give_back()  # bands of another height do not fit into the rooms of those before
         for first in range(0, height, rows):
             self.before_band()
             yield first, min(first + rows, height)
@@ -129,8 +143,8 @@ class _Walk:
 
     def _attention(self, attn: AttnBlock, x: Map, rows: int) -> Map:
         norm = statistics(attn.norm, x.moments, x.like)
-        width, channels = x.like.shape[3], x.like.shape[1]
-        keys, values = (x.like.new_empty(1, x.height * width, channels) for _ in range(2))
+        width = x.like.shape[3]
+        keys, values = (_tokens(room_for(x.like, x.height)) for _ in range(2))
         for first, end in self._bands(x.height, rows):
             h = _normalised(x.pieces(first, end), norm, False, False)
             keys[:, first * width : end * width] = _tokens(attn.k(h))
@@ -139,11 +153,10 @@ class _Walk:
         for first, end in self._bands(x.height, rows):
             near = x.pieces(first, end)
             queries = _tokens(attn.q(_normalised(near, norm, False, False)))
-            parts = []
-            for some in torch.split(queries, TOKENS, 1):
+            h = room_for(x.like, end - first)
+            for some, found in zip(torch.split(queries, TOKENS, 1), torch.split(_tokens(h), TOKENS, 1), strict=True):
                 self.before_band()
-                parts.append(attend(some, keys, values, heads=1))
-            h = torch.cat(parts, 1).view(1, end - first, width, channels).permute(0, 3, 1, 2)
+                found.copy_(attend(some, keys, values, heads=1))
             out.add(attn.proj_out(h, add=joined(near)))
             x.release(end)
         native.drop_scratch()  # the packed keys and values
@@ -173,9 +186,8 @@ def _normalised(pieces: list[Tensor], by: Statistics, silu: bool, in_place: bool
     if in_place and len(pieces) == 1:
         normalise(pieces[0], by, silu, pieces[0])
         return pieces[0]
-    _, channels, _, width = pieces[0].shape
     heights = [piece.shape[2] for piece in pieces]
-    whole = pieces[0].new_empty(1, sum(heights), width, channels).permute(0, 3, 1, 2)
+    whole = room_for(pieces[0], sum(heights))
     for piece, part in zip(pieces, torch.split(whole, heights, 2), strict=True):
         normalise(piece, by, silu, part)
     return whole

@@ -21,6 +21,10 @@ from ..kernels import native
 from ..kernels.upsample import convolve_upsampled, fold_phases
 from .weights import Delta, Derived, Keeper, Transform, derive, version_of
 
+MUCH, FEW_ROWS = 128 << 20, 32
+"""A packed weight of more bytes that meets no more rows is not kept: that it need not be packed saves
+half a per cent of a step of SD 1.5, and three such are a tenth of all that is kept."""
+
 
 class Layer(nn.Module):
     """A module with parameters of its own, used through `effective`. keeper: of what it derives, by default all."""
@@ -63,10 +67,10 @@ class Layer(nn.Module):
             self._keep(name, Derived(source, version_of(source), deltas, weight, form, size))
         return weight
 
-    def packed(self, name: str, x: Tensor, pack: Transform) -> Tensor | None:
+    def packed(self, name: str, x: Tensor, pack: Transform, rows: int = FEW_ROWS + 1) -> Tensor | None:
         """The parameter `name` as the kernels of ours read it, which `pack` makes; where nothing is kept, as the file has it.
 
-        A kernel packs what it gets unpacked as it goes, to the same bits.
+        A kernel packs what it gets unpacked as it goes, to the same bits. rows: of the product that it is for.
         """
         source: Tensor | None = getattr(self, name)
         if source is None:
@@ -81,7 +85,7 @@ class Layer(nn.Module):
             else:
                 plain = derive(source.detach(), device=x.device, dtype=torch.float32, deltas=deltas).contiguous()
             size = native.packed_bytes(source.shape, pack)
-            if not self._admit(source, size):
+            if (size > MUCH and rows <= FEW_ROWS) or not self._admit(source, size):
                 return plain
             weight = pack(plain)
         self._keep(name, Derived(source, version_of(source), deltas, weight, form, size))
@@ -212,7 +216,9 @@ class Conv2d(Layer):
         # A tile that hangs over the border is work for nothing, and the fewer tiles a map has the more the transformed
         # weights, 16 / 9 or 4 times as many, weigh against the products saved.
         kind, pack = (native.F4, native.pack_f4) if smallest >= 24 else (native.F2, native.pack_f2)
-        weight, bias = _packed(self, x, pack), self.effective("bias", x)
+        height = x.shape[2] << doubled if band is None else band.rows
+        tiles = len(x) * -(-height // kind) * -(-(x.shape[3] << doubled) // kind)
+        weight, bias = _packed(self, x, pack, tiles), self.effective("bias", x)
         rows = None if band is None else (band.top, band.rows)
         return native.convolve(
             x, weight, bias, len(self.weight), kind, shift=shift, add=add, doubled=doubled, rows=rows, into=into
@@ -225,8 +231,8 @@ def _effective(layer: Layer, x: Tensor) -> Tensor:
     return weight
 
 
-def _packed(layer: Layer, x: Tensor, pack: Transform) -> Tensor:
-    weight = layer.packed("weight", x, pack)
+def _packed(layer: Layer, x: Tensor, pack: Transform, rows: int = FEW_ROWS + 1) -> Tensor:
+    weight = layer.packed("weight", x, pack, rows)
     assert weight is not None
     return weight
 

@@ -110,7 +110,21 @@ def cut(pieces: Sequence[Tensor], first: int, end: int) -> list[Tensor]:
 
 def joined(pieces: Sequence[Tensor]) -> Tensor:
     """Pieces as one; no copy where there is only one."""
-    return pieces[0] if len(pieces) == 1 else torch.cat(tuple(pieces), 2)
+    if len(pieces) == 1:
+        return pieces[0]
+    heights = [piece.shape[2] for piece in pieces]
+    whole = room_for(pieces[0], sum(heights))
+    for piece, part in zip(pieces, torch.split(whole, heights, 2), strict=True):
+        part.copy_(piece)
+    return whole
+
+
+def room_for(like: Tensor, height: int) -> Tensor:
+    """A map of `height` rows with anything in it, laid out by pixel, in all else like `like` (1, channels, h, w)."""
+    _, channels, _, width = like.shape
+    ours = native.serves(like)
+    whole = native.room(1, height, width, channels) if ours else like.new_empty(1, height, width, channels)
+    return whole.permute(0, 3, 1, 2)
 
 
 class Source(Protocol):

@@ -84,7 +84,8 @@ class ResBlock(nn.Module):
         batch = max(len(x), len(shift))
         h = spread(self.in_layers[0](x, silu=True), batch)
         h = self.in_layers[2](h, shift=spread(shift, batch))
-        out: Tensor = self.out_layers[3](self.out_layers[0](h, silu=True), add=spread(self.skip_connection(x), batch))
+        h = self.out_layers[0](h, silu=True)
+        out: Tensor = self.out_layers[3](h, add=spread(self.skip_connection(x), batch))
         return out
 
 

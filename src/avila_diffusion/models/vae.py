@@ -25,9 +25,11 @@ class ResnetBlock(nn.Module):
         self.nin_shortcut = None if in_channels == out_channels else Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(self.norm1(x, silu=True))
+        h = self.norm1(x, silu=True)  # one name: what is not needed any more is let go of
+        h = self.conv1(h)
+        h = self.norm2(h, silu=True)
         shortcut = x if self.nin_shortcut is None else self.nin_shortcut(x)
-        out: Tensor = self.conv2(self.norm2(h, silu=True), add=shortcut)
+        out: Tensor = self.conv2(h, add=shortcut)
         return out
 
 

@@ -138,6 +138,7 @@ class ModelEngine:
         for index, seed in enumerate(request.seeds):
             latent = yield from self._sample(drawn, index, denoise, cancel, ledger)
             yield Progress(stage="decode", image=index, images=images, step=0, of=0)
+            native.drop_scratch()  # of the sampling
             if way.decode_room is not None:
                 release(self.model.unet)
             picture = decode(

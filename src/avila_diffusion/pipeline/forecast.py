@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import kernels
-from ..kernels import rooms
+from ..kernels import native, rooms
 from ..kernels.calibration import Rates, rates
 from ..kernels.rehearsal import Stage, rehearsing
 from ..models.layers import Layer, keeper_of
@@ -32,7 +32,7 @@ BASE = 180 << 20
 """Bytes of a process that has loaded a model, where the system does not tell: Python, torch, the tokenizer."""
 BASE_AT_LEAST = 120 << 20
 """The same without a single one of those."""
-LIBRARIES = 40 << 20
+LIBRARIES = 64 << 20
 """Bytes that libraries take when they compute first: threads, oneDNN's programs, what Python keeps of a run."""
 REMEMBERED = 16
 """Rehearsals that are kept."""
@@ -229,6 +229,7 @@ def _rehearse(engine: ModelEngine, texts: _Texts, latent: tuple[int, int], kept:
             rehearsal.mark()
             step_of(single)
             alone = rehearsal.mark()
+        native.drop_scratch()
         vae.decode(step_of.latent(model.spec.vae.latent_channels, policy.vae))
         decode = rehearsal.mark()
     peak = max(stage.peak for stage in (text, first, step, alone, decode))

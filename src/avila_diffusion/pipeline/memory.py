@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 
 MODES: tuple[MemoryMode, ...] = get_args(MemoryMode)
 
+CERTAIN = 0.95
+"""Of a limit, what is planned for: a forecast is one."""
 SHARE = 0.8
 """Of the memory that this machine has left, what a run may take without being told."""
 BAND_SCRATCH = 96 << 20
-"""Bytes that decoding in bands takes beside its maps: the kernels' scratch, and a picture."""
+"""Bytes that decoding in bands takes beside its maps: the kernels' scratch, a picture, and rooms that are free."""
 SPARE, SPARE_A_PIXEL = 512 << 20, 4096
 """Bytes that a run takes at most beside what it keeps: three maps of 256 channels, and more. Where there is less, it is
 looked at closely."""
@@ -88,7 +90,7 @@ def choose_way(engine: ModelEngine, request: GenerateRequest) -> Way:
 
 
 def _within(outlook: Outlook, limit: int, memory: Memory) -> Way:
-    room = limit - outlook.base
+    room = int(CERTAIN * limit) - outlook.base
     lean = outlook.rehearsed(0)
     sampling, decoding = lean.alone.held, lean.decode.held
     if decoding <= room:
@@ -96,7 +98,7 @@ def _within(outlook: Outlook, limit: int, memory: Memory) -> Way:
     config, (height, width) = outlook.engine.model.spec.vae, outlook.latent
     bands = least_room(config, height, width) + BAND_SCRATCH
     if memory.limit is not None and max(sampling, bands) > room:
-        least = outlook.base + max(sampling, bands)
+        least = int((outlook.base + max(sampling, bands)) / CERTAIN)
         raise RequestError(
             f"this run takes {-(-least // 10**7) / 100:.2f} GB at least, and --max-memory is {limit / 1e9:.2f} GB; "
             "give more, or make a smaller picture"
