@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,9 @@ class Layer(nn.Module):
         super().__init__()
         self._derived: dict[str, Derived] = {}  # of each parameter the form that was wanted last
         self._deltas: dict[str, tuple[Delta, ...]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_derived": {}}  # copies derive for themselves
 
     def effective(self, name: str, x: Tensor, transform: Transform | None = None) -> Tensor | None:
         """The parameter `name` in the dtype and on the device of `x`; None where the layer has none of that name.

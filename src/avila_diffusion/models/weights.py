@@ -163,3 +163,6 @@ class Keeper:
         """So many bytes are not kept any more."""
         with self._lock:
             self._held -= size
+
+    def __reduce__(self) -> tuple[type[Keeper], tuple[int | None]]:
+        return Keeper, (self.limit,)  # a network's copy has kept nothing yet
