@@ -55,12 +55,14 @@ def test_what_a_change_makes_useless_is_counted_no_more() -> None:
     made = network()
     keep_derived(made, None)
     made(X)
-    made[1].change("weight", [LowRank(torch.ones(64, 1), torch.ones(1, 64), 0.1)])
+    layer = made[1]
+    assert isinstance(layer, Linear)
+    layer.change("weight", [LowRank(torch.ones(64, 1), torch.ones(1, 64), 0.1)])
     assert keeper_of(made).held == 3 * ONE
     made(X)
     assert keeper_of(made).held == 4 * ONE
     with torch.no_grad():
-        made.get_submodule("2").get_parameter("weight").mul_(2.0)  # a write, which torch counts
+        made.get_parameter("2.weight").mul_(2.0)  # a write, which torch counts
     made(X)
     assert keeper_of(made).held == 4 * ONE
 

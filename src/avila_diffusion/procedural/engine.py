@@ -12,7 +12,6 @@ from ..images import Image
 from ..infotext import VERSION, write_fields
 from ..request import GenerateRequest
 from ..result import GenerateResult, Progress
-from .render import draw
 
 NAME = "avila procedural"
 SIZE = 512
@@ -33,6 +32,8 @@ class ProceduralEngine:
     def _run(
         self, request: GenerateRequest, cancel: threading.Event | None, notes: tuple[str, ...]
     ) -> Iterator[Progress | GenerateResult]:
+        from .render import draw  # here: scipy takes half a second to load, and a model's engine begins as one of these
+
         began = time.perf_counter()
         width, height, seeds = request.width or SIZE, request.height or SIZE, request.seeds
         made = []
