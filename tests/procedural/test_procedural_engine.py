@@ -9,7 +9,6 @@ import pytest
 
 from avila_diffusion.errors import Cancelled
 from avila_diffusion.infotext import read
-from avila_diffusion.procedural import engine as engine_module
 from avila_diffusion.procedural import render
 from avila_diffusion.procedural.engine import ProceduralEngine
 from avila_diffusion.request import MAX_SEED, GenerateRequest
@@ -60,7 +59,7 @@ def test_prompts_and_seed_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(values)
         return draw(*values)
 
-    monkeypatch.setattr(engine_module, "draw", watched)
+    monkeypatch.setattr(render, "draw", watched)
     finish(ask(negative_prompt="clouds"))
     assert asked == [("a sunset", "clouds", 64, 48, 7)]
 
@@ -103,7 +102,7 @@ def test_cancelled_between_pictures(after: int, monkeypatch: pytest.MonkeyPatch)
             cancel.set()
         return draw(*values)
 
-    monkeypatch.setattr(engine_module, "draw", watched)
+    monkeypatch.setattr(render, "draw", watched)
     if after == 0:
         cancel.set()
     with pytest.raises(Cancelled, match=r"^cancelled; nothing was written$"):
