@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     from .pipeline.loras import Weighted
 
 PROMPTS = ("prompt", "negative_prompt")
+LOADED = frozenset(
+    ("path", "vae", "text_encoder", "lora", "prediction", "device", "dtype", "mmap", "embeddings", "lenient", "models")
+)
+"""What a journal says of how its model was loaded."""
+LATER = frozenset(("min_match", "memory", "max_memory"))
+"""The same, missing in journals of before it could be chosen."""
 
 
 class Engine(Protocol):
@@ -270,33 +276,36 @@ class AvilaDiffusion:
         return Journal.create(path, header, copied=copied)
 
     @classmethod
-    def from_journal(cls, journal: Journal, *, model: str | Path | None = None, anyway: bool = False) -> AvilaDiffusion:
+    def from_journal(
+        cls,
+        journal: Journal,
+        *,
+        model: str | Path | None = None,
+        memory: MemoryMode | None = None,
+        max_memory: int | str | None = None,
+        anyway: bool = False,
+    ) -> AvilaDiffusion:
         """The generator that a journal's run was begun with, computing as it did: device, dtype, threads and kernels.
 
-        model: where the checkpoint lies now, if elsewhere. anyway: go on where versions or machine are others; the rest of
-        the picture is then another by a little. Raises JournalProblem where the same bits cannot be had.
+        model: where the checkpoint lies now, if elsewhere. memory, max_memory: see `with_model`; by default as then.
+        anyway: go on where versions or machine are others; the rest of the picture is then another by a little. Raises
+        JournalProblem where the same bits cannot be had.
         """
         from .pipeline.provenance import check_files, differences, take_over
 
         loaded = journal.header.get("loaded")
-        names = (
-            "path",
-            "vae",
-            "text_encoder",
-            "lora",
-            "prediction",
-            "device",
-            "dtype",
-            "mmap",
-            "embeddings",
-            "lenient",
-            "min_match",
-            "models",
-        )
-        # the share is missing in journals of before it could be chosen
-        if not isinstance(loaded, dict) or {*loaded, "min_match"} != set(names) or not isinstance(loaded["path"], str):
+        missing = LOADED - set(loaded) if isinstance(loaded, dict) else LOADED
+        if (
+            not isinstance(loaded, dict)
+            or missing
+            or not set(loaded) <= LOADED | LATER
+            or not isinstance(loaded["path"], str)
+        ):
             raise JournalProblem(f"{journal.path} does not say which model it was made with; it cannot be gone on with")
         given = {**loaded, "lora": [tuple(one) for one in loaded["lora"]]}
+        given |= {
+            name: value for name, value in {"memory": memory, "max_memory": max_memory}.items() if value is not None
+        }
         models = given.pop("models")
         recorded_path = given.pop("path")
         place = recorded_path if model is None else model

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
-from .parser import typed_text
+from .parser import add_memory_options, typed_text
 from .request_options import add_request_options, given
 from .styling import add_style_options, styles_of
 
@@ -94,16 +94,6 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("-t", "--threads", type=int, metavar="N", help="processor threads; default: one a core")
     add_memory_options(group)
     group.add_argument("--no-mmap", action="store_true", help="read the file into memory instead of mapping it")
-
-
-def add_memory_options(group: argparse._ArgumentGroup) -> None:
-    """Add what says how much memory a run may take."""
-    group.add_argument(
-        "--memory",
-        choices=("auto", "fast", "lean"),
-        help="fast keeps the weights as they are computed with, lean makes them as it goes; default: what there is room for",
-    )
-    group.add_argument("--max-memory", metavar="SIZE", help="hold at most so much, such as 3G, or refuse")
 
 
 def run_generate(options: argparse.Namespace) -> int:

@@ -59,3 +59,13 @@ def typed_text(text: str) -> str:
         return os.fsencode(text).decode("utf-8")
     except UnicodeError:
         raise argparse.ArgumentTypeError("the text is not UTF-8; type it in a UTF-8 locale") from None
+
+
+def add_memory_options(group: argparse._ArgumentGroup) -> None:
+    """Add what says how much memory a run may take."""
+    group.add_argument(
+        "--memory",
+        choices=("auto", "fast", "lean"),
+        help="fast keeps the weights as they are computed with, lean makes them as it goes; default: what there is room for",
+    )
+    group.add_argument("--max-memory", metavar="SIZE", help="hold at most so much, such as 3G, or refuse")

@@ -7,9 +7,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
-from .parser import typed_text
+from .parser import add_memory_options, typed_text
 
 if TYPE_CHECKING:
+    from ..api import AvilaDiffusion
     from ..pipeline.journal import Journal
     from .job import Job
     from .progress import ProgressDisplay
@@ -31,6 +32,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     resume.add_argument(
         "--anyway", action="store_true", help="go on though versions or machine differ; the picture may differ a little"
     )
+    add_memory_options(resume.add_argument_group("memory", "by default as the run was begun"))
     branch = resume.add_argument_group("another way")
     branch.add_argument("--branch-at", type=int, metavar="K", help="keep K steps; what follows is made anew")
     branch.add_argument("-p", "--prompt", type=typed_text, metavar="TEXT", help="by this prompt from there")
@@ -65,8 +67,16 @@ def run_resume(options: argparse.Namespace) -> int:
         return _branch(options, journal, display)
 
 
-def _go_on(options: argparse.Namespace, journal: Journal, display: ProgressDisplay) -> int:
+def _engine(options: argparse.Namespace, journal: Journal) -> AvilaDiffusion:
+    """What the run was begun with."""
     from ..api import AvilaDiffusion
+
+    return AvilaDiffusion.from_journal(
+        journal, model=_model(options), memory=options.memory, max_memory=options.max_memory, anyway=options.anyway
+    )
+
+
+def _go_on(options: argparse.Namespace, journal: Journal, display: ProgressDisplay) -> int:
     from .job import Job, is_there, tell
     from .outputs import Destination
 
@@ -86,7 +96,7 @@ def _go_on(options: argparse.Namespace, journal: Journal, display: ProgressDispl
     destination.check(trails=trail, journals=[journal.path])
     display.say(f"{journal.calls} model calls are recorded")
     try:
-        engine = AvilaDiffusion.from_journal(journal, model=_model(options), anyway=options.anyway)
+        engine = _engine(options, journal)
         job = Job(
             engine,
             journal.request,
@@ -105,7 +115,6 @@ def _go_on(options: argparse.Namespace, journal: Journal, display: ProgressDispl
 
 
 def _branch(options: argparse.Namespace, journal: Journal, display: ProgressDisplay) -> int:
-    from ..api import AvilaDiffusion
     from ..pipeline.branch import Branch, change
     from .job import Job
     from .outputs import Destination
@@ -121,7 +130,7 @@ def _branch(options: argparse.Namespace, journal: Journal, display: ProgressDisp
     destination.check(journals=[journal.path, *([options.journal] if options.journal else [])])
     journal.cut(options.branch_at)
     try:
-        engine = AvilaDiffusion.from_journal(journal, model=_model(options), anyway=options.anyway)
+        engine = _engine(options, journal)
         branch = Branch(at=options.branch_at, before=before)
         job = Job(engine, request, destination, display, quiet=options.json, journal=journal, branch=branch)
         if options.journal is None:

@@ -85,22 +85,22 @@ def choose_way(engine: ModelEngine, request: GenerateRequest) -> Way:
         left = int(SHARE * found.available) + engine.kept
         if most_kept(engine.model) + SPARE + SPARE_A_PIXEL * request.width * request.height < left:
             return Way(None)
-        limit = left + Outlook(engine, request).base
-    return _within(Outlook(engine, request), limit, memory)
+        return _within(Outlook(engine, request), left, memory)
+    outlook = Outlook(engine, request)
+    return _within(outlook, int(CERTAIN * limit) - outlook.base, memory)
 
 
-def _within(outlook: Outlook, limit: int, memory: Memory) -> Way:
-    room = int(CERTAIN * limit) - outlook.base
+def _within(outlook: Outlook, room: int, memory: Memory) -> Way:
+    """room: bytes beside what the process holds anyway."""
     lean = outlook.rehearsed(0)
     sampling, decoding = lean.alone.held, lean.decode.held
     if decoding <= room:
         return Way(0 if memory.mode == "lean" else room - decoding)
-    config, (height, width) = outlook.engine.model.spec.vae, outlook.latent
-    bands = least_room(config, height, width) + BAND_SCRATCH
+    bands = least_room(outlook.engine.model.spec.vae, *outlook.latent) + BAND_SCRATCH
     if memory.limit is not None and max(sampling, bands) > room:
         least = int((outlook.base + max(sampling, bands)) / CERTAIN)
         raise RequestError(
-            f"this run takes {-(-least // 10**7) / 100:.2f} GB at least, and --max-memory is {limit / 1e9:.2f} GB; "
+            f"this run takes {-(-least // 10**7) / 100:.2f} GB at least, and --max-memory is {memory.limit / 1e9:.2f} GB; "
             "give more, or make a smaller picture"
         )
     kept = 0 if memory.mode == "lean" else max(room - sampling, 0)
