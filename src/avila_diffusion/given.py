@@ -16,7 +16,9 @@ LoraGiven = str | Path | tuple[str | Path, float] | tuple[str | Path, float, flo
 MOST_WEIGHT = 1e6
 """Of a LoRA; a picture is noise long before."""
 
-SIZE = re.compile(r"(\d{1,12}(?:\.\d{0,9})?)\s*([kMGT]?)(i?)B?", re.ASCII | re.IGNORECASE)
+SIZE = re.compile(r"(\d{1,12}(?:\.\d{0,9})?)\s*(?:([kMGT])(i?))?B?", re.ASCII | re.IGNORECASE)
+MOST_MEMORY = 10**15
+"""Bytes; no machine has as many."""
 
 
 def absolute(place: Any) -> Any:
@@ -49,13 +51,14 @@ def bytes_of(size: object) -> int | None:
     found = SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
     if found is not None:
         base = 1024 if found[3] else 1000
-        count = int(float(found[1]) * base ** " kMGT".index(found[2].upper().replace("K", "k") or " "))
-    elif isinstance(size, int) and not isinstance(size, bool):
-        count = size
-    else:
+        count = int(float(found[1]) * base ** " KMGT".index((found[2] or " ").upper()))
+    elif isinstance(size, bool) or not isinstance(size, numbers.Integral):
         raise RequestError(f"max_memory is {str(size)[:80]!r}; it must be a size such as 3G, 1500M or 2GiB")
-    if count < 10**6:
-        raise RequestError(f"max_memory is {count:,} bytes; give it with its unit, such as 3G")
+    else:
+        count = int(size)
+    if not 10**6 <= count <= MOST_MEMORY:
+        told = f"{count:,} bytes" if abs(count) <= MOST_MEMORY else "more than any machine has"
+        raise RequestError(f"max_memory is {told}; give it with its unit, such as 3G")
     return count
 
 

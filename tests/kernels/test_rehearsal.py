@@ -181,8 +181,17 @@ def test_rates_are_kept_and_made_anew_where_damaged(cache: Path, damage: str) ->
     again = calibration.rates()
     assert json.loads(path.read_text("utf-8")) == {"work": dict(again.work), "touch": again.touch, "read": again.read}
     assert all(rate > 0 for rate in again.work.values())
-    calibration.forget()
-    assert not list((cache / "rates").iterdir())
+
+
+def test_measuring_neither_minds_nor_changes_what_torch_is_set_to(cache: Path) -> None:
+    state = torch.get_rng_state()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device("meta"):
+            assert all(rate > 0 for rate in calibration.measure().work.values())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_seconds_are_work_by_rate() -> None:

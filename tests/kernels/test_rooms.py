@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from avila_diffusion.kernels import rooms
-from avila_diffusion.kernels.rooms import PAGE, SLACK, SMALLEST, Imagined, Rooms, _map, lend
+from avila_diffusion.kernels.rooms import PAGE, SLACK, SMALLEST, Imagined, Rooms, fresh, lend
 
 FLOATS = PAGE // 4
 
 
 def test_a_block_that_was_freed_serves_the_next_tensor_of_its_size() -> None:
-    pool = Rooms(_map)
+    pool = Rooms(fresh)
     first = lend(pool, 3 * FLOATS)
     at = first.data_ptr()
     view = first[5:]
@@ -32,7 +32,7 @@ def test_a_block_that_was_freed_serves_the_next_tensor_of_its_size() -> None:
 
 
 def test_a_block_far_too_large_does_not_serve() -> None:
-    pool = Rooms(_map)
+    pool = Rooms(fresh)
     del (large := [lend(pool, 8 * FLOATS)])[:]
     kept = lend(pool, 6 * FLOATS)  # 8 is more than 5 / 4 of it
     assert (pool.used, pool.held) == (6 * PAGE, 14 * PAGE)
@@ -44,7 +44,7 @@ def test_small_tensors_are_torch_s_own() -> None:
     assert tensor.shape == (SMALLEST // 4 - 1,) and tensor.dtype == torch.float32
 
 
-@pytest.mark.parametrize("make", [_map, Imagined])
+@pytest.mark.parametrize("make", [fresh, Imagined])
 def test_held_memory_stays_within_the_slack_of_the_most_in_use(make: Any) -> None:
     pool, chance = Rooms[Any](make), random.Random(3)
     alive: list[Any] = []
@@ -65,7 +65,7 @@ def test_held_memory_stays_within_the_slack_of_the_most_in_use(make: Any) -> Non
 
 def test_tensors_never_share_a_block() -> None:
     """Filled by many threads at once and kept over each other's deaths."""
-    pool, wrong = Rooms(_map), []
+    pool, wrong = Rooms(fresh), []
 
     def work(number: int) -> None:
         chance = random.Random(number)
@@ -93,7 +93,7 @@ def test_without_memory_the_refusal_says_so_and_nothing_is_counted(monkeypatch: 
     def none(*arguments: object, **named: object) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    pool = Rooms(_map)
+    pool = Rooms(fresh)
     monkeypatch.setattr("mmap.mmap", none)
     with pytest.raises(MemoryError, match=r"no 0\.84 GB of memory more.*--memory lean"):
         lend(pool, 400 * FLOATS)

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from avila_diffusion import kernels
 from avila_diffusion.config import VAEConfig
-from avila_diffusion.models import bands, rows
+from avila_diffusion.models import bands, plans, rows
 from avila_diffusion.models.bands import decode_in_bands
 from avila_diffusion.models.plans import Plan, StagePlan, least_room, plan_decode, stages
 from avila_diffusion.models.vae import VAE
@@ -42,6 +42,15 @@ def no_gradients() -> Iterator[None]:
 def whose(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "torch's":
         monkeypatch.setattr(kernels, "ENABLED", False)
+
+
+@pytest.fixture(autouse=True)
+def narrow_bands(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let bands be as small as these maps want them."""
+    monkeypatch.setattr(plans, "LEAST_BAND", 1)
+    plans.least_room.cache_clear()
+    yield
+    plans.least_room.cache_clear()
 
 
 def _vae(config: VAEConfig, fill: Any, dtype: torch.dtype) -> VAE:

@@ -108,9 +108,11 @@ def test_what_cannot_be_run_is_refused(make: Any) -> None:
 
 def test_memory_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     before = module.held_now()
-    assert before > 10 << 20
+    if before is None:
+        pytest.skip("this system does not tell")
     with mmap.mmap(-1, 64 << 20) as memory:  # not of a heap that has room
         memory.write(bytes(64 << 20))
-        assert module.held_now() - before > 32 << 20 or before == module.BASE
+        after = module.held_now()
+        assert after is not None and after - before > 32 << 20
     monkeypatch.setattr(Path, "read_text", lambda *of, **named: (_ for _ in ()).throw(FileNotFoundError()))
-    assert module.held_now() == module.BASE
+    assert module.held_now() is None

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +20,8 @@ from avila_diffusion.models.layers import keeper_of
 from avila_diffusion.models.plans import least_room
 from avila_diffusion.pipeline import memory as module
 from avila_diffusion.pipeline.engine import ModelEngine
-from avila_diffusion.pipeline.forecast import Outlook
-from avila_diffusion.pipeline.memory import BAND_SCRATCH, Memory, Way, choose_way, most_kept
+from avila_diffusion.pipeline.forecast import BAND_SCRATCH, Outlook, held_now
+from avila_diffusion.pipeline.memory import Memory, Way, choose_way, most_kept
 from avila_diffusion.request import GenerateRequest
 
 SIDE = 128
@@ -71,27 +75,73 @@ def test_a_limit_is_shared_out(make: Any) -> None:
     diffusion = make()
     engine, request = asked(diffusion)
     lean = Outlook(engine, request).rehearsed(0)
-    config, side = engine.model.spec.vae, SIDE // 8
     assert lean.alone.held < lean.decode.held, "else this tests nothing"
     way = choose_way(*with_room(diffusion, lean.decode.held + 2_000_000))
     assert way.decode_room is None and way.kept == pytest.approx(2_000_000, abs=2**20)
     assert choose_way(*with_room(diffusion, lean.decode.held + 2_000_000, "lean")) == Way(0)
-    least = least_room(config, side, side)
-    if least + BAND_SCRATCH < lean.decode.held:
-        way = choose_way(*with_room(diffusion, lean.decode.held - 1))
-        assert way.decode_room is not None and way.decode_room >= least
+
+
+def test_what_does_not_fit_whole_is_decoded_in_bands(make: Any) -> None:
+    diffusion = make()
+    engine, request = asked(diffusion)
+    request = replace(request, width=1024, height=1024)
+    outlook = Outlook(engine, request)
+    room = outlook.rehearsed(0).decode.held - 1
+    limit = Memory("auto", int((outlook.base + room) / module.CERTAIN) + 2)
+    limited = ModelEngine(engine.model, engine.policy, engine.rack, memory=limit)
+    way = choose_way(limited, request)
+    assert way.decode_room is not None
+    assert least_room(engine.model.spec.vae, 128, 128) <= way.decode_room <= room - BAND_SCRATCH + 4
+    told = module.chosen(Outlook(limited, request))
+    assert told.peak_bytes <= limit.limit  # type: ignore[operator]
+    assert told.decode_seconds > outlook.at(0).decode_seconds
 
 
 def test_too_little_is_refused_with_what_would_do(make: Any) -> None:
     engine, request = with_room(make(), 1 << 20)
-    with pytest.raises(
-        RequestError, match=r"takes (\d+\.\d\d) GB at least, and --max-memory is \d+\.\d\d GB; give more"
-    ) as told:
+    with pytest.raises(RequestError, match=r"takes \S+ GB at least, and --max-memory is \S+ GB; give more") as told:
         list(engine.generate(request))
     found = re.search(r"takes ([\d.]+) GB", str(told.value))
     assert found is not None
     enough = Memory("auto", int(float(found[1]) * 1e9) + (8 << 20))  # the process itself may have grown a little
     choose_way(ModelEngine(engine.model, engine.policy, engine.rack, memory=enough), request)
+
+
+PROCESS = """
+import sys, threading, time
+from avila_diffusion import AvilaDiffusion
+from avila_diffusion.errors import RequestError
+from avila_diffusion.pipeline.forecast import held_now
+path, limit, side = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+peak, ended = [0], threading.Event()
+def watch():
+    while not ended.wait(0.002):
+        peak[0] = max(peak[0], held_now())
+threading.Thread(target=watch, daemon=True).start()
+diffusion = AvilaDiffusion.with_model(path, device="cpu", threads=2, max_memory=limit)
+try:
+    diffusion.text_to_image("a hill", None, side, side, steps=1, seed=1).save_png("made.png")
+    print("made", peak[0])
+except RequestError as error:
+    print("refused", error)
+"""
+
+
+@pytest.mark.skipif(held_now() is None, reason="this system does not tell what a process holds")
+@pytest.mark.parametrize("side", [128, 576])
+def test_a_process_keeps_to_the_number_that_it_told(tiny_checkpoint: Any, tmp_path: Path, side: int) -> None:
+    """Also where a picture is decoded in bands, as the larger one is."""
+
+    def run(limit: int) -> str:
+        command = [sys.executable, "-c", PROCESS, str(tiny_checkpoint("sd1")), str(limit), str(side)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    refused = run(10**8)
+    told = re.search(r"refused this run takes ([\d.]+) GB", refused)
+    assert told is not None, refused
+    limit = int(float(told[1]) * 1e9)
+    made = run(limit).split()
+    assert made[0] == "made" and int(made[1]) <= limit, (made, limit)
 
 
 def test_pictures_do_not_depend_on_it(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +172,9 @@ def test_most_kept_is_no_less_than_what_is_kept(make: Any) -> None:
     assert Outlook(engine, request).keepable <= most_kept(engine.model)
 
 
-@pytest.mark.parametrize("given", ["", "3 apples", "-1G", 3.5, True, "1e9", "12"])
+@pytest.mark.parametrize(
+    "given", ["", "3 apples", "-1G", 3.5, True, "1e9", "12", "3i", "3iB", 10**400, "999999999999T"]
+)
 def test_what_is_no_size_is_refused(make: Any, given: Any) -> None:
     with pytest.raises(RequestError, match="max_memory is "):
         make(max_memory=given)
@@ -131,6 +183,7 @@ def test_what_is_no_size_is_refused(make: Any, given: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
+        (np.int64(3 * 10**9), 3 * 10**9),
         ("3G", 3 * 10**9),
         ("1.5g", 1_500_000_000),
         ("800 MB", 800_000_000),

@@ -22,7 +22,8 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
         "plan",
         help="say what a run would take, in memory and time, without running it",
         description="Say what `avila generate` with the same options would take: peak memory and seconds, with all derived "
-        "weights kept (fast) and with none (lean). Makes no picture. The first time, it measures this machine for two seconds.",
+        "weights kept (fast), with none (lean), and within --max-memory. Makes no picture. The first time, it measures this "
+        "machine for two seconds.",
     )
     add_job_options(plan)
     plan.add_argument("--json", action="store_true", help="one JSON object instead of lines")
@@ -31,6 +32,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run_plan(options: argparse.Namespace) -> int:
     """`avila plan`."""
+    from ..pipeline.memory import chosen
     from .generate import prepared
 
     began = time.perf_counter()
@@ -38,7 +40,9 @@ def run_plan(options: argparse.Namespace) -> int:
     started = PYTHON + time.perf_counter() - began
     outlook = engine.outlook(request)
     ways = {"fast": outlook.at(None), "lean": outlook.at(0)}
-    asked = ways["fast"]
+    if options.max_memory is not None:
+        ways = {f"--max-memory {options.max_memory}": chosen(outlook), **ways}
+    asked = next(iter(ways.values()))
     if options.json:
         told = {"model": model, "start_seconds": round(started, 3)}
         print(json.dumps(told | {name: way.to_dict() for name, way in ways.items()}, indent=2))

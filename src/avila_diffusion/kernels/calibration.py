@@ -10,9 +10,7 @@ import contextlib
 import hashlib
 import json
 import math
-import mmap
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +26,7 @@ from .. import kernels
 from ..machine import cache_folder, processor_name
 from . import native
 from .rehearsal import Kind, Work, rehearsing
+from .rooms import fresh
 
 VERSION = 1
 """Of what is measured and how; another is another file."""
@@ -77,13 +76,6 @@ def rates(device: torch.device | None = None, dtype: torch.dtype = torch.float32
     return measured
 
 
-def forget() -> None:
-    """Take away every rate that was kept."""
-    with contextlib.suppress(OSError, RuntimeError):
-        for path in (cache_folder() / "rates").glob("rates-*.json"):
-            path.unlink()
-
-
 def _path(device: torch.device, dtype: torch.dtype) -> Path | None:
     """Another set of kernels, number of threads, processor, torch or device is another file. None without a home folder."""
     known = native.identity() if kernels.ENABLED else None
@@ -122,7 +114,7 @@ def measure(device: torch.device | None = None, dtype: torch.dtype = torch.float
     """Measure now, in a second or two. Kernels of ours are among it where they would serve on that device in that dtype."""
     place = device or torch.device("cpu")
     timed = [*_torch_samples(place, dtype)]
-    served = native.serves(torch.zeros(1, dtype=dtype, device=place))
+    served = native.serves(_drawn(1).to(place, dtype))
     if served:
         timed += _native_samples()
     found: dict[Kind, float] = {kind: amount / _best(run, place) for kind, amount, run in timed}
@@ -136,7 +128,7 @@ Sample = tuple[Kind, float, Callable[[], object]]
 
 def _torch_samples(device: torch.device, dtype: torch.dtype) -> list[Sample]:
     def draw(*shape: int) -> Tensor:
-        return torch.rand(shape, dtype=dtype, device=device)
+        return _drawn(*shape).to(device, dtype)
 
     x, weight = draw(1024, 640), draw(640, 640)
     maps = draw(1, 256, 32, 32).contiguous(memory_format=torch.channels_last)
@@ -153,28 +145,34 @@ def _torch_samples(device: torch.device, dtype: torch.dtype) -> list[Sample]:
 
 def _native_samples() -> list[Sample]:
     """Layers of SD 1.5's UNet. What each is, in operations, the rehearsal of the same call says."""
-    x, matrix = torch.rand(2048, 640), torch.rand(640, 640)
+    x, matrix = _drawn(2048, 640), _drawn(640, 640)
     large, small = (_map(2, channels, side) for channels, side in ((320, 64), (640, 16)))
-    wide = torch.rand(320, 320, 3, 3)
+    wide = _drawn(320, 320, 3, 3)
     packed = native.pack_rows(matrix)
-    wider = torch.rand(640, 640, 3, 3)
+    wider = _drawn(640, 640, 3, 3)
     four, two = native.pack_f4(wide), native.pack_f2(wider)
-    q, k = torch.rand(2, 512, 640), torch.rand(2, 1024, 640)
-    ones = torch.ones(320)
+    q, k = _drawn(2, 512, 640), _drawn(2, 1024, 640)
+    ones = _drawn(320)
     runs: list[tuple[Kind, Callable[..., object], tuple[object, ...]]] = [
         ("linear", native.linear, (x, packed, None, 640)),
         ("winograd 4x4", native.convolve, (large, four, ones, 320, native.F4)),
-        ("winograd 2x2", native.convolve, (small, two, torch.ones(640), 640, native.F2)),
+        ("winograd 2x2", native.convolve, (small, two, _drawn(640), 640, native.F2)),
         ("attention", native.attend, (q, k, k, 8)),
         ("norm", native.group_norm, (large, 32, ones, ones, 1e-5, True)),
-        ("pack rows", native.pack_rows, (torch.rand(1280, 1280).half(),)),
+        ("pack rows", native.pack_rows, (_drawn(1280, 1280).half(),)),
         ("pack winograd", native.pack_f4, (wider.half(),)),  # larger than a cache, as most are
     ]
     return [(kind, _amount(kind, run, inputs), partial(run, *inputs)) for kind, run, inputs in runs]
 
 
 def _map(batch: int, channels: int, side: int) -> Tensor:
-    return torch.rand(batch, channels, side, side).contiguous(memory_format=torch.channels_last)
+    return _drawn(batch, channels, side, side).contiguous(memory_format=torch.channels_last)
+
+
+def _drawn(*shape: int) -> Tensor:
+    """Numbers of 0 to 1, whatever torch's defaults are now, and without a draw from its generator."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.rand(shape, dtype=torch.float32, device="cpu", generator=generator)
 
 
 def _amount(kind: Kind, run: Callable[..., object], inputs: tuple[object, ...]) -> float:
@@ -204,24 +202,13 @@ def _finish(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def _new_memory() -> mmap.mmap:
-    """Private to this process and in large pages, as maps have it, where the system has such."""
-    flags = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
-    memory = mmap.mmap(-1, TOUCHED, flags=flags) if sys.platform != "win32" and flags else mmap.mmap(-1, TOUCHED)
-    advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if advice is not None:
-        with contextlib.suppress(OSError):
-            memory.madvise(advice)
-    return memory
-
-
 def _memory(device: torch.device) -> tuple[float, float]:
     """Bytes per second that new memory is first written with, zeroed page by page as it is handed out; and read with."""
     if device.type != "cpu":
         return 1e12, 1e12  # a card's memory is there at once, and its products do not wait for it
     written = read = math.inf
     for _ in range(2):
-        with _new_memory() as memory:
+        with fresh(TOUCHED) as memory:
             room = torch.frombuffer(memory, dtype=torch.float32)
             began = time.perf_counter()
             room.fill_(1)

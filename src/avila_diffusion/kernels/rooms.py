@@ -29,7 +29,7 @@ SLACK = 64 << 20
 """Bytes that may be held beyond the most that was in use."""
 
 
-def _map(size: int) -> mmap.mmap:
+def fresh(size: int) -> mmap.mmap:
     """Zeroed memory of this process alone. Raises MemoryError where the system has none."""
     try:
         if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
@@ -110,6 +110,11 @@ class Rooms(Generic[B]):
             return self.make(size)
         except MemoryError:
             with self._lock:
+                self._forget(down_to=0)  # what is free may be just what lacks
+        try:
+            return self.make(size)
+        except MemoryError:
+            with self._lock:
                 self._used -= size
                 self._held -= size
             raise
@@ -144,7 +149,7 @@ class Rooms(Generic[B]):
             block.close()
 
 
-_rooms = Rooms(_map)
+_rooms = Rooms(fresh)
 give_back = _rooms.give_back
 
 
@@ -172,4 +177,4 @@ def own(count: int) -> Tensor:
     """Room for `count` floats that stay for long, such as packed weights; unmapped when the tensor dies."""
     if 4 * count < SMALLEST:
         return torch.empty(count, dtype=torch.float32, device="cpu")
-    return torch.frombuffer(memoryview(_map(4 * count)), dtype=torch.float32)
+    return torch.frombuffer(memoryview(fresh(4 * count)), dtype=torch.float32)

@@ -9,6 +9,7 @@ What LoRA files change are `Delta`s beside the source, applied while deriving: w
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ from .weights import Delta, Derived, Keeper, Transform, derive, version_of
 MUCH, FEW_ROWS = 128 << 20, 32
 """A packed weight of more bytes that meets no more rows is not kept: that it need not be packed saves
 half a per cent of a step of SD 1.5, and three such are a tenth of all that is kept."""
+
+_keeping = threading.Lock()
 
 
 class Layer(nn.Module):
@@ -108,8 +111,9 @@ class Layer(nn.Module):
         return source.dim() == 1 or self.keeper.admit(size)
 
     def _keep(self, name: str, derived: Derived) -> None:
-        self._drop(name)  # another thread may have kept it meanwhile
-        self._derived[name] = derived
+        with _keeping:  # of two threads that made it at once, one gives way
+            self._drop(name)
+            self._derived[name] = derived
 
     def _drop(self, name: str) -> None:
         dropped = self._derived.pop(name, None)

@@ -15,6 +15,7 @@ from ..config import VAEConfig
 
 TILE = 4  # rows of a Winograd tile: bands that begin with one are made of the same products as the whole map
 PACKING = 1000  # packing a weight once more, as products with it
+LEAST_BAND = 4 << 20  # bytes: smaller ones would lie in the C library's heap, whose gaps no plan counts
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024)  # of bands
 
 
@@ -106,7 +107,9 @@ def _best(
 
 
 def _choices(stage: Stage) -> Iterator[StagePlan]:
-    heights = {max(-(-stage.height // count // TILE) * TILE, TILE) for count in COUNTS}
+    row = min(out for _, out in stage.blocks) * stage.width * 4
+    lowest = -(-LEAST_BAND // row // TILE) * TILE
+    heights = {max(-(-stage.height // count // TILE) * TILE, lowest) for count in COUNTS}
     flags = (True, False)
     for rows, first, others, keep in product(sorted(heights, reverse=True), flags, flags, flags):
         if stage.upsampled or not keep:

@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .. import kernels
+from ..errors import RequestError
 from ..kernels import native, rooms
 from ..kernels.calibration import Rates, rates
 from ..kernels.rehearsal import Stage, rehearsing
 from ..models.layers import Layer, keeper_of
+from ..models.plans import plan_decode
 from ..models.text_keys import TextKeys
 from ..models.twin import twin
 from ..request import GenerateRequest
@@ -34,6 +37,10 @@ BASE_AT_LEAST = 120 << 20
 """The same without a single one of those."""
 LIBRARIES = 64 << 20
 """Bytes that libraries take when they compute first: threads, oneDNN's programs, what Python keeps of a run."""
+FLOATS_A_PIXEL, BYTES_A_PIXEL = 3, 12
+"""Copies of a decoded picture in floats while it becomes bytes; bytes while those are resized and written."""
+BAND_SCRATCH = 96 << 20
+"""Bytes that decoding in bands takes beside its maps: the kernels' scratch, a picture, and rooms that are free."""
 REMEMBERED = 16
 """Rehearsals that are kept."""
 
@@ -67,14 +74,29 @@ class Forecast:
 
 
 class Outlook:
-    """What a resolved request takes, by how much of its derived weights may stay."""
+    """What a resolved request takes, by how much of its derived weights may stay.
+
+    base: bytes that the process holds beside what a run makes and gives back, finished pictures among them.
+    """
 
     def __init__(self, engine: ModelEngine, request: GenerateRequest) -> None:
         self.engine = engine
         self.request = request
         self.texts = _Texts.of(engine, request)
-        # Before anything is rehearsed; what earlier runs left is given back or used again.
-        self.base = max(held_now() - rooms.held() - engine.kept, BASE_AT_LEAST) + LIBRARIES
+        self.of_rehearsing = _load_what_rehearsals_need()
+        held = held_now()
+        # What earlier runs left is given back or used again.
+        without = BASE if held is None else max(held - rooms.held() - engine.kept, BASE_AT_LEAST)
+        assert request.width is not None and request.height is not None
+        self.base = without + LIBRARIES + 3 * request.width * request.height * len(request.seeds)
+
+    @property
+    def finishing(self) -> int:
+        """Bytes that it takes to make a decoded picture one of 8 bits, at the size asked for, and a file."""
+        drawn, request = self.engine.drawn(self.request), self.request
+        assert drawn.width is not None and drawn.height is not None
+        assert request.width is not None and request.height is not None
+        return FLOATS_A_PIXEL * 12 * drawn.width * drawn.height + BYTES_A_PIXEL * request.width * request.height
 
     @property
     def keepable(self) -> int:
@@ -92,8 +114,13 @@ class Outlook:
         assert drawn.width is not None and drawn.height is not None
         return drawn.height // scale, drawn.width // scale
 
-    def at(self, kept: int | None) -> Forecast:
-        """The forecast where at most so many bytes of derived weights stay; None: all, 0: none."""
+    def at(self, kept: int | None, decode_room: int | None = None) -> Forecast:
+        """The forecast where at most so many bytes of derived weights stay; None: all, 0: none.
+
+        decode_room: bytes of maps with which the picture is decoded in bands; None: whole.
+        """
+        if kept is not None and (isinstance(kept, bool) or not isinstance(kept, int) or kept < 0):
+            raise RequestError(f"kept is {str(kept)[:80]!r}; it must be a number of bytes, or None for all")
         engine, request, policy = self.engine, self.request, self.engine.policy
         plan = make_plan(request, engine.model.spec, engine.table)
         texts, seen = self.texts, self.rehearsed(kept)
@@ -103,13 +130,19 @@ class Outlook:
         step, plain = (_seconds(rate, stage) for stage in (seen.step, seen.alone))
         decode, text = _seconds(rate, seen.decode), _seconds(rate, seen.text) * request.count
         grown = seen.decode.held if policy.device.type == "cpu" and kernels.ENABLED else seen.peak
+        if decode_room is not None:
+            grown = max(seen.alone.held, decode_room + BAND_SCRATCH)
+            decode *= self._banded(decode_room)
+        grown = max(grown, seen.kept + self.finishing)
+        # A run that is not told how much it may hold is not rehearsed.
+        base = self.base - (self.of_rehearsing if engine.memory.limit is None else 0)
         prepare = max(_seconds(rate, seen.first) - step, 0.0) + grown / rate.touch
         notes = [f"{plan.counted} model calls were assumed; only the run can tell"] if plan.calls is None else []
         if policy.device.type != "cpu":
             notes.append(f"the peak counts what lies on {policy.device} together with the process")
         return Forecast(
-            peak_bytes=self.base + grown,
-            base_bytes=self.base,
+            peak_bytes=base + grown,
+            base_bytes=base,
             kept_bytes=seen.kept,
             seconds=prepare + text + pictures * (guided * step + alone * plain + decode),
             prepare_seconds=prepare,
@@ -121,6 +154,17 @@ class Outlook:
             rough="linear" not in rate.work,
             notes=tuple(notes),
         )
+
+    def _banded(self, room: int) -> float:
+        """How many times as many products it takes to decode in bands with that room."""
+        config, itemsize = self.engine.model.spec.vae, self.itemsize
+        whole, bands = (plan_decode(config, *self.latent, some, itemsize).products for some in (10**15, room))
+        return bands / whole
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number in the decoder's maps; in half precision it may have to be made again in float32."""
+        return max(4, self.engine.policy.vae.itemsize)
 
 
 def _calls(plan: Plan, texts: _Texts) -> tuple[int, int]:
@@ -270,11 +314,21 @@ def _seconds(rate: Rates, stage: Stage) -> float:
     return rate.seconds(stage.work)
 
 
-def held_now() -> int:
-    """Bytes that this process holds beside mapped files; a constant where the system does not tell (outside of Linux)."""
+def held_now() -> int | None:
+    """Bytes that this process holds beside mapped files; None where the system does not tell (outside of Linux)."""
     try:
         lines = Path("/proc/self/status").read_text("ascii", errors="replace").splitlines()
     except OSError:
-        return BASE
+        return None
     told = dict(line.split(":", 1) for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
-    return sum(int(value.split()[0]) << 10 for value in told.values()) or BASE
+    return sum(int(value.split()[0]) << 10 for value in told.values()) or None
+
+
+@cache
+def _load_what_rehearsals_need() -> int:
+    """Load it: torch imports some hundred modules of its own at the first operation without numbers. The bytes it took."""
+    before = held_now()
+    empty = torch.empty(1, device="meta")
+    torch.add(empty, empty)
+    after = held_now()
+    return 0 if before is None or after is None else max(after - before, 0)

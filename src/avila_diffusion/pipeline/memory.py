@@ -16,7 +16,7 @@ from ..machine import memory as machine_memory
 from ..models.layers import Conv2d, Layer, keep_derived
 from ..models.plans import least_room
 from ..options import MemoryMode
-from .forecast import Outlook
+from .forecast import BAND_SCRATCH, Forecast, Outlook
 
 if TYPE_CHECKING:
     from ..checkpoint.load import Model
@@ -28,10 +28,10 @@ MODES: tuple[MemoryMode, ...] = get_args(MemoryMode)
 
 CERTAIN = 0.95
 """Of a limit, what is planned for: a forecast is one."""
+DRIFT = 16 << 20
+"""Bytes by which a process differs from the last of its kind."""
 SHARE = 0.8
 """Of the memory that this machine has left, what a run may take without being told."""
-BAND_SCRATCH = 96 << 20
-"""Bytes that decoding in bands takes beside its maps: the kernels' scratch, a picture, and rooms that are free."""
 SPARE, SPARE_A_PIXEL = 512 << 20, 4096
 """Bytes that a run takes at most beside what it keeps: three maps of 256 channels, and more. Where there is less, it is
 looked at closely."""
@@ -93,18 +93,24 @@ def choose_way(engine: ModelEngine, request: GenerateRequest) -> Way:
 def _within(outlook: Outlook, room: int, memory: Memory) -> Way:
     """room: bytes beside what the process holds anyway."""
     lean = outlook.rehearsed(0)
-    sampling, decoding = lean.alone.held, lean.decode.held
+    sampling, decoding = max(lean.alone.held, outlook.finishing), max(lean.decode.held, outlook.finishing)
     if decoding <= room:
         return Way(0 if memory.mode == "lean" else room - decoding)
-    bands = least_room(outlook.engine.model.spec.vae, *outlook.latent) + BAND_SCRATCH
+    bands = least_room(outlook.engine.model.spec.vae, *outlook.latent, outlook.itemsize) + BAND_SCRATCH
     if memory.limit is not None and max(sampling, bands) > room:
-        least = int((outlook.base + max(sampling, bands)) / CERTAIN)
+        least = int((outlook.base + max(sampling, bands) + DRIFT) / CERTAIN)
         raise RequestError(
-            f"this run takes {-(-least // 10**7) / 100:.2f} GB at least, and --max-memory is {memory.limit / 1e9:.2f} GB; "
+            f"this run takes {-(-least // 10**7) / 100:.2f} GB at least, and --max-memory is {memory.limit / 1e9:.3g} GB; "
             "give more, or make a smaller picture"
         )
     kept = 0 if memory.mode == "lean" else max(room - sampling, 0)
     return Way(kept, max(room, bands) - BAND_SCRATCH)
+
+
+def chosen(outlook: Outlook) -> Forecast:
+    """The forecast of the way that a run takes. Raises RequestError where there is none."""
+    way = choose_way(outlook.engine, outlook.request)
+    return outlook.at(way.kept, way.decode_room)
 
 
 def most_kept(model: Model) -> int:
