@@ -29,6 +29,12 @@ def read_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20, help="of a whole picture, default 20")
     parser.add_argument("--threads", type=int, default=2, help="of ours and of each peer, default 2")
     parser.add_argument("--write", type=Path, metavar="DOCUMENT", help="put the tables into it, between its marks")
+    parser.add_argument(
+        "--records",
+        type=Path,
+        metavar="FILE",
+        help="keep what is measured there; the tables have what it held before, too",
+    )
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the one part, in this process
     arguments = parser.parse_args(words)
     unknown = [part for part in arguments.part if part not in PARTS]
@@ -70,6 +76,23 @@ def measure_apart(part: str, words: list[str]) -> dict[str, Any] | None:
     return found
 
 
+def read_records(path: Path | None, about: dict[str, Any]) -> dict[str, Any]:
+    """What was measured before on this machine, by part; nothing of another machine."""
+    if path is None or not path.exists():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found["machine"] != about:
+        raise SystemExit(f"{path} is of another machine ({found['machine']}); give another file")
+    records: dict[str, Any] = found["parts"]
+    return records
+
+
+def write_records(path: Path, about: dict[str, Any], records: dict[str, Any]) -> None:
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(json.dumps({"machine": about, "parts": records}), encoding="utf-8")
+    unfinished.replace(path)
+
+
 def main() -> int:
     arguments = read_arguments()
     unset = settle(arguments.threads)
@@ -86,6 +109,7 @@ def main() -> int:
     about = machine.describe()
     words = [f"--{name}={getattr(arguments, name)}" for name in ("rounds", "steps", "threads")]
     words += ["--peers"] if arguments.peers else []
+    kept = read_records(arguments.records, about)
     records: dict[str, Any] = {}
     wanted = arguments.part or PARTS
     for part in wanted:
@@ -94,13 +118,17 @@ def main() -> int:
         if record is not None:
             records[part] = record
             print("\n".join(report.SECTIONS[part][1](part, record)), flush=True)
+            if arguments.records is not None:
+                write_records(arguments.records, about, kept | records)
+    measured = len(records)
+    records = {part: found for part in PARTS if (found := (kept | records).get(part)) is not None}
     print("\n".join(report.goal(records)))
     if arguments.write is not None:
         text = arguments.write.read_text(encoding="utf-8")
         arguments.write.write_text(report.filled(text, report.body(about, records)), encoding="utf-8", newline="\n")
         print(f"{arguments.write}: written")
     print(json.dumps({"machine": about, "parts": records, "figures": [vars(x) for x in report.figures(records)]}))
-    return 0 if len(records) == len(wanted) else 1
+    return 0 if measured == len(wanted) else 1
 
 
 if __name__ == "__main__":

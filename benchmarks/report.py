@@ -252,13 +252,21 @@ def body(machine: Mapping[str, object], records: Records) -> str:
     said = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in machine.items() if value is not None)
     when = sorted({str(record["when"])[:10] for record in records.values() if "when" in record})
     lines = [
-        f"Measured {' and '.join(when)}: {said}." if when else f"{said}.",
+        f"Measured {' and '.join(when)}: {said}. {rounds(records)}" if when else f"{said}.",
         "",
         *goal(records),
         "",
         *sections(records),
     ]
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def rounds(records: Records) -> str:
+    """How often each candidate of a part ran, the best of which counts."""
+    counts = {
+        part: len(next(iter(record["seconds"].values()))) for part, record in records.items() if "seconds" in record
+    }
+    return f"Best of: {', '.join(f'{part} {count}' for part, count in counts.items())}." if counts else ""
 
 
 def filled(text: str, between: str) -> str:

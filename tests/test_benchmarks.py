@@ -143,6 +143,18 @@ def test_tables_are_tables_and_hold_the_numbers() -> None:
     assert set(report.SECTIONS) == set(PARTS) == set(command.PARTS)
 
 
+def test_records_are_kept_by_part_and_of_one_machine(tmp_path: Path) -> None:
+    path, about = tmp_path / "records.json", {"processor": "P", "threads": 2}
+    assert command.read_records(None, about) == command.read_records(path, about) == {}
+    command.write_records(path, about, RECORDS)
+    assert command.read_records(path, about) == RECORDS
+    assert [found.name for found in tmp_path.iterdir()] == ["records.json"]
+    with pytest.raises(SystemExit, match="is of another machine"):
+        command.read_records(path, about | {"threads": 4})
+    assert report.rounds(RECORDS) == "Best of: step 3, sdxl 1, whole 1, memory 1."
+    assert report.rounds({}) == ""
+
+
 def test_the_marks_of_a_document() -> None:
     text = f"before\n{BEGIN}old\n{END}\nafter\n"
     new = report.filled(text, "new\n")
