@@ -27,7 +27,7 @@ F4, F2 = 4, 2
 POINTS = {F4: 36, F2: 16}
 MOST_CHANNELS = 8192
 PIECES = 32  # of group_norm's sums
-QUERIES, KEYS = 48, 512  # of attention's blocks
+KEYS = 264  # of attention's blocks
 BLOCK_BYTES = 16 << 20  # of a Winograd convolution's working set: what a third-level cache holds
 
 
@@ -317,11 +317,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     _expect(k, batch, k.shape[1], width)
     _expect(v, *k.shape)
     keys, d = k.shape[1], width // heads
-    threads = torch.get_num_threads()
-    wide = -(-d // _loaded().vector) * _loaded().vector
-    packed = batch * heads * (-(-keys // panel()) * panel() * d + keys * wide)
-    # Panels begin on whole cache lines: d · panel and keys · vector are multiples of one.
-    scratch = _scratch(packed + threads * QUERIES * (KEYS + wide))
+    threads, lanes = torch.get_num_threads(), _loaded().vector
+    head = -(-keys * d // lanes) * lanes
+    scratch = _scratch(2 * batch * heads * head + threads * panel() * (KEYS + 2 * d))
     y = room(batch, queries, width)
     arguments = Attention(
         batch, heads, d, queries, keys, _at(q), _at(k), _at(v), width, width, width, _at(y), d**-0.5,

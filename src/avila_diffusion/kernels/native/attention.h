@@ -1,124 +1,166 @@
 /* softmax(Q K^T scale) V, block by block (Milakov & Gimelshein 2018; Dao et al. 2022): the scores of a few queries with a
    block of keys are made, exponentiated and used while they are in the cache; the matrix of all scores never exists.
 
-   Keys and values are packed first: keys as panels of PANEL keys, each (d, PANEL), times scale * log2 e, so that a power of
-   two is all the exponential there is; values as panels of one, two or three vectors of the head's width. */
+   All of it stands on its side: a panel of PANEL queries lies along the lanes of two vectors. S^T = K Q^T has a row for each key,
+   out^T += V^T P has one for each of the head's d numbers, so that no width has to be filled up to whole vectors, and the
+   maxima and sums over keys are vectors too. */
 struct attention {
   i64 batch, heads, d, queries, keys;
   const float *q, *k, *v; /* (batch, tokens, heads * d): rows ld_q ... apart */
   i64 ld_q, ld_k, ld_v;
   float *y; /* (batch, queries, heads * d) */
   float scale;
-  float *scratch; /* batch * heads * (size of packed keys + of packed values), then for each part as below */
+  float *scratch; /* batch * heads * (keys and values of a head, each up to whole vectors), then for each part PANEL * (KEYS + 2 d) */
   i64 parts;     /* for how many parts there is scratch */
 };
 
-#define QUERIES 48 /* at a time: a multiple of ROWS_1, ROWS_2 and ROWS_3, or nearly */
-#define KEYS 512
+#define KEYS 264 /* at a time: a multiple of ROWS_2; their scores with a panel of queries fit a first-level cache, or nearly */
+#define SUMMED 16 /* weights in one chain of sums */
 
 static inline i64 up_to(i64 x, i64 multiple) { return (x + multiple - 1) / multiple * multiple; }
 
-static void pack_keys(const struct attention *a, const float *k, float *to) {
-  float scale = a->scale * 1.4426950408889634f;
-  for (i64 panel = 0; panel * PANEL < a->keys; panel++, to += a->d * PANEL) {
-    i64 count = smaller_of(PANEL, a->keys - panel * PANEL);
-    for (i64 j = 0; j < PANEL; j++) {
-      const float *row = k + (panel * PANEL + j) * a->ld_k;
-      for (i64 i = 0; i < a->d; i++) to[i * PANEL + j] = j < count ? row[i] * scale : 0.0f;
-    }
+/* C (R, 2 vectors) += A^T B: as a micro-kernel, but A is packed too, column after column. */
+#define MICRO_OF_COLUMNS(NAME, R)                                                                     \
+  static void NAME(i64 k, const float *a, const float *b, float *c) {                            \
+    vec acc[R][2];                                                                                   \
+    UNROLL for (int i = 0; i < R; i++) acc[i][0] = acc[i][1] = (vec){0};                             \
+    for (i64 p = 0; p < k; p++, a += R, b += PANEL) {                                               \
+      vec left = *(const vec *)b, right = *(const vec *)(b + VL);                                    \
+      UNROLL for (int i = 0; i < R; i++) {                                                           \
+        vec x = fill(a[i]);                                                                          \
+        acc[i][0] += x * left;                                                                       \
+        acc[i][1] += x * right;                                                                      \
+      }                                                                                              \
+    }                                                                                                \
+    UNROLL for (int i = 0; i < R; i++) {                                                             \
+      store(c + i * PANEL, load(c + i * PANEL) + acc[i][0]);                                         \
+      store(c + i * PANEL + VL, load(c + i * PANEL + VL) + acc[i][1]);                               \
+    }                                                                                                \
+  }
+
+MICRO_OF_COLUMNS(columns_many, ROWS_2)
+MICRO_OF_COLUMNS(columns_4, 4)
+MICRO_OF_COLUMNS(columns_1, 1)
+
+/* Of d numbers of a head `left` are left: how many are taken together next. */
+static inline i64 group_of(i64 left) { return left >= ROWS_2 ? ROWS_2 : left >= 4 ? 4 : 1; }
+
+/* out^T (d, PANEL) += V^T P; V as pack_values leaves it, from a key on; P (count, PANEL). */
+static void add_values(const struct attention *a, i64 key, i64 count, const float *v, const float *p, float *out) {
+  for (i64 i = 0, step; i < a->d; i += step) {
+    step = group_of(a->d - i);
+    for (i64 j = 0; j < count; j += CHAIN)
+      (step == ROWS_2 ? columns_many : step == 4 ? columns_4 : columns_1)(
+          smaller_of(CHAIN, count - j), v + i * a->keys + (key + j) * step, p + j * PANEL, out + i * PANEL);
   }
 }
 
-/* Vectors of the next panel of values where `left` vectors are left: as few panels as can be, none of one if possible. */
-static inline int panel_width(i64 left) { return left == 1 ? 1 : left == 2 || left == 4 ? 2 : 3; }
-
+/* Values -> groups of columns, each (keys, its width). */
 static void pack_values(const struct attention *a, const float *v, float *to) {
-  i64 vectors = (a->d + VL - 1) / VL;
-  for (i64 done = 0; done < vectors;) {
-    i64 width = panel_width(vectors - done) * VL, first = done * VL, count = smaller_of(width, a->d - first);
-    for (i64 i = 0; i < a->keys; i++, to += width) {
-      memcpy(to, v + i * a->ld_v + first, count * sizeof(float));
-      for (i64 j = count; j < width; j++) to[j] = 0.0f;
-    }
-    done += width / VL;
+  for (i64 i = 0, step; i < a->d; i += step) {
+    step = group_of(a->d - i);
+    for (i64 j = 0; j < a->keys; j++, to += step) memcpy(to, v + j * a->ld_v + i, step * sizeof(float));
   }
 }
 
-/* Scores (rows, up to KEYS) -> weights relative to the running maximum of each row. */
-static void exponentiate(i64 rows, i64 count, float *scores, float *highest, float *sum, float *out, i64 width) {
-  i64 whole = up_to(count, VL);
-  for (i64 i = 0; i < rows; i++) {
-    float *s = scores + i * KEYS, lanes[VL];
-    for (i64 j = count; j < whole; j++) s[j] = -1e30f;
-    vec top = load(s);
-    for (i64 j = VL; j < whole; j += VL) top = larger(top, load(s + j));
-    store(lanes, top);
-    float most = highest[i];
-    for (int j = 0; j < VL; j++) most = lanes[j] > most ? lanes[j] : most;
-    vec total = {0};
-    for (i64 j = 0; j < whole; j += VL) {
-      vec e = exp2_of(load(s + j) - most);
-      store(s + j, e);
-      total += e;
+/* Keys -> (keys, d), one row behind the other. */
+static void pack_keys(const struct attention *a, const float *k, float *to) {
+  for (i64 i = 0; i < a->keys; i++) memcpy(to + i * a->d, k + i * a->ld_k, a->d * sizeof(float));
+}
+
+/* `rows` queries -> (d, PANEL), times scale * log2 e, so that a power of two is all the exponential there is; zeros in the
+   lanes that are left. */
+static void turn_queries(const struct attention *a, const float *q, i64 rows, float *to) {
+  float scale = a->scale * 1.4426950408889634f;
+  i64 whole = a->d / VL * VL;
+  for (i64 lane = 0; lane < PANEL; lane += VL) {
+    for (i64 i = 0; i < whole; i += VL) {
+      vec tile[VL];
+      for (int j = 0; j < VL; j++) tile[j] = lane + j < rows ? load(q + (lane + j) * a->ld_q + i) * scale : (vec){0};
+      transpose(tile);
+      for (int j = 0; j < VL; j++) store(to + (i + j) * PANEL + lane, tile[j]);
     }
-    for (i64 j = count; j < whole; j++) s[j] = 0.0f; /* they weigh 2^-126 */
-    float fade = 1.0f, part = 0.0f;
-    if (most != highest[i]) {
-      store(lanes, exp2_of(fill(highest[i] - most)));
-      fade = lanes[0];
-      for (i64 j = 0; j < width; j += VL) store(out + i * width + j, load(out + i * width + j) * fade);
-    }
-    store(lanes, total);
-    for (int j = 0; j < VL; j++) part += lanes[j];
-    sum[i] = sum[i] * fade + part;
-    highest[i] = most;
+    for (i64 i = whole; i < a->d; i++)
+      for (int j = 0; j < VL; j++)
+        to[i * PANEL + lane + j] = lane + j < rows ? q[(lane + j) * a->ld_q + i] * scale : 0.0f;
   }
 }
 
-static void attend_block(const struct attention *a, const float *q, i64 rows, const float *keys, const float *values,
-                         float *y, float *scores, float *out) {
-  float highest[QUERIES], sum[QUERIES];
-  i64 vectors = (a->d + VL - 1) / VL, width = vectors * VL;
-  for (i64 i = 0; i < rows; i++) highest[i] = -1e30f, sum[i] = 0.0f;
-  memset(out, 0, rows * width * sizeof(float));
+/* out^T (d, PANEL) / sum -> `rows` rows of the result. */
+static void turn_back(const struct attention *a, const float *out, vec total[2], i64 rows, float *y) {
+  i64 ld = a->heads * a->d, whole = a->d / VL * VL;
+  for (int half = 0; half < 2; half++) {
+    vec share_of_one = 1.0f / total[half];
+    float lanes[VL];
+    store(lanes, share_of_one);
+    for (i64 i = 0; i < whole; i += VL) {
+      vec tile[VL];
+      for (int j = 0; j < VL; j++) tile[j] = load(out + (i + j) * PANEL + half * VL) * share_of_one;
+      transpose(tile);
+      for (int j = 0; j < VL && half * VL + j < rows; j++) store(y + (half * VL + j) * ld + i, tile[j]);
+    }
+    for (int j = 0; j < VL && half * VL + j < rows; j++)
+      for (i64 i = whole; i < a->d; i++) y[(half * VL + j) * ld + i] = out[i * PANEL + half * VL + j] * lanes[j];
+  }
+}
+
+static void attend_panel(const struct attention *a, const float *q, i64 rows, const float *keys, const float *values,
+                         float *y, float *own) {
+  float *turned = own, *out = turned + a->d * PANEL, *scores = out + a->d * PANEL;
+  vec highest[2] = {fill(-1e30f), fill(-1e30f)}, total[2] = {{0}, {0}};
+  turn_queries(a, q, rows, turned);
+  memset(out, 0, a->d * PANEL * sizeof(float));
   for (i64 key = 0; key < a->keys; key += KEYS) {
     i64 count = smaller_of(KEYS, a->keys - key);
-    for (i64 j = 0; j < count; j += PANEL)
-      multiply(rows, 2, a->d, q, a->ld_q, keys + (key + j) * a->d, scores + j, KEYS, 0);
-    exponentiate(rows, count, scores, highest, sum, out, width);
-    const float *panel = values;
-    for (i64 done = 0; done < vectors;) {
-      int n = panel_width(vectors - done);
-      multiply(rows, n, count, scores, KEYS, panel + key * n * VL, out + done * VL, width, 1);
-      panel += a->keys * n * VL;
-      done += n;
+    multiply(count, 2, a->d, keys + key * a->d, a->d, turned, scores, PANEL, 0);
+    vec top[2] = {highest[0], highest[1]}, fade[2];
+    for (i64 j = 0; j < count; j++) {
+      top[0] = larger(top[0], load(scores + j * PANEL));
+      top[1] = larger(top[1], load(scores + j * PANEL + VL));
     }
+    for (int half = 0; half < 2; half++) { /* earlier sums were relative to the highest score of then */
+      fade[half] = exp2_of(highest[half] - top[half]);
+      total[half] *= fade[half];
+      highest[half] = top[half];
+    }
+    if (key)
+      for (i64 i = 0; i < a->d; i++) {
+        store(out + i * PANEL, load(out + i * PANEL) * fade[0]);
+        store(out + i * PANEL + VL, load(out + i * PANEL + VL) * fade[1]);
+      }
+    for (i64 from = 0; from < count; from += SUMMED) { /* as with products: short sums of short sums */
+      vec sum[2] = {{0}, {0}};
+      for (i64 j = from; j < smaller_of(from + SUMMED, count); j++) {
+        vec left = exp2_of(load(scores + j * PANEL) - top[0]), right = exp2_of(load(scores + j * PANEL + VL) - top[1]);
+        store(scores + j * PANEL, left);
+        store(scores + j * PANEL + VL, right);
+        sum[0] += left;
+        sum[1] += right;
+      }
+      total[0] += sum[0];
+      total[1] += sum[1];
+    }
+    add_values(a, key, count, values, scores, out);
   }
-  for (i64 i = 0; i < rows; i++) {
-    float share_of_one = 1.0f / sum[i], *to = y + i * a->heads * a->d;
-    for (i64 j = 0; j < a->d; j++) to[j] = out[i * width + j] * share_of_one;
-  }
+  turn_back(a, out, total, rows, y);
 }
 
 static void attention_part(void *arguments, struct team *team, int part) {
   const struct attention *a = arguments;
-  i64 vectors = (a->d + VL - 1) / VL, size_k = up_to(a->keys, PANEL) * a->d, size_v = a->keys * vectors * VL;
-  i64 heads = a->batch * a->heads, blocks = (a->queries + QUERIES - 1) / QUERIES, first, end;
-  float *values = a->scratch + heads * size_k, *own = values + heads * size_v;
-  own += part * (QUERIES * KEYS + QUERIES * vectors * VL);
+  i64 size = up_to(a->keys * a->d, VL), heads = a->batch * a->heads, panels = (a->queries + PANEL - 1) / PANEL, first, end;
+  float *values = a->scratch + heads * size, *own = values + heads * size + part * PANEL * (KEYS + 2 * a->d);
   share(2 * heads, team->parts, part, &first, &end);
   for (i64 job = first; job < end; job++) {
     i64 head = job / 2, image = head / a->heads, column = head % a->heads * a->d;
-    if (job % 2) pack_values(a, a->v + image * a->keys * a->ld_v + column, values + head * size_v);
-    else pack_keys(a, a->k + image * a->keys * a->ld_k + column, a->scratch + head * size_k);
+    if (job % 2) pack_values(a, a->v + image * a->keys * a->ld_v + column, values + head * size);
+    else pack_keys(a, a->k + image * a->keys * a->ld_k + column, a->scratch + head * size);
   }
   barrier(team);
-  share(heads * blocks, team->parts, part, &first, &end);
+  share(heads * panels, team->parts, part, &first, &end);
   for (i64 job = first; job < end; job++) {
-    i64 head = job / blocks, image = head / a->heads, column = head % a->heads * a->d;
-    i64 row = job % blocks * QUERIES, rows = smaller_of(QUERIES, a->queries - row);
-    attend_block(a, a->q + (image * a->queries + row) * a->ld_q + column, rows, a->scratch + head * size_k,
-                 values + head * size_v, a->y + (image * a->queries + row) * a->heads * a->d + column, own,
-                 own + QUERIES * KEYS);
+    i64 head = job / panels, image = head / a->heads, column = head % a->heads * a->d;
+    i64 row = job % panels * PANEL, rows = smaller_of(PANEL, a->queries - row);
+    attend_panel(a, a->q + (image * a->queries + row) * a->ld_q + column, rows, a->scratch + head * size,
+                 values + head * size, a->y + (image * a->queries + row) * a->heads * a->d + column, own);
   }
 }
