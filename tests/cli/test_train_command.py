@@ -70,11 +70,22 @@ def test_one_line_for_what_is_wrong(
     assert said in err and len(err.strip().splitlines()) == 1
 
 
+def heed_interrupts() -> None:
+    """A shell lets what it starts in the background ignore them, tests too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no signal that a test can send to one process alone")
 def test_ctrl_c_keeps_the_state(tmp_path: Path) -> None:
     path = prepare(tmp_path, 10**6)
     command = [sys.executable, "-m", "avila_diffusion", "train", "vae", "--config", str(path)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
+    ) as process:
         assert process.stderr is not None
         assert "step 20 of 1,000,000" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
