@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Generator
 from typing import Any, Literal
 
 import torch
 
 from avila_diffusion import AvilaDiffusion, Progress
-from avila_diffusion.models.layers import keep_derived
-from avila_diffusion.pipeline.engine import ModelEngine
 
 from .picture import GUIDANCE, NEGATIVE, PROMPT
 from .weights import Family, checkpoint
@@ -18,13 +15,7 @@ from .weights import Family, checkpoint
 
 def open_model(family: Family, memory: Literal["fast", "lean"], threads: int) -> AvilaDiffusion:
     """The seeded checkpoint, loaded; lean: nothing is kept that can be made again from the file."""
-    chosen: dict[str, Any] = {}
-    if "memory" in inspect.signature(AvilaDiffusion.with_model).parameters:
-        chosen["memory"] = memory
-    diffusion = AvilaDiffusion.with_model(checkpoint(family), device="cpu", threads=threads, **chosen)
-    if not chosen and isinstance(diffusion._engine, ModelEngine):
-        keep_derived(diffusion._engine.model.unet, None if memory == "fast" else 0)
-    return diffusion
+    return AvilaDiffusion.with_model(checkpoint(family), device="cpu", threads=threads, memory=memory)
 
 
 class Steps:

@@ -323,7 +323,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     y = room(batch, queries, width)
     arguments = Attention(
         batch, heads, d, queries, keys, _at(q), _at(k), _at(v), width, width, width, _at(y), d**-0.5,
-        _at(scratch), threads
+        _at(scratch)
     )  # fmt: skip
     _loaded().run(ATTENTION, arguments, threads)
     return y

@@ -66,7 +66,6 @@ class Attention(Structure):
         ("y", _pointer),
         ("scale", c_float),
         ("scratch", _pointer),
-        ("parts", _long),
     )
 
 

@@ -18,7 +18,7 @@ import torch
 from .. import kernels
 from ..errors import RequestError
 from ..kernels import native, rooms
-from ..kernels.calibration import Rates, rates
+from ..kernels.calibration import rates
 from ..kernels.rehearsal import Stage, rehearsing
 from ..models.layers import Layer, keeper_of
 from ..models.plans import plan_decode
@@ -127,8 +127,8 @@ class Outlook:
         rate = rates(policy.device, policy.unet)
         guided, alone = _calls(plan, texts)
         pictures = len(request.seeds)
-        step, plain = (_seconds(rate, stage) for stage in (seen.step, seen.alone))
-        decode, text = _seconds(rate, seen.decode), _seconds(rate, seen.text) * request.count
+        step, plain = (rate.seconds(stage.work) for stage in (seen.step, seen.alone))
+        decode, text = rate.seconds(seen.decode.work), rate.seconds(seen.text.work) * request.count
         grown = seen.decode.held if policy.device.type == "cpu" and kernels.ENABLED else seen.peak
         if decode_room is not None:
             grown = max(seen.alone.held, decode_room + BAND_SCRATCH)
@@ -136,7 +136,7 @@ class Outlook:
         grown = max(grown, seen.kept + self.finishing)
         # A run that is not told how much it may hold is not rehearsed.
         base = self.base - (self.of_rehearsing if engine.memory.limit is None else 0)
-        prepare = max(_seconds(rate, seen.first) - step, 0.0) + grown / rate.touch
+        prepare = max(rate.seconds(seen.first.work) - step, 0.0) + grown / rate.touch
         notes = [f"{plan.counted} model calls were assumed; only the run can tell"] if plan.calls is None else []
         if policy.device.type != "cpu":
             notes.append(f"the peak counts what lies on {policy.device} together with the process")
@@ -308,10 +308,6 @@ class _Steps:
                 guidance=None if self.config.guidance_channels is None else t,
                 keys=self.keys,
             )
-
-
-def _seconds(rate: Rates, stage: Stage) -> float:
-    return rate.seconds(stage.work)
 
 
 def held_now() -> int | None:

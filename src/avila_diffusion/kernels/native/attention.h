@@ -11,7 +11,6 @@ struct attention {
   float *y; /* (batch, queries, heads * d) */
   float scale;
   float *scratch; /* batch * heads * (keys and values of a head, each up to whole vectors), then for each part PANEL * (KEYS + 2 d) */
-  i64 parts;     /* for how many parts there is scratch */
 };
 
 #define KEYS 264 /* at a time: a multiple of ROWS_2; their scores with a panel of queries fit a first-level cache, or nearly */
