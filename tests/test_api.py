@@ -21,7 +21,7 @@ from avila_diffusion.checkpoint.load import Model, load_model
 from avila_diffusion.errors import Cancelled, DeviceProblem, ModelNotFound, RequestError
 from avila_diffusion.infotext import read
 from avila_diffusion.options import GenerateOptions, RunOptions
-from avila_diffusion.request import MAX_SEED
+from avila_diffusion.limits import MAX_SEED
 
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 TinyCheckpoint = Callable[[str], Path]

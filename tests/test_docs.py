@@ -114,13 +114,13 @@ def test_the_names_in_the_readme_are_those_of_the_tables(name: str) -> None:
 
 
 def test_the_limits_in_the_readme_are_those_of_the_request() -> None:
-    from avila_diffusion import request
+    from avila_diffusion import limits
 
     text = read("README.md")
-    assert f"{request.MAX_SIDE} pixels a side" in text
-    assert f"{int(request.MAX_PIXELS / 1e5) / 10} megapixels" in text
-    assert f"{request.MAX_STEPS:,} steps" in text
-    assert f"{request.MAX_BATCH} pictures a batch" in text
+    assert f"{limits.MAX_SIDE} pixels a side" in text
+    assert f"{int(limits.MAX_PIXELS / 1e5) / 10} megapixels" in text
+    assert f"{limits.MAX_STEPS:,} steps" in text
+    assert f"{limits.MAX_BATCH} pictures a batch" in text
 
 
 def test_the_procedural_example_draws(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from avila_diffusion.errors import AvilaError, RequestError
-from avila_diffusion.request import MAX_PIXELS, MAX_PROMPT, MAX_SEED, GenerateRequest
+from avila_diffusion.limits import MAX_PIXELS, MAX_PROMPT, MAX_SEED
+from avila_diffusion.request import GenerateRequest
 from avila_diffusion.sampling.names import SAMPLERS, SCHEDULES
 
 FIELDS = {

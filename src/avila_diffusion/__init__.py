@@ -18,7 +18,9 @@ from .version import __version__
 if TYPE_CHECKING:
     from .api import AvilaDiffusion
     from .errors import AvilaError
+    from .grid import make_grid
     from .images import Image
+    from .pictures import Picture
     from .request import GenerateRequest
     from .result import GenerateResult, Progress
 
@@ -28,10 +30,22 @@ _HOMES = {
     "GenerateRequest": "request",
     "GenerateResult": "result",
     "Image": "images",
+    "Picture": "pictures",
     "Progress": "result",
+    "make_grid": "grid",
 }
 
-__all__ = ["AvilaDiffusion", "AvilaError", "GenerateRequest", "GenerateResult", "Image", "Progress", "__version__"]
+__all__ = [
+    "AvilaDiffusion",
+    "AvilaError",
+    "GenerateRequest",
+    "GenerateResult",
+    "Image",
+    "Picture",
+    "Progress",
+    "__version__",
+    "make_grid",
+]
 
 
 def __getattr__(name: str) -> object:

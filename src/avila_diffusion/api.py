@@ -8,31 +8,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 from .errors import AvilaError, Cancelled, JournalProblem, RequestError
-from .given import LoraGiven, absolute, bytes_of, checked_share, folders_of, loras_of, name_of
-from .options import GenerateOptions, MemoryMode, RunOptions
+from .given import LoraGiven, PictureGiven, absolute, bytes_of, checked_share, folders_of
+from .loading import loading, read_model, read_refiner, recommended, tell_loras
+from .options import GenerateOptions, MemoryMode, PictureOptions, SizedOptions
 from .request import GenerateRequest
 from .result import GenerateResult, Progress
 from .sampling.names import resolve_sampler
 from .styling import styled
 
 if TYPE_CHECKING:
-    from .checkpoint.load import Model
-    from .checkpoint.lora.apply import LoraReport
     from .checkpoint.report import LoadReport
-    from .config import Defaults
-    from .device import Policy
     from .pipeline.engine import ModelEngine
     from .pipeline.forecast import Forecast, Outlook
     from .pipeline.journal import Journal
     from .pipeline.ledger import Ledger
-    from .pipeline.loras import Weighted
 
 PROMPTS = ("prompt", "negative_prompt")
 LOADED = frozenset(
     ("path", "vae", "text_encoder", "lora", "prediction", "device", "dtype", "mmap", "embeddings", "lenient", "models")
 )
 """What a journal says of how its model was loaded."""
-LATER = frozenset(("min_match", "memory", "max_memory"))
+LATER = frozenset(("min_match", "memory", "max_memory", "refiner"))
 """The same, missing in journals of before it could be chosen."""
 
 
@@ -82,6 +78,7 @@ class AvilaDiffusion:
         vae: str | Path | None = None,
         text_encoder: str | Path | Sequence[str | Path] | None = None,
         lora: LoraGiven | Sequence[LoraGiven] | None = None,
+        refiner: str | Path | None = None,
         prediction: str | None = None,
         embeddings: str | Path | Sequence[str | Path] | None = None,
         device: str = "auto",
@@ -98,6 +95,7 @@ class AvilaDiffusion:
 
         vae, text_encoder: files that replace or supply those parts. lora: a LoRA file that changes the model, or it
         with its weight (1 by default) or its weights for the text towers and for the UNet, or a list of these.
+        refiner: a model that takes over before the end of the sampling (`refiner_switch`).
         prediction: "epsilon", "v" or "edm" overrules what is detected. embeddings: the folder of textual inversions,
         or a list of them, by default those in the models folders. device: "auto", "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto", "float32", "float16", "bfloat16", "float64". threads: how many torch computes with, for the
@@ -116,18 +114,20 @@ class AvilaDiffusion:
 
         allowed, policy = Memory(memory, bytes_of(max_memory)), choose_policy(device, dtype)
         check_threads(threads)
-        model, towers, loras = _read(path, vae, text_encoder, lora, prediction, mmap)
+        model, towers, loras = read_model(path, vae, text_encoder, lora, prediction, mmap)
         rack = LoraRack(model, tuple(loras), mapped=mmap, min_match=0.0 if lenient else checked_share(min_match))
-        _tell_loras(model.report, rack.use())
+        tell_loras(model.report, rack.use())
         use_threads(threads)
         folders = None if embeddings is None else folders_of(embeddings)
         prepare(model, policy)
         words = embeddings_by_name(folders, [x.path for x, *_ in loras])
-        diffusion._engine = ModelEngine(model, policy, rack, words, allowed)
+        second = read_refiner(refiner, model, policy, allowed, mmap)
+        diffusion._engine = ModelEngine(model, policy, rack, words, allowed, second)
         again = {"embeddings": absolute(folders), "lenient": lenient, "min_match": min_match, "models": None}
         again |= {"memory": allowed.mode, "max_memory": allowed.limit}
-        diffusion._loaded = _loading(model, towers, loras, policy, prediction, mmap) | again
-        diffusion._recommended = _recommended(model.spec.defaults)
+        again |= {"refiner": None if second is None else absolute(second.model.path)}
+        diffusion._loaded = loading(model, towers, loras, policy, prediction, mmap) | again
+        diffusion._recommended = recommended(model.spec.defaults)
         diffusion._report = model.report
         return diffusion
 
@@ -170,7 +170,7 @@ class AvilaDiffusion:
         journal: str | Path | None = None,
         styles: str | Sequence[str] = (),
         styles_file: str | Path | None = None,
-        **options: Unpack[RunOptions],
+        **options: Unpack[PictureOptions],
     ) -> GenerateResult:
         """Make pictures of a prompt. width, height: pixels, by default the model's own size. journal: see `generate`.
         styles, styles_file: see `request`.
@@ -186,6 +186,28 @@ class AvilaDiffusion:
             if isinstance(event, GenerateResult):
                 return event
         raise AvilaError("the run ended without a result")
+
+    def image_to_image(
+        self,
+        image: PictureGiven,
+        prompt: str = "",
+        negative_prompt: str | None = None,
+        **options: Unpack[SizedOptions],
+    ) -> GenerateResult:
+        """Make pictures that begin with another one, noised by `strength`. image: a path, the bytes of a file, an array, a
+        Pillow image or one of ours. Options are those of `text_to_image`; width and height are by default the picture's."""
+        return self.text_to_image(prompt, negative_prompt, image=image, **options)
+
+    def inpaint(
+        self,
+        image: PictureGiven,
+        mask: PictureGiven,
+        prompt: str = "",
+        negative_prompt: str | None = None,
+        **options: Unpack[SizedOptions],
+    ) -> GenerateResult:
+        """Paint a part of a picture anew: what is white in the mask. The rest comes back byte for byte."""
+        return self.text_to_image(prompt, negative_prompt, image=image, mask=mask, **options)
 
     def generate(
         self,
@@ -259,18 +281,16 @@ class AvilaDiffusion:
 
         copied: a journal whose calls it begins with. Raises OutputProblem where there is a file of that name.
         """
-        from dataclasses import asdict
-
         from .pipeline.journal import Journal
         from .pipeline.provenance import files_of
 
         engine = self._model_engine()
         request = self.resolved(request)
-        loras = engine.rack.use(engine.rack.named(request.prompt, request.compat))
+        loras = engine.reports(engine.passes(request))
         header |= {
-            "request": asdict(request),
+            "request": request.to_dict(),
             "loaded": self._loaded,
-            "files": files_of(engine.model, loras, engine.embeddings_of(request)),
+            "files": files_of(engine.models, loras, engine.embeddings_of(request)),
             "conditions": self.conditions(),
         }
         return Journal.create(path, header, copied=copied)
@@ -372,60 +392,3 @@ def _naming_the_journal(
             raise
         calls = f"{journal.calls} model call{'' if journal.calls == 1 else 's'}"
         raise Cancelled(f"cancelled; {journal.path} holds {calls}, go on with `avila resume {journal.path}`") from None
-
-
-def _read(
-    path: str | Path,
-    vae: str | Path | None,
-    text_encoder: str | Path | Sequence[str | Path] | None,
-    lora: LoraGiven | Sequence[LoraGiven] | None,
-    prediction: str | None,
-    mmap: bool,
-) -> tuple[Model, list[Path], list[Weighted]]:
-    """The model that `with_model` is asked for, the files of its text towers given beside it, and its LoRAs."""
-    from .checkpoint.folders import find_model
-    from .checkpoint.load import load_model
-    from .checkpoint.lora.files import read_lora
-    from .checkpoint.lora.find import find_lora
-
-    file = find_model(name_of("a model", path))
-    encoders = text_encoder if isinstance(text_encoder, list | tuple) else [text_encoder]
-    towers = [find_model(name_of("a text encoder", one), "text_encoder") for one in encoders if one is not None]
-    loras = [(read_lora(find_lora(name)), text, unet) for name, text, unet in loras_of(lora)]
-    its_vae = None if vae is None else find_model(name_of("a VAE", vae), "vae")
-    model = load_model(file, vae=its_vae, text_encoders=towers, prediction=prediction, mapped=mmap)
-    return model, towers, loras
-
-
-def _recommended(defaults: Defaults) -> dict[str, Any]:
-    """What a file recommends, as options; the default size is the engine's."""
-    values = {name: getattr(defaults, name) for name in ("steps", "guidance_scale", "sampler")}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _loading(
-    model: Model,
-    towers: Sequence[Path],
-    loras: Sequence[Weighted],
-    policy: Policy,
-    prediction: str | None,
-    mmap: bool,
-) -> dict[str, Any]:
-    """What `with_model` would be called with to load the same again, as plain values."""
-    return {
-        "path": absolute(model.path),
-        "vae": absolute(model.vae_path),
-        "text_encoder": absolute(towers),
-        "lora": [[absolute(lora.path), text, unet] for lora, text, unet in loras],
-        "prediction": prediction,
-        "device": str(policy.device),
-        "dtype": str(policy.unet).removeprefix("torch."),
-        "mmap": mmap,
-    }
-
-
-def _tell_loras(report: LoadReport, loras: Sequence[LoraReport]) -> None:
-    for one in loras:
-        text, unet = one.text_weight, one.unet_weight
-        weights = f"{unet:g}" if text == unet else f"{text:g} for the text, {unet:g} for the UNet"
-        report.decide("LoRA", f"{one.path.name}, weight {weights}", one.describe())

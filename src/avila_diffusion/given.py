@@ -7,9 +7,24 @@ import numbers
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .errors import RequestError
+
+if TYPE_CHECKING:
+    import os
+
+    import PIL.Image
+    import torch
+    from numpy.typing import NDArray
+
+    from .images import Image
+    from .pictures import Picture
+
+PictureGiven: TypeAlias = (
+    "Picture | Image | str | os.PathLike[str] | bytes | PIL.Image.Image | NDArray[Any] | torch.Tensor"
+)
+"""A picture that a run begins with: a path, the bytes of a file, an image of ours or of Pillow, an array."""
 
 LoraGiven = str | Path | tuple[str | Path, float] | tuple[str | Path, float, float]
 """A LoRA file by its path or name, or that and its weight, or its weights for text towers and UNet."""

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import RequestError
-from .request import EMPHASES, GenerateRequest
+from .limits import EMPHASES
+from .request import GenerateRequest
 from .sampling.names import resolve_sampler
 from .version import __version__
 
@@ -67,15 +68,17 @@ def write(
     model_hash: str | None = None,
     vae: str | None = None,
     vae_hash: str | None = None,
+    refiner: str | None = None,
+    refiner_hash: str | None = None,
     loras: Sequence[LoraUsed] = (),
     embeddings: Mapping[str, str] | None = None,
     extra: Mapping[str, object] | None = None,
 ) -> str:
     """The infotext of one picture of a resolved request.
 
-    seed: of this picture, which is picture `index` of the request. model, vae: file names without folder; their hashes
-    are the first 10 hex digits of the file's sha256; vae only where it is a file of its own. extra: further fields,
-    before the version.
+    seed: of this picture, which is picture `index` of the request. model, vae, refiner: file names without folder;
+    their hashes are the first 10 hex digits of the file's sha256; vae only where it is a file of its own. extra: further
+    fields, before the version.
     loras: AUTOMATIC1111 and others look for them in two places, as tags behind the prompt and in the field of hashes.
     embeddings: those that the prompts use, by name, with the first 12 digits of the sha256 of each file; "" for one
     without a file of its own. What is None is left out.
@@ -92,8 +95,12 @@ def write(
         "VAE hash": vae_hash,
         "VAE": vae,
         **_variation(request, index),
+        **_from_picture(request),
+        **_hires(request),
+        **_refiner(request, refiner, refiner_hash),
         "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
         "ENSD": request.ensd if request.ensd and _draws(request) else None,
+        "Tiling": {"none": None, "both": True}.get(request.tiling, request.tiling),
         # Absent means as on a GPU, which is what "nv" draws.
         "RNG": request.rng.upper() if request.rng in ("cpu", "gpu") else None,
         "Emphasis": request.emphasis if request.emphasis != "Original" and _has_brackets(request) else None,
@@ -122,6 +129,77 @@ def _variation(request: GenerateRequest, index: int) -> dict[str, object]:
     if request.seed_width is not None:
         values["Seed resize from"] = f"{request.seed_width}x{request.seed_height}"
     return values
+
+
+def _from_picture(request: GenerateRequest) -> dict[str, object]:
+    """What AUTOMATIC1111 records of image to image and inpainting; "Exact steps" and "Outpaint" are ours."""
+    if request.image is None:
+        return {}
+    values: dict[str, object] = {"Denoising strength": _number(request.strength)}
+    if request.resize_mode != "resize":
+        values["Resize mode"] = RESIZES[request.resize_mode]
+    numbers = {
+        "Extra noise": (request.extra_noise, 0),
+        "Noise multiplier": (request.noise_multiplier, 1),
+        "Image CFG scale": (request.image_guidance_scale, 1.5),
+        "Conditional mask weight": (request.mask_weight, 1),
+    }
+    values |= {name: _number(value) for name, (value, default) in numbers.items() if value != default}
+    if request.exact_steps:
+        values["Exact steps"] = True
+    if not request.masked:
+        return values
+    values["Mask blur"] = _number(request.mask_blur)
+    if request.mask_invert:
+        values["Mask mode"] = NOT_MASKED
+    if request.mask_soft:
+        values["Soft mask"] = True
+    if request.masked_content != "original":
+        values["Masked content"] = CONTENTS[request.masked_content]
+    if request.inpaint_area == "masked":
+        values |= {"Inpaint area": ONLY_MASKED, "Masked area padding": request.mask_padding}
+    if request.outpaint is not None:
+        values["Outpaint"] = " ".join(map(str, request.outpaint))
+    return values
+
+
+def _hires(request: GenerateRequest) -> dict[str, object]:
+    if not request.hires:
+        return {}
+    values: dict[str, object] = {"Denoising strength": _number(request.strength)}
+    if request.extra_noise:
+        values["Extra noise"] = _number(request.extra_noise)
+    if request.hires_scale is not None:
+        values["Hires upscale"] = _number(request.hires_scale)
+    else:
+        values["Hires resize"] = f"{request.hires_width or 0}x{request.hires_height or 0}"
+    scale = request.hires_guidance_scale
+    return values | {
+        "Hires steps": request.hires_steps,
+        "Hires upscaler": request.hires_upscaler,
+        "Hires sampler": request.hires_sampler,
+        "Hires schedule type": request.hires_schedule,
+        "Hires CFG Scale": None if scale is None else _number(scale),
+        "Hires prompt": request.hires_prompt or None,
+        "Hires negative prompt": request.hires_negative_prompt or None,
+    }
+
+
+def _refiner(request: GenerateRequest, name: str | None, digest: str | None) -> dict[str, object]:
+    if name is None:
+        return {}
+    values: dict[str, object] = {
+        "Refiner": name if digest is None else f"{name} [{digest}]",
+        "Refiner switch at": _number(0.8 if request.refiner_switch is None else request.refiner_switch),
+    }
+    return values | ({"Refiner switch by sampling steps": True} if request.refiner_by == "step" else {})
+
+
+RESIZES = {"crop": "Crop and resize", "fill": "Resize and fill", "latent": "Just resize (latent upscale)"}
+CONTENTS = {"fill": "fill", "noise": "latent noise", "nothing": "latent nothing"}
+ONLY_MASKED = "Only masked"
+NOT_MASKED = "Inpaint not masked"
+"""AUTOMATIC1111's names of what we have shorter ones for; its defaults are left out."""
 
 
 def _draws(request: GenerateRequest) -> bool:
@@ -206,8 +284,10 @@ class Parsed:
         for name, key in (("Sigmas", "sigmas"), ("CFG list", "guidance_list")):
             if name in self.fields:
                 values[key] = tuple(self._as_number(name, part, float) for part in self.fields[name].split(","))
-        if self.fields.get("NGMS all steps") == "True":
-            values["ngms_all"] = True
+        for name, key in _SWITCHES.items():
+            if self.fields.get(name) == "True":
+                values[key] = True
+        values |= self._picture_values()
         if values.get("compat") == "comfyui":
             for name, key in (("Batch size", "noise_batch"), ("Batch pos", "noise_index")):
                 if name in self.fields:
@@ -217,6 +297,31 @@ class Parsed:
             ours = self.fields.get("Version", "").startswith(VERSION.split()[0])
             known = {"CPU": "cpu", "GPU": "gpu"} if ours else {"CPU": "cpu"}
             values["rng"] = known.get(self.fields.get("RNG", ""), "nv")
+        return values
+
+    def _picture_values(self) -> dict[str, Any]:
+        """What is recorded of pictures, by names that are not ours."""
+        values: dict[str, Any] = {}
+        for name, key, known in (
+            ("Resize mode", "resize_mode", RESIZES),
+            ("Masked content", "masked_content", CONTENTS),
+        ):
+            values |= [(key, ours) for ours, theirs in known.items() if self.fields.get(name) == theirs]
+        if self.fields.get("Inpaint area") == ONLY_MASKED:
+            values["inpaint_area"] = "masked"
+        if self.fields.get("Mask mode") == NOT_MASKED:
+            values["mask_invert"] = True
+        if "Outpaint" in self.fields:
+            values["outpaint"] = tuple(
+                self._as_number("Outpaint", part, int) for part in self.fields["Outpaint"].split()
+            )
+        for name, key in (("Hires resize-1", "hires_width"), ("Hires resize-2", "hires_height")):
+            if side := self._as_number(name, self.fields.get(name, "0"), int):
+                values[key] = side
+        if "Tiling" in self.fields:
+            values["tiling"] = {"True": "both", "x": "x", "y": "y"}.get(self.fields["Tiling"], "none")
+        if self.fields.get("Refiner switch by sampling steps") == "True":
+            values["refiner_by"] = "step"
         return values
 
     def _emphasis(self, said: str) -> str:
@@ -232,7 +337,17 @@ class Parsed:
             raise RequestError(f"{name} in the picture's metadata is {text[:80]!r}, not a number") from None
 
 
-_WORDS = (("Sampler", "sampler"), ("Schedule type", "schedule"), ("Compat", "compat"))
+_WORDS = (
+    ("Sampler", "sampler"),
+    ("Schedule type", "schedule"),
+    ("Compat", "compat"),
+    ("Hires upscaler", "hires_upscaler"),
+    ("Hires sampler", "hires_sampler"),
+    ("Hires schedule type", "hires_schedule"),
+    ("Hires prompt", "hires_prompt"),
+    ("Hires negative prompt", "hires_negative_prompt"),
+)
+_SWITCHES = {"NGMS all steps": "ngms_all", "Exact steps": "exact_steps", "Soft mask": "mask_soft"}
 _NUMBERS: dict[str, tuple[str, type[int] | type[float]]] = {
     "Steps": ("steps", int),
     "CFG scale": ("guidance_scale", float),
@@ -259,6 +374,17 @@ _NUMBERS: dict[str, tuple[str, type[int] | type[float]]] = {
     "CFG rescale": ("guidance_rescale", float),
     "CFG start": ("guidance_start", float),
     "CFG stop": ("guidance_stop", float),
+    "Denoising strength": ("strength", float),
+    "Extra noise": ("extra_noise", float),
+    "Noise multiplier": ("noise_multiplier", float),
+    "Image CFG scale": ("image_guidance_scale", float),
+    "Conditional mask weight": ("mask_weight", float),
+    "Mask blur": ("mask_blur", float),
+    "Masked area padding": ("mask_padding", int),
+    "Hires upscale": ("hires_scale", float),
+    "Hires steps": ("hires_steps", int),
+    "Hires CFG Scale": ("hires_guidance_scale", float),
+    "Refiner switch at": ("refiner_switch", float),
 }
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, TypedDict
 
-from .request import Compat, Emphasis, Rng
+from .given import PictureGiven
+from .request import Compat, Emphasis, InpaintArea, MaskedContent, ResizeMode, Rng, Switch, Tiling
 
 MemoryMode = Literal["auto", "fast", "lean"]
 """What is kept of the weights in the form that is computed with: as much as there is room for, all, nothing."""
 
 
 class RunOptions(TypedDict, total=False):
-    """The fields of `GenerateRequest` but prompts and size, as keyword options."""
+    """The fields of `GenerateRequest` but prompts, size, image and mask, as keyword options."""
 
     steps: int
     sampler: str
@@ -48,9 +49,51 @@ class RunOptions(TypedDict, total=False):
     skip_early: float
     ngms: float
     ngms_all: bool
+    depth: PictureGiven | None
+    strength: float
+    exact_steps: bool
+    extra_noise: float
+    noise_multiplier: float
+    resize_mode: ResizeMode
+    image_guidance_scale: float
+    mask_blur: float
+    mask_invert: bool
+    mask_soft: bool
+    masked_content: MaskedContent
+    inpaint_area: InpaintArea
+    mask_padding: int
+    mask_weight: float
+    outpaint: Sequence[int] | None
+    hires_scale: float | None
+    hires_width: int | None
+    hires_height: int | None
+    hires_upscaler: str
+    hires_steps: int | None
+    hires_sampler: str | None
+    hires_schedule: str | None
+    hires_prompt: str | None
+    hires_negative_prompt: str | None
+    hires_guidance_scale: float | None
+    refiner_switch: float | None
+    refiner_by: Switch
+    tiling: Tiling
 
 
-class GenerateOptions(RunOptions, total=False):
+class SizedOptions(RunOptions, total=False):
+    """Those with the size."""
+
+    width: int | None
+    height: int | None
+
+
+class PictureOptions(RunOptions, total=False):
+    """Those with the pictures that a run begins with."""
+
+    image: PictureGiven | None
+    mask: PictureGiven | None
+
+
+class GenerateOptions(PictureOptions, total=False):
     """The fields of `GenerateRequest` but the prompts, as keyword options."""
 
     width: int | None

@@ -9,45 +9,47 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from numbers import Integral, Real
 from typing import Any, Literal
 
 from .errors import RequestError
+from .limits import (
+    CHOICES,
+    MAX_BATCH,
+    MAX_GUIDANCE,
+    MAX_OUTPAINT,
+    MAX_PIXELS,
+    MAX_PROMPT,
+    MAX_SEED,
+    MAX_SIDE,
+    MAX_SIGMA,
+    MAX_STEPS,
+    NUMBERS,
+    RANDOM_SEEDS,
+    RNGS,
+    SWITCHED,
+    WHOLES,
+    check_choice,
+    check_number,
+    check_text,
+    check_whole,
+    plain,
+    shown,
+)
+from .pictures import Picture
 from .sampling.names import resolve_sampler, resolve_schedule
 
 Rng = Literal["nv", "cpu", "gpu"]
 Compat = Literal["a1111", "comfyui", "diffusers"]
 Emphasis = Literal["Original", "No norm", "Ignore", "None"]
+ResizeMode = Literal["resize", "crop", "fill", "latent"]
+MaskedContent = Literal["fill", "original", "noise", "nothing"]
+InpaintArea = Literal["whole", "masked"]
+Switch = Literal["timestep", "step"]
+Tiling = Literal["none", "x", "y", "both"]
 
-RNGS: dict[str, str] = {
-    "nv": "an NVIDIA GPU's numbers, on any device; what AUTOMATIC1111 draws unless told otherwise",
-    "cpu": "torch's on the processor",
-    "gpu": "torch's on the GPU that the model runs on",
-}
-COMPATS: dict[str, str] = {
-    "a1111": "as AUTOMATIC1111's WebUI: a stream of noise per picture, its schedules and starts",
-    "comfyui": "as ComfyUI: one draw of noise for a batch, its schedules and starts, its weights in prompts",
-    "diffusers": "prompts as the diffusers library reads them: 75 tokens, no weights; all else as a1111",
-}
-EMPHASES: dict[str, str] = {
-    "Original": "weights in a prompt multiply its features, then the mean of each chunk is restored",
-    "No norm": "weights multiply, and the mean is left as it comes",
-    "Ignore": "brackets are read, and weigh nothing",
-    "None": "brackets and BREAK are words like others",
-}
-
-MAX_SIDE = 8192
-MAX_PIXELS = 4096 * 4096
-MAX_STEPS = 1000
-MAX_BATCH = 64
-MAX_COUNT = 1000
-MAX_CLIP_SKIP = 12
-MAX_PROMPT = 100_000
-MAX_GUIDANCE = 100.0
-MAX_SIGMA = 100_000.0
-MAX_SEED = 2**64 - 1
-RANDOM_SEEDS = 2**32 - 2
-"""A drawn seed is below this, as AUTOMATIC1111 draws them."""
+PICTURES = ("image", "mask", "depth")
+"""The fields that are pictures."""
+PROMPTS = ("prompt", "negative_prompt", "hires_prompt", "hires_negative_prompt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,23 @@ class GenerateRequest:
     of Lin et al. 2023. guidance_start, guidance_stop: between which shares of the steps guidance acts. skip_early: share of
     the steps, at the beginning, without the negative prompt. ngms: below this noise level every second call goes without
     the negative prompt, all with ngms_all (AUTOMATIC1111's "Negative Guidance minimum sigma").
+
+    From a picture. image: what to begin with: a path, bytes of a file, an array, a Pillow image; strength: 0 to 1, how far
+    it is noised. exact_steps: all steps are run, not a share of them. extra_noise: on top, in shares of a standard
+    deviation; noise_multiplier: of the first noise. resize_mode: how it is brought to width and height; see RESIZE_MODES.
+    By default those are the picture's own, in multiples of 8. depth: the depth map that depth models follow.
+    image_guidance_scale: how far instruct-pix2pix models stay with the picture.
+
+    A part of it. mask: white is painted anew; of a picture with transparency the opaque part. mask_blur: pixels,
+    standard deviation. mask_invert: black is painted. mask_soft: grey is half painted. masked_content: what the sampling
+    begins with there; see MASKED_CONTENTS. inpaint_area: see INPAINT_AREAS; mask_padding: pixels around the mask, for
+    "masked". mask_weight: how far inpainting models are kept from seeing what is under the mask.
+    outpaint: (left, upper, right, lower) pixels that are added to the picture, and painted.
+
+    High-resolution fix: a second pass at hires_scale times the size, or at hires_width x hires_height, where strength,
+    hires_upscaler (see UPSCALERS), and what is not None of hires_steps, _sampler, _schedule, _prompt, _negative_prompt and
+    _guidance_scale hold. Refiner: the second model takes over at refiner_switch (0 to 1, by default 0.8) of what
+    refiner_by measures; see SWITCHES. tiling: which edges fit together; see TILINGS.
 
     >>> GenerateRequest(prompt="a cat", seed=0, sampler="k_dpmpp_2m_ka").resolved(512).schedule
     'Karras'
@@ -126,50 +145,83 @@ class GenerateRequest:
     skip_early: float = 0.0
     ngms: float = 0.0
     ngms_all: bool = False
+    image: Picture | None = None
+    mask: Picture | None = None
+    depth: Picture | None = None
+    strength: float = 0.75
+    exact_steps: bool = False
+    extra_noise: float = 0.0
+    noise_multiplier: float = 1.0
+    resize_mode: ResizeMode = "resize"
+    image_guidance_scale: float = 1.5
+    mask_blur: float = 4.0
+    mask_invert: bool = False
+    mask_soft: bool = False
+    masked_content: MaskedContent = "original"
+    inpaint_area: InpaintArea = "whole"
+    mask_padding: int = 32
+    mask_weight: float = 1.0
+    outpaint: tuple[int, int, int, int] | None = None
+    hires_scale: float | None = None
+    hires_width: int | None = None
+    hires_height: int | None = None
+    hires_upscaler: str = "Latent"
+    hires_steps: int | None = None
+    hires_sampler: str | None = None
+    hires_schedule: str | None = None
+    hires_prompt: str | None = None
+    hires_negative_prompt: str | None = None
+    hires_guidance_scale: float | None = None
+    refiner_switch: float | None = None
+    refiner_by: Switch = "timestep"
+    tiling: Tiling = "none"
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):
-            object.__setattr__(self, name, _plain(getattr(self, name)))
-        for name in ("prompt", "negative_prompt", "sampler", "schedule", "compat", "emphasis"):
-            _text(name, getattr(self, name))
-        for name in ("prompt", "negative_prompt"):
-            if len(getattr(self, name)) > MAX_PROMPT:
+            object.__setattr__(self, name, plain(getattr(self, name)))
+        optional = {field.name for field in fields(self) if field.default is None}
+        for name in ("sampler", "schedule", "hires_sampler", "hires_schedule", *PROMPTS, *CHOICES):
+            if getattr(self, name) is not None or name not in optional:
+                check_text(name, getattr(self, name))
+        for name, known in CHOICES.items():
+            check_choice(name, getattr(self, name), known)
+        for name in PROMPTS:
+            if len(getattr(self, name) or "") > MAX_PROMPT:
                 raise RequestError(
                     f"{name} has {len(getattr(self, name)):,} characters; at most {MAX_PROMPT:,} are read"
                 )
         for name in ("width", "height", "seed_width", "seed_height"):
             if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), 1, MAX_SIDE)
-        if self.width and self.height and self.width * self.height > MAX_PIXELS:
-            raise RequestError(f"{self.width}x{self.height} has more than {MAX_PIXELS:,} pixels; ask for fewer")
-        for name, (low, high) in _WHOLES.items():
-            _whole(name, getattr(self, name), low, high)
-        optional = {field.name for field in fields(self) if field.default is None}
-        for name, (bottom, top) in _NUMBERS.items():
+                check_whole(name, getattr(self, name), 1, MAX_SIDE)
+        _check_area(self.width, self.height)
+        for name, (low, high) in WHOLES.items():
             if getattr(self, name) is not None or name not in optional:
-                _number(name, getattr(self, name), bottom, top)
-        if not isinstance(self.ngms_all, bool):
-            raise RequestError(f"ngms_all must be true or false, not {_shown(self.ngms_all)}")
+                check_whole(name, getattr(self, name), low, high)
+        for name, (bottom, top) in NUMBERS.items():
+            if getattr(self, name) is not None or name not in optional:
+                check_number(name, getattr(self, name), bottom, top)
+        for name in SWITCHED:
+            if not isinstance(getattr(self, name), bool):
+                raise RequestError(f"{name} must be true or false, not {shown(getattr(self, name))}")
         self._check_noise()
         self._check_levels()
+        self._check_pictures()
         resolve_sampler(self.sampler)
         resolve_schedule(self.schedule)
 
     def _check_noise(self) -> None:
         for name, value in (("seed", self.seed), ("variation_seed", self.variation_seed)):
             if value is not None:
-                _whole(name, value, -1, MAX_SEED)
-        _one_of("compat", self.compat, COMPATS)
-        _one_of("emphasis", self.emphasis, EMPHASES)
+                check_whole(name, value, -1, MAX_SEED)
         if self.emphasis != "Original" and self.compat != "a1111":
             raise RequestError(f"emphasis means something with compat a1111 only; leave it out with {self.compat}")
         if self.rng is not None:
-            _text("rng", self.rng)
-            _one_of("rng", self.rng, RNGS)
+            check_text("rng", self.rng)
+            check_choice("rng", self.rng, RNGS)
         if (self.seed_width is None) != (self.seed_height is None):
             raise RequestError("seed_width and seed_height go together; give both, or neither")
         if self.noise_batch is not None:
-            _whole("noise_batch", self.noise_batch, 1, MAX_BATCH)
+            check_whole("noise_batch", self.noise_batch, 1, MAX_BATCH)
         if self.compat != "comfyui":
             if self.noise_batch is not None or self.noise_index:
                 raise RequestError(
@@ -195,10 +247,10 @@ class GenerateRequest:
             if hasattr(values, "tolist"):  # of numpy and torch
                 values = values.tolist()
             if isinstance(values, str | bytes) or not isinstance(values, Sequence):
-                raise RequestError(f"{name} must be a list of numbers, not {_shown(values)}")
-            object.__setattr__(self, name, tuple(map(_plain, values)))
+                raise RequestError(f"{name} must be a list of numbers, not {shown(values)}")
+            object.__setattr__(self, name, tuple(map(plain, values)))
             for value in getattr(self, name):
-                _number(f"a value of {name}", value, 0.0, most)
+                check_number(f"a value of {name}", value, 0.0, most)
         if self.guidance_list is not None and not 1 <= len(self.guidance_list) <= MAX_STEPS:
             raise RequestError(f"guidance_list has {len(self.guidance_list):,} values; 1 to {MAX_STEPS:,} make sense")
         if self.guidance_start > self.guidance_stop:
@@ -215,7 +267,7 @@ class GenerateRequest:
         sampler, joint = resolve_sampler(self.sampler)
         if joint is not None:
             raise RequestError(
-                f"sigmas replace the schedule, and sampler {_shown(self.sampler)} names {joint.name}; "
+                f"sigmas replace the schedule, and sampler {shown(self.sampler)} names {joint.name}; "
                 f"ask for {sampler.name!r}, or leave out the sigmas"
             )
         steps = len(self.sigmas) - 1
@@ -225,6 +277,38 @@ class GenerateRequest:
                 f"sigmas must be 2 to {MAX_STEPS + 1:,} falling noise levels, the last usually 0, such as 14.6, 3.5, 0.8, 0"
             )
         object.__setattr__(self, "steps", steps)
+
+    def _check_pictures(self) -> None:
+        for name in PICTURES:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _picture(name, getattr(self, name)))
+        if self.outpaint is not None:
+            object.__setattr__(self, "outpaint", _margins(self.outpaint))
+        if self.mask is not None and self.image is None:
+            raise RequestError("mask needs a picture to be painted into; give image too, or leave out mask")
+        if self.masked and self.resize_mode == "latent":
+            raise RequestError("resize_mode latent has no picture at its new size to mask; take another resize_mode")
+        if self.hires_scale is not None and (self.hires_width is not None or self.hires_height is not None):
+            raise RequestError("hires_scale and hires_width or hires_height are two sizes; give one of the two")
+        if self.hires and self.image is not None:
+            raise RequestError(
+                "the second pass of a high-resolution fix follows text to image; leave out image, or leave out hires_scale, "
+                "hires_width and hires_height and give the size with width and height"
+            )
+        if self.hires_sampler is not None:
+            resolve_sampler(self.hires_sampler)
+        if self.hires_schedule is not None:
+            resolve_schedule(self.hires_schedule)
+
+    @property
+    def masked(self) -> bool:
+        """Whether a part of the picture is painted and the rest is kept."""
+        return self.image is not None and (self.mask is not None or self.outpaint is not None)
+
+    @property
+    def hires(self) -> bool:
+        """Whether there is a second pass."""
+        return any(value is not None for value in (self.hires_scale, self.hires_width, self.hires_height))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GenerateRequest:
@@ -237,6 +321,11 @@ class GenerateRequest:
             raise RequestError(f"unknown field {', '.join(unknown[:8])}; the fields are {', '.join(sorted(known))}")
         return cls(**values)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, from which `from_dict` makes the same request; JSON can hold them."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value.to_json() if isinstance(value, Picture) else value for name, value in values.items()}
+
     def resolved(self, size: int) -> GenerateRequest:
         """The same request with nothing left open: seed drawn, size filled in, sampler and schedule by their own names.
 
@@ -247,17 +336,36 @@ class GenerateRequest:
         schedule = resolve_schedule(self.schedule)
         if joint is not None and schedule.key == "automatic":
             schedule = joint
+        width, height = self._size(size)
         return replace(
             self,
             seed=_drawn(self.seed),
             variation_seed=_drawn(self.variation_seed) if self.variation_strength else None,
             rng=self.rng or ("cpu" if self.compat == "comfyui" else "nv"),
             noise_batch=(self.noise_batch or self.noise_index + self.batch) if self.compat == "comfyui" else None,
-            width=size if self.width is None else self.width,
-            height=size if self.height is None else self.height,
+            width=width,
+            height=height,
             sampler=sampler.name,
             schedule=schedule.name,
         )
+
+    def _size(self, size: int) -> tuple[int, int]:
+        """Width and height; those that are open by the picture that the run begins with, where it is drawn whole."""
+        if self.width is not None and self.height is not None:
+            return self.width, self.height
+        across, down = size, size
+        if self.image is not None and self.inpaint_area == "whole":
+            from .masking import default_size
+
+            left, upper, right, lower = self.outpaint or (0, 0, 0, 0)
+            across, down = self.image.size
+            across, down = default_size(across + left + right, down + upper + lower, size * size)
+            # One side given: the other one keeps the proportions.
+            if self.width is not None:
+                down = max(round(self.width * down / across / 8), 8) * 8
+            elif self.height is not None:
+                across = max(round(self.height * across / down / 8), 8) * 8
+        return self.width or across, self.height or down
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -284,32 +392,24 @@ class GenerateRequest:
         return replace(self, count=1, seed=self.seeds[first], variation_seed=self.variation_seeds[first])
 
 
-_WHOLES: dict[str, tuple[int, int]] = {
-    "steps": (1, MAX_STEPS),
-    "batch": (1, MAX_BATCH),
-    "count": (1, MAX_COUNT),
-    "clip_skip": (1, MAX_CLIP_SKIP),
-    "ensd": (-MAX_SEED, MAX_SEED),
-    "noise_index": (0, MAX_BATCH - 1),
-}
-_NUMBERS: dict[str, tuple[float, float]] = {
-    "guidance_scale": (0.0, MAX_GUIDANCE),
-    "variation_strength": (0.0, 1.0),
-    "eta": (0.0, 10.0),
-    "s_churn": (0.0, 1000.0),
-    "s_tmin": (0.0, MAX_SIGMA),
-    "s_tmax": (0.0, MAX_SIGMA),
-    "s_noise": (0.0, 10.0),
-    "rho": (0.01, 100.0),
-    "sigma_min": (1e-5, MAX_SIGMA),
-    "sigma_max": (1e-5, MAX_SIGMA),
-    "guidance_rescale": (0.0, 1.0),
-    "guidance_start": (0.0, 1.0),
-    "guidance_stop": (0.0, 1.0),
-    "skip_early": (0.0, 1.0),
-    "ngms": (0.0, MAX_SIGMA),
-}
-"""Smallest and largest value of the fields that are numbers."""
+def _picture(name: str, value: Any) -> Picture:
+    return Picture.from_json(value) if isinstance(value, Mapping) else Picture.of(value, name)
+
+
+def _check_area(width: int | None, height: int | None) -> None:
+    if width and height and width * height > MAX_PIXELS:
+        raise RequestError(f"{width}x{height} has more than {MAX_PIXELS:,} pixels; ask for fewer")
+
+
+def _margins(value: Any) -> tuple[int, int, int, int]:
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence) or len(value) != 4:
+        raise RequestError(f"outpaint must be four numbers of pixels, left, upper, right, lower, not {shown(value)}")
+    left, upper, right, lower = map(plain, value)
+    for margin in (left, upper, right, lower):
+        check_whole("a side of outpaint", margin, 0, MAX_OUTPAINT)
+    if not left + upper + right + lower:
+        raise RequestError("outpaint adds nothing on any side; give pixels for one, or leave it out")
+    return left, upper, right, lower
 
 
 def _drawn(seed: int | None) -> int:
@@ -318,47 +418,3 @@ def _drawn(seed: int | None) -> int:
 
 def _wrapped(seed: int) -> int:
     return seed % (MAX_SEED + 1)
-
-
-def _plain(value: Any) -> Any:
-    """numpy's numbers as Python's, so that metadata and JSON have the latter; everything else as it is."""
-    if isinstance(value, int | float):
-        return value
-    if isinstance(value, Integral):
-        return int(value)
-    return float(value) if isinstance(value, Real) else value
-
-
-def _text(name: str, value: object) -> None:
-    if not isinstance(value, str):
-        raise RequestError(f"{name} must be text, not {type(value).__name__}")
-
-
-def _one_of(name: str, value: str, known: Mapping[str, str]) -> None:
-    if value not in known:
-        raise RequestError(f"{name} {_shown(value)} is unknown; it is one of {', '.join(known)}")
-
-
-def _whole(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise RequestError(f"{name} must be a whole number, not {_shown(value)}")
-    if not low <= value <= high:
-        raise RequestError(f"{name} is {_shown(value)}; it must be from {low:,} to {high:,}")
-
-
-def _number(name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RequestError(f"{name} must be a number, not {_shown(value)}")
-    if not low <= value <= high:  # NaN fails too
-        raise RequestError(f"{name} is {_shown(value)}; it must be from {low:g} to {high:g}")
-
-
-def _shown(value: object) -> str:
-    """A value as one line of an error shows it, however long or odd it is."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        # Python refuses to write out integers of thousands of digits.
-        return (
-            f"{value:,}" if abs(value) < 10**30 else f"a number of about {int(value.bit_length() * 0.30103):,} digits"
-        )
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:79]}…"

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class Progress:
     """One event of a run.
 
-    stage: "text", "sample", "decode", or "draw" without a model. image: index of the picture, from 0, of `images` in all.
+    stage: "text", "encode" of a picture to begin with, "sample", "decode", or "draw" without a model. image: index of the
+    picture, from 0, of `images` in all.
     step of `of`: model calls done for this picture; `of` is 0 where only the run can tell (DPM adaptive).
     sigma: noise level of the call just made, None outside "sample".
     preview(): the current guess of the finished picture, small and rough; made only when it is called.

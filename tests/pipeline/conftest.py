@@ -18,7 +18,7 @@ from avila_diffusion.checkpoint.keys import unet_from_diffusers, vae_from_diffus
 from avila_diffusion.checkpoint.load import Model, load_model
 from avila_diffusion.checkpoint.safetensors import write_safetensors
 from avila_diffusion.device import choose_policy
-from avila_diffusion.pipeline import engine as engine_module
+from avila_diffusion.pipeline import run as run_module
 from avila_diffusion.pipeline.engine import ModelEngine
 from avila_diffusion.pipeline.latents import decode
 from avila_diffusion.request import GenerateRequest
@@ -121,12 +121,23 @@ class Reference:
         return self.unet(x, torch.tensor([t], dtype=torch.float64), context, **extra).sample
 
 
+class MakeReference(Protocol):
+    """change: as that of `MakeEngine`."""
+
+    def __call__(self, family: str, change: Callable[[State], None] | None = None) -> Reference: ...
+
+
 @pytest.fixture
-def reference(tiny_state: Callable[[str], State]) -> Callable[[str], Reference]:
-    def make(family: str) -> Reference:
-        # as they come back from the file, which holds float16
-        state = {name: tensor.half().double() for name, tensor in tiny_state(family).items()}
+def reference(tiny_state: Callable[[str], State]) -> MakeReference:
+    def make(family: str, change: Callable[[State], None] | None = None) -> Reference:
+        state = tiny_state(family)
+        if change is None:
+            state = {name: tensor.half() for name, tensor in state.items()}  # as they come back from the file
+        else:
+            change(state)
+        state = {name: tensor.double() for name, tensor in state.items()}
         unet: Any = UNet2DConditionModel(
+            in_channels=state["model.diffusion_model.input_blocks.0.0.weight"].shape[1],
             block_out_channels=(64, 128),
             layers_per_block=1,
             down_block_types=(ATTENTION[0],) * 2,
@@ -259,7 +270,7 @@ def latents_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModelEngine, Genera
             return decode(vae, x, *rest)
 
         with monkeypatch.context() as patch:
-            patch.setattr(engine_module, "decode", keep)
+            patch.setattr(run_module, "decode", keep)
             list(engine.generate(request))
         return kept
 

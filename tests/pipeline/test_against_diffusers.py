@@ -11,8 +11,8 @@ from torch import Tensor
 
 from avila_diffusion.checkpoint.load import load_model
 from avila_diffusion.device import choose_policy
-from avila_diffusion.pipeline import engine as engine_module
 from avila_diffusion.pipeline import plan as plan_module
+from avila_diffusion.pipeline import run as run_module
 from avila_diffusion.pipeline.engine import ModelEngine
 from avila_diffusion.pipeline.latents import decode
 from avila_diffusion.request import GenerateRequest
@@ -59,7 +59,7 @@ def _latent(engine: ModelEngine, request: GenerateRequest, monkeypatch: pytest.M
         return decode(vae, x, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine_module, "decode", keep)
+        patch.setattr(run_module, "decode", keep)
         list(engine.generate(request))
     return kept[0]
 

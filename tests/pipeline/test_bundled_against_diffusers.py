@@ -16,7 +16,7 @@ from avila_diffusion.checkpoint.keys import unet_from_diffusers, vae_from_diffus
 from avila_diffusion.checkpoint.load import load_model
 from avila_diffusion.checkpoint.safetensors import TensorFile
 from avila_diffusion.device import choose_policy
-from avila_diffusion.pipeline import engine as engine_module
+from avila_diffusion.pipeline import run as run_module
 from avila_diffusion.pipeline.engine import ModelEngine
 from avila_diffusion.pipeline.latents import decode
 from avila_diffusion.request import GenerateRequest
@@ -118,7 +118,7 @@ def test_the_same_weights_and_noise_give_the_same_latent(dtype: str, monkeypatch
         kept.extend((x, picture))
         return picture
 
-    monkeypatch.setattr(engine_module, "decode", keep)
+    monkeypatch.setattr(run_module, "decode", keep)
     request = GenerateRequest(
         prompt=PROMPT,
         negative_prompt=NEGATIVE,

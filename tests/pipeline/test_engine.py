@@ -24,7 +24,8 @@ from avila_diffusion.pipeline import engine as engine_module
 from avila_diffusion.pipeline import plan as plan_module
 from avila_diffusion.pipeline.engine import ModelEngine
 from avila_diffusion.pipeline.latents import Pixels, preview
-from avila_diffusion.request import MAX_SEED, GenerateRequest
+from avila_diffusion.limits import MAX_SEED
+from avila_diffusion.request import GenerateRequest
 from avila_diffusion.result import GenerateResult, Progress
 from avila_diffusion.sampling.names import SAMPLERS, resolve_schedule
 from avila_diffusion.sampling.samplers import sample

@@ -398,7 +398,7 @@ def test_an_engine_goes_on(
     def refuse(*given: object) -> None:
         raise AssertionError("a finished run reads no prompt")
 
-    monkeypatch.setattr(ModelEngine, "_conditioned", refuse)
+    monkeypatch.setattr(ModelEngine, "conditioned", refuse)
     with Journal.read(path) as journal:
         assert journal.finished(1)
         again = finish(engine.generate(journal.request, None, Ledger(journal)))

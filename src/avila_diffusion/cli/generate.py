@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .progress import ProgressDisplay
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-MODEL_OPTIONS = ("vae", "text_encoder", "lora", "prediction", "embeddings_dir")
+MODEL_OPTIONS = ("vae", "text_encoder", "lora", "refiner", "prediction", "embeddings_dir")
 """Options that mean nothing without a checkpoint; but for LoRAs, they mean nothing with the bundled one either."""
 RUN_OPTIONS = ("lenient", "models_dir", "device", "dtype", "threads", "memory", "max_memory", "no_mmap")
 """Options that mean nothing without any model."""
@@ -54,6 +54,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     output.add_argument(
         "--trail", action="store_true", help="leave PICTURE.trail beside it, for `avila replay --verify`"
     )
+    output.add_argument("--grid", action="store_true", help="several pictures side by side in one more file")
     output.add_argument("--json", action="store_true", help="one JSON object on stdout instead of the paths")
     output.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
     output.add_argument("-v", "--verbose", action="store_true", help="the whole load report on stderr")
@@ -84,6 +85,9 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         metavar="FILE[:WEIGHT]",
         action="append",
         help="change the model by this LoRA; weight 1; FILE:TEXT:UNET has one for each; repeatable",
+    )
+    group.add_argument(
+        "--refiner", metavar="FILE", help="a model that takes over before the end, such as SDXL's refiner"
     )
     group.add_argument("--lenient", action="store_true", help="leave out what of a LoRA does not fit the model")
     group.add_argument("--prediction", choices=("epsilon", "v", "edm"), help="what the UNet predicts, where files lie")
@@ -122,6 +126,8 @@ def run_generate(options: argparse.Namespace) -> int:
         if options.journal is not None:
             job.begin_journal(options.journal)
         job.run()
+        if options.grid:
+            job.save_grid()
     finally:
         display.close()
     seconds = time.monotonic() - started
@@ -155,10 +161,11 @@ def _found(options: argparse.Namespace) -> Found:
 
 def _take_files(options: argparse.Namespace, found: Found, display: ProgressDisplay) -> None:
     """Let the files that a picture names stand where the command line names none."""
-    from .recorded import find_checkpoint, find_loras, find_vae
+    from .recorded import find_checkpoint, find_loras, find_refiner, find_vae, given_pictures
 
     for said in (*(f"not carried over: {one}" for one in found.lost), *found.notes):
         display.say(said)
+    given_pictures(options, found, options.from_image, display)
     if options.procedural:
         return
     if options.lora is None:
@@ -167,6 +174,8 @@ def _take_files(options: argparse.Namespace, found: Found, display: ProgressDisp
         options.model = str(find_checkpoint(options, found, options.from_image, display))
         if options.vae is None and (vae := find_vae(options, found)) is not None:
             options.vae = str(vae)
+        if options.refiner is None and (refiner := find_refiner(options, found)) is not None:
+            options.refiner = str(refiner)
 
 
 def _values(options: argparse.Namespace, carried: Mapping[str, Any]) -> dict[str, Any]:
@@ -271,6 +280,7 @@ def _engine(options: argparse.Namespace, display: ProgressDisplay) -> tuple[Avil
         vae=vae,
         text_encoder=towers or None,
         lora=loras or None,
+        refiner=None if options.refiner is None else find_model(options.refiner, "checkpoint", folders),
         prediction=options.prediction,
         embeddings=embedding_folders_of(options),
         device=options.device or "auto",

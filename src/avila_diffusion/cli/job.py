@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,7 @@ class Job:
 
     def begin_journal(self, path: str, *, copied: Journal | None = None) -> None:
         """Record the job in a new file, which closes when it has run. Raises OutputProblem where it cannot be made."""
-        branch = None if self.branch is None else {"at": self.branch.at, "before": asdict(self.branch.before)}
+        branch = None if self.branch is None else {"at": self.branch.at, "before": self.branch.before.to_dict()}
         output = {**self.destination.to_dict(), "trail": self.trail}
         self.journal = self.engine.new_journal(path, self.request, copied=copied, output=output, branch=branch)
         self.request = self.journal.request
@@ -58,6 +58,14 @@ class Job:
             if self.journal is not None:
                 self.journal.close()
         self._tell_journal("it may be deleted, or branched from")
+
+    def save_grid(self) -> None:
+        """All pictures side by side, in a file beside them; nothing where there is only one."""
+        from ..grid import make_grid
+
+        images = [image for result in self.results for image in result.images]
+        if len(images) > 1:
+            self._add_paths([self.destination.save_grid(make_grid(images))])
 
     def _run_batch(self, index: int) -> None:
         """Batch `index` as a run of its own."""
@@ -124,8 +132,10 @@ class Job:
 
     def _save_trail(self, trail: Trail, index: int, path: Path, request: GenerateRequest) -> None:
         from ..pipeline.trail import SUFFIX
+        from ..request import PICTURES
 
-        header = {"request": asdict(request), "conditions": self.engine.conditions()}
+        asked = {name: value for name, value in request.to_dict().items() if name not in PICTURES}
+        header = {"request": asked, "conditions": self.engine.conditions()}
         trail.save(index, path.with_suffix(SUFFIX), header)
 
     def _add_paths(self, paths: list[Path]) -> None:

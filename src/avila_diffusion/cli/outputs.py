@@ -136,6 +136,12 @@ class Destination:
             note(path, True)
         return path
 
+    def save_grid(self, grid: Image) -> Path:
+        """Write the grid of all pictures: grid.png, grid-1.png … in a folder, else the name with -grid."""
+        if self.stem is None:
+            return Path(grid.save(self.folder / "grid.png", overwrite=False))
+        return Path(grid.save(self.folder / f"{self.stem}-grid{self.suffix}"))
+
     def _named(self, index: int) -> Path:
         if self.stem is None:
             return self.folder

@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from ..result import Progress
 
 SECONDS_BETWEEN_LINES = 30.0
-STAGES = {"load": "loading the model", "text": "reading the prompt", "sample": "sampling", "decode": "decoding"}
+STAGES = {
+    "load": "loading the model",
+    "text": "reading the prompt",
+    "encode": "encoding the picture",
+    "sample": "sampling",
+    "decode": "decoding",
+}
 
 
 class ProgressDisplay:

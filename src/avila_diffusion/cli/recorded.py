@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FileProblem, ModelNotFound
+from ..errors import FileProblem, ModelNotFound, RequestError
 
 if TYPE_CHECKING:
     from ..metadata import Found
+    from ..pictures import Picture
     from .progress import ProgressDisplay
 
 PROCEDURAL = "avila procedural"
@@ -64,6 +65,37 @@ def find_vae(options: argparse.Namespace, found: Found) -> Path | None:
     if found.vae is None:
         return None
     return _checked(find_model(found.vae, "vae", options.models_dir), found.vae_hash)
+
+
+def find_refiner(options: argparse.Namespace, found: Found) -> Path | None:
+    """The refiner that the metadata name, None where they name none."""
+    from ..checkpoint.folders import find_model
+
+    if found.refiner is None:
+        return None
+    return _checked(find_model(found.refiner, "checkpoint", options.models_dir), found.refiner_hash)
+
+
+def given_pictures(
+    options: argparse.Namespace, found: Found, source: str, display: ProgressDisplay
+) -> dict[str, Picture]:
+    """The pictures that the run of `source` began with, by the names of their options: metadata do not hold them.
+
+    Raises RequestError where one is not given.
+    """
+    from ..pictures import Picture
+
+    pictures = {}
+    for name, digest in found.pictures.items():
+        given = getattr(options, name)
+        if given is None:
+            raise RequestError(
+                f"{source} was made from another picture, which it does not hold; give that with --{name}"
+            )
+        pictures[name] = Picture.of(given, name)
+        if digest and pictures[name].digest != digest:
+            display.say(f"{given} is not the {name} that {source} was made from")
+    return pictures
 
 
 def find_loras(options: argparse.Namespace, found: Found) -> list[tuple[Path, float, float]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FileProblem, RequestError, Unsupported
 from .generate import embedding_folders_of
-from .recorded import find_checkpoint, find_loras, find_vae
+from .recorded import find_checkpoint, find_loras, find_refiner, find_vae, given_pictures
 
 if TYPE_CHECKING:
     from ..api import AvilaDiffusion
@@ -28,7 +29,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
         description="Make a picture again from the metadata that it carries, whichever program wrote them. With "
         "--verify, say whether it is the same: by its trail (see `generate --trail`) call by call, else by its pixels.",
     )
-    replay.add_argument("image", metavar="IMAGE", help="a picture with metadata; see `avila info`")
+    replay.add_argument("source", metavar="IMAGE", help="a picture with metadata; see `avila info`")
     replay.add_argument("-m", "--model", metavar="MODEL", help="make it with this model, whatever the metadata say")
     replay.add_argument(
         "--verify", action="store_true", help="compare with what is recorded; exit code 1 if it differs"
@@ -38,6 +39,10 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     replay.add_argument(
         "--lenient", action="store_true", help="leave out what of a LoRA does not fit the model, as `generate` does"
     )
+    for name in ("image", "mask", "depth"):
+        replay.add_argument(
+            f"--{name}", metavar="FILE", help=f"the {name} that it was made from, which it does not hold"
+        )
     replay.add_argument("--models-dir", metavar="DIR", help="where names of models are looked up")
     replay.add_argument("--embeddings-dir", metavar="DIR", help="textual inversions; default: in the models folders")
     replay.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps")
@@ -58,8 +63,8 @@ def run_replay(options: argparse.Namespace) -> int:
     from .outputs import Destination
     from .progress import ProgressDisplay
 
-    picture = read_image(options.image)
-    found = _read(picture, options.image)
+    picture = read_image(options.source)
+    found = _read(picture, options.source)
     if options.trail is not None and not options.verify:
         raise RequestError("--trail only means something with --verify; add it, or leave out --trail")
     header, footprints = _trail(options)
@@ -103,7 +108,7 @@ def run_replay(options: argparse.Namespace) -> int:
         if path is not None:
             tell(path)
         if verdict is not None:
-            print(f"{options.image}: {verdict.says}")
+            print(f"{options.source}: {verdict.says}")
     return 0 if verdict is None or verdict.same else 1
 
 
@@ -119,7 +124,7 @@ def _read(picture: Image, name: str) -> Found:
 def _trail(options: argparse.Namespace) -> tuple[dict[str, Any], list[Footprint] | None]:
     from ..pipeline.trail import SUFFIX, read_trail
 
-    path = Path(options.image).with_suffix(SUFFIX) if options.trail is None else Path(options.trail)
+    path = Path(options.source).with_suffix(SUFFIX) if options.trail is None else Path(options.trail)
     if not options.verify or (options.trail is None and not path.is_file()):
         return {}, None
     return read_trail(path)
@@ -139,25 +144,27 @@ def _prepared(
     """The model that the metadata name, with their LoRAs, and what they ask of it."""
     from ..api import AvilaDiffusion
 
-    request = found.request()
+    pictures = given_pictures(options, found, options.source, display)
+    request = replace(found.request(), **pictures)  # type: ignore[arg-type]
     if request.seed in (None, -1):  # which draws another each time
-        raise FileProblem(f"the metadata of {options.image} name no seed; the picture cannot be made again")
+        raise FileProblem(f"the metadata of {options.source} name no seed; the picture cannot be made again")
     if found.lost:
         raise Unsupported(
-            f"{options.image} was made with what is not replayed: {'; '.join(found.lost[:6])} "
+            f"{options.source} was made with what is not replayed: {'; '.join(found.lost[:6])} "
             "(`avila generate --from` takes over the rest)"
         )
     for note in found.notes:
         display.say(note)
-    path = find_checkpoint(options, found, options.image, display)
+    path = find_checkpoint(options, found, options.source, display)
     vae, loras = find_vae(options, found), find_loras(options, found)
     dtype = _dtype(options, conditions)
     as_recorded = "" if dtype == options.dtype else f" in {dtype}, as recorded"
-    display.say(f"making {options.image} again with {path}{as_recorded}")
+    display.say(f"making {options.source} again with {path}{as_recorded}")
     engine = AvilaDiffusion.with_model(
         path,
         vae=vae,
         lora=loras or None,
+        refiner=find_refiner(options, found),
         embeddings=embedding_folders_of(options),
         device=options.device,
         dtype=dtype,
@@ -167,7 +174,7 @@ def _prepared(
     try:
         return engine, engine.resolved(request)
     except (RequestError, Unsupported) as error:
-        raise type(error)(f"what the metadata of {options.image} ask for cannot be made: {error}") from None
+        raise type(error)(f"what the metadata of {options.source} ask for cannot be made: {error}") from None
 
 
 def _dtype(options: argparse.Namespace, conditions: object) -> str:

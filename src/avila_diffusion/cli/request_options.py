@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import RequestError
 from .parser import typed_text
+from .picture_options import add_picture_options, read_picture_options
 
 MODEL_SIZE = "default: the model's own size"
 NEEDS = {
@@ -45,6 +46,7 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
     picture.add_argument(
         "--emphasis", choices=("Original", "No norm", "Ignore", "None"), help="how brackets weigh; default Original"
     )
+    add_picture_options(parser)
     _add_noise(parser.add_argument_group("the noise"))
     _add_sampling(parser.add_argument_group("sampler, schedule and guidance in detail"))
 
@@ -105,6 +107,7 @@ def given(options: argparse.Namespace, carried: Collection[str] = ()) -> dict[st
             values[name] = _numbers(name, values[name])
     if options.seed_resize is not None:
         values["seed_width"], values["seed_height"] = _size(options.seed_resize)
+    values |= read_picture_options(options)
     _refuse_useless(values, carried)
     return values
 

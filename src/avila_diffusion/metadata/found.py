@@ -19,6 +19,18 @@ _TOGETHER = (
     ("sampler",),
     ("sigmas", "schedule", "steps"),
     ("guidance_start", "guidance_stop"),
+    (
+        "hires_scale",
+        "hires_width",
+        "hires_height",
+        "hires_upscaler",
+        "hires_steps",
+        "hires_sampler",
+        "hires_schedule",
+        "hires_prompt",
+        "hires_negative_prompt",
+        "hires_guidance_scale",
+    ),
 )
 """Fields of a request that can be right or wrong only together, in the order in which they are tried."""
 
@@ -28,10 +40,11 @@ class Found:
     """How a picture was made, as far as it says so and we can do it.
 
     source: the program that made it. request_values: what `GenerateRequest.from_dict` takes, valid as a whole, LoRA tags
-    taken out of the prompt. model, vae: names of files, hashes as far as they are told. loras: those to be laid on the model.
-    embeddings: names with hashes. fields: all that was said, by the source's own names. lost: what changed the picture and
-    cannot be carried over, in words. notes: what else is good to know. conditions: versions, device and dtypes, of our own
-    pictures. exact: our own record confirms that nothing is missing.
+    taken out of the prompt. model, vae, refiner: names of files, hashes as far as they are told. pictures: the fields of
+    the request that were pictures, which no metadata hold, each with the sha256 of its file, "" where that is not told.
+    loras: those to be laid on the model. embeddings: names with hashes. fields: all that was said, by the source's own
+    names. lost: what changed the picture and cannot be carried over, in words. notes: what else is good to know.
+    conditions: versions, device and dtypes, of our own pictures. exact: our own record confirms that nothing is missing.
     """
 
     source: str
@@ -41,6 +54,9 @@ class Found:
     model_hash: str | None = None
     vae: str | None = None
     vae_hash: str | None = None
+    refiner: str | None = None
+    refiner_hash: str | None = None
+    pictures: dict[str, str] = field(default_factory=dict)
     loras: tuple[LoraUsed, ...] = ()
     embeddings: dict[str, str] = field(default_factory=dict)
     fields: dict[str, str] = field(default_factory=dict)
@@ -69,6 +85,9 @@ class Draft:
     model_hash: str | None = None
     vae: str | None = None
     vae_hash: str | None = None
+    refiner: str | None = None
+    refiner_hash: str | None = None
+    pictures: dict[str, str] = field(default_factory=dict)
     loras: list[LoraUsed] = field(default_factory=list)
     embeddings: dict[str, str] = field(default_factory=dict)
     fields: dict[str, str] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from ..infotext import LoraUsed, read
-from ..request import GenerateRequest
+from ..request import PICTURES, GenerateRequest
 from ..version import __version__
 from .found import Draft, load_json, number, rows, table, text_of
 from .webui import draft_of
@@ -41,11 +41,14 @@ def make_record(
     missing = {
         field.name: getattr(wanted, field.name)
         for field in fields(wanted)
-        if getattr(told, field.name) != getattr(wanted, field.name)
+        if field.name not in PICTURES and getattr(told, field.name) != getattr(wanted, field.name)
     }
     values: dict[str, Any] = {"avila_diffusion": __version__, "infotext": _digest(infotext)}
     if missing:
         values["request"] = missing
+    pictures = {name: given.digest for name in PICTURES if (given := getattr(request, name)) is not None}
+    if pictures:
+        values["pictures"] = pictures
     if loras:
         values["loras"] = [asdict(lora) for lora in loras]
     if embeddings:
@@ -89,6 +92,8 @@ def apply_record(draft: Draft, record: str | None, infotext: str | None) -> None
     draft.loras = [lora for lora in map(_lora, rows(found.get("loras"))) if lora is not None and not lora.in_prompt]
     if isinstance(found.get("embeddings"), dict):
         draft.embeddings = {str(name): str(digest) for name, digest in found["embeddings"].items()}
+    pictures = table(found.get("pictures")).items()
+    draft.pictures = {name: digest for name, digest in pictures if name in PICTURES and isinstance(digest, str)}
     draft.conditions = table(found.get("conditions"))
     draft.exact = not draft.lost
 

@@ -7,12 +7,12 @@ and levels otherwise is told in notes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import RequestError
 from ..images import KEY
-from ..infotext import LoraUsed, Parsed, read
+from ..infotext import CONTENTS, NOT_MASKED, ONLY_MASKED, RESIZES, LoraUsed, Parsed, read
 from .found import Draft, number, stem
 
 _HYPERNET = re.compile(r" ?<hypernet:[^<>]*>")
@@ -69,6 +69,29 @@ _CARRIED = frozenset(
         "App",
         "Batch size",
         "Batch pos",
+        "Hires upscale",
+        "Hires steps",
+        "Hires resize-1",
+        "Hires resize-2",
+        "Hires sampler",
+        "Hires schedule type",
+        "Hires prompt",
+        "Hires negative prompt",
+        "Hires CFG Scale",
+        "Refiner switch at",
+        "Refiner switch by sampling steps",
+        "Exact steps",
+        "Soft mask",
+        "Outpaint",
+        "Extra noise",
+        "Noise multiplier",
+        "Image CFG scale",
+        "Conditional mask weight",
+        "Mask blur",
+        "Masked area padding",
+        "Denoising strength",
+        "Hires upscaler",
+        "Refiner",
     ]
 )
 """Fields that are in the request or say which files to take. A batch changes nothing of AUTOMATIC1111's pictures."""
@@ -79,6 +102,15 @@ _CHANGES = re.compile(
     r"Face restoration|Upcast|Conditional mask|Color correction|CFG Rescale|FreeU|Tiled|Postprocess|Refiner switch|"
     r"SLG|Skip layers|Guidance|dynthres|Downcast|Negative Guidance|HyperTile|Regional|RP |AnimateDiff|Diffusion in Low|PAG|SAG"
 )
+_KNOWN_VALUES = {
+    "Resize mode": {"Just resize", *RESIZES.values()},
+    "Masked content": {"original", *CONTENTS.values()},
+    "Inpaint area": {"Whole picture", ONLY_MASKED},
+    "Mask mode": {"Inpaint masked", NOT_MASKED},
+    "Tiling": {"False", "True", "x", "y"},
+}
+"""Fields that are in the request where they have one of these values."""
+_REFINER = re.compile(r"(.*?)(?: \[([0-9a-fA-F]+)\])?$", re.DOTALL)
 _DEFAULTS = {
     "Noise Schedule": "Default",
     "Beta schedule alpha": "0.6",
@@ -118,8 +150,11 @@ def draft_of(parsed: Parsed) -> Draft:
     if draft.vae in ("None", "Automatic", ""):
         draft.vae = None
     draft.embeddings = {name.strip(): digest for name, digest in _PAIR.findall(fields.get("TI hashes", ""))}
+    if refiner := _REFINER.match(fields.get("Refiner", "")):
+        draft.refiner, draft.refiner_hash = refiner[1] or None, refiner[2]
+    draft.pictures = dict.fromkeys(_pictures(fields), "")
     for name, value in fields.items():
-        if name in _CARRIED or _DEFAULTS.get(name) == value:
+        if name in _CARRIED or _DEFAULTS.get(name) == value or value in _KNOWN_VALUES.get(name, ()):
             continue
         if name.startswith("First pass size-"):  # the second pass of before 1.0; 0 is as large as fits
             draft.lose(name.removesuffix(name[-2:]), f"{fields.get(name[:-1] + '1')}x{fields.get(name[:-1] + '2')}")
@@ -131,6 +166,15 @@ def draft_of(parsed: Parsed) -> Draft:
     if source == "AUTOMATIC1111":
         draft.notes += _dialect(parsed)
     return draft
+
+
+def _pictures(fields: Mapping[str, str]) -> Iterator[str]:
+    """Which pictures the run began with."""
+    if "Denoising strength" not in fields or any(name.startswith(("Hires", "First pass size")) for name in fields):
+        return
+    yield "image"
+    if "Mask blur" in fields and "Outpaint" not in fields:
+        yield "mask"
 
 
 def _program(fields: Mapping[str, str]) -> tuple[str, str | None]:

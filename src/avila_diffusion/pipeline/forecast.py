@@ -26,7 +26,8 @@ from ..models.text_keys import TextKeys
 from ..models.twin import twin
 from ..request import GenerateRequest
 from ..sampling.guidance import Call
-from .plan import Plan, make_plan
+from .passes import Pass, is_latent
+from .plan import Plan
 
 if TYPE_CHECKING:
     from .engine import ModelEngine
@@ -39,6 +40,8 @@ LIBRARIES = 64 << 20
 """Bytes that libraries take when they compute first: threads, oneDNN's programs, what Python keeps of a run."""
 FLOATS_A_PIXEL, BYTES_A_PIXEL = 3, 12
 """Copies of a decoded picture in floats while it becomes bytes; bytes while those are resized and written."""
+GIVEN_A_PIXEL = 24
+"""Bytes a pixel of a picture that a run begins with."""
 BAND_SCRATCH = 96 << 20
 """Bytes that decoding in bands takes beside its maps: the kernels' scratch, a picture, and rooms that are free."""
 REMEMBERED = 16
@@ -82,21 +85,35 @@ class Outlook:
     def __init__(self, engine: ModelEngine, request: GenerateRequest) -> None:
         self.engine = engine
         self.request = request
-        self.texts = _Texts.of(engine, request)
+        self.passes = engine.passes(request)
+        self.texts = [_Texts.of(engine, one) for one in self.passes]
         self.of_rehearsing = _load_what_rehearsals_need()
         held = held_now()
         # What earlier runs left is given back or used again.
         without = BASE if held is None else max(held - rooms.held() - engine.kept, BASE_AT_LEAST)
         assert request.width is not None and request.height is not None
-        self.base = without + LIBRARIES + 3 * request.width * request.height * len(request.seeds)
+        height, width = self.latent
+        shown = max(request.width * request.height, engine.model.spec.vae.scale**2 * height * width)
+        self.base = without + LIBRARIES + 3 * shown * len(request.seeds) + self._given()
+
+    def _given(self) -> int:
+        """Bytes of the pictures that the run begins with: as they are given, fitted, and as floats."""
+        request, pixels = self.request, 0
+        if request.image is not None:
+            left, upper, right, lower = request.outpaint or (0, 0, 0, 0)
+            width, height = request.image.size
+            pixels = (width + left + right) * (height + upper + lower)
+        if request.masked:
+            pixels *= 3
+        return GIVEN_A_PIXEL * pixels
 
     @property
     def finishing(self) -> int:
         """Bytes that it takes to make a decoded picture one of 8 bits, at the size asked for, and a file."""
-        drawn, request = self.engine.drawn(self.request), self.request
-        assert drawn.width is not None and drawn.height is not None
+        request, scale = self.request, self.engine.model.spec.vae.scale
+        height, width = self.latent
         assert request.width is not None and request.height is not None
-        return FLOATS_A_PIXEL * 12 * drawn.width * drawn.height + BYTES_A_PIXEL * request.width * request.height
+        return FLOATS_A_PIXEL * 12 * scale**2 * width * height + BYTES_A_PIXEL * request.width * request.height
 
     @property
     def keepable(self) -> int:
@@ -104,52 +121,98 @@ class Outlook:
         return self.rehearsed(None).kept
 
     def rehearsed(self, kept: int | None) -> Rehearsed:
-        """The run's stages where at most so many bytes of derived weights stay; None: all, 0: none."""
-        return _rehearsed(self.engine, self.texts, self.latent, kept)
+        """The run's stages where at most so many bytes of derived weights stay; None: all, 0: none. Of passes the last."""
+        return self._pass(len(self.passes) - 1, kept)
+
+    def _pass(self, number: int, kept: int | None, engine: ModelEngine | None = None) -> Rehearsed:
+        engine = self.engine if engine is None else engine
+        return _rehearsed(engine, self.texts[number], self.passes[number].size, kept)
+
+    def sampling(self, kept: int | None) -> int:
+        """Bytes that the calls of the models take at most, beside the base, with what is kept."""
+        numbers = range(len(self.passes))
+        grown = max(self._pass(number, kept).alone.held for number in numbers)
+        refiner = self.engine.refiner
+        if refiner is None:
+            return grown
+        second = self._pass(numbers[-1], kept, refiner)
+        # Where there is no limit, both keep what they have derived.
+        return grown + second.kept if kept is None else max(grown, second.alone.held)
 
     @property
     def latent(self) -> tuple[int, int]:
-        """Height and width in latent cells, at the size that the networks work at."""
-        drawn, scale = self.engine.drawn(self.request), self.engine.model.spec.vae.scale
-        assert drawn.width is not None and drawn.height is not None
-        return drawn.height // scale, drawn.width // scale
+        """Height and width in latent cells of what is decoded last, at the size that the networks work at."""
+        return self.passes[-1].size
 
-    def at(self, kept: int | None, decode_room: int | None = None) -> Forecast:
+    @property
+    def encoded(self) -> tuple[int, int] | None:
+        """Height and width in pixels of the largest picture that is encoded, None where there is none."""
+        scale, request = self.engine.model.spec.vae.scale, self.request
+        height, width = (scale * side for side in self.latent)
+        if request.image is not None and request.resize_mode == "latent":
+            return request.image.size[::-1]
+        by_picture = request.hires and not is_latent(request)
+        if request.image is None and not by_picture and self.engine.model.spec.variant != "inpainting":
+            return None
+        return height, width
+
+    @property
+    def encoding(self) -> int:
+        """Bytes that encoding a picture whole takes, 0 where there is none to encode."""
+        return 0 if self.encoded is None else _encoded(self.engine, self.encoded).held
+
+    def at(self, kept: int | None, decode_room: int | None = None, encode_room: int | None = None) -> Forecast:
         """The forecast where at most so many bytes of derived weights stay; None: all, 0: none.
 
-        decode_room: bytes of maps with which the picture is decoded in bands; None: whole.
+        decode_room, encode_room: bytes of maps with which pictures are decoded and encoded in bands; None: whole.
         """
         if kept is not None and (isinstance(kept, bool) or not isinstance(kept, int) or kept < 0):
             raise RequestError(f"kept is {str(kept)[:80]!r}; it must be a number of bytes, or None for all")
         engine, request, policy = self.engine, self.request, self.engine.policy
-        plan = make_plan(request, engine.model.spec, engine.table)
-        texts, seen = self.texts, self.rehearsed(kept)
         rate = rates(policy.device, policy.unet)
-        guided, alone = _calls(plan, texts)
         pictures = len(request.seeds)
-        step, plain = (rate.seconds(stage.work) for stage in (seen.step, seen.alone))
-        decode, text = rate.seconds(seen.decode.work), rate.seconds(seen.text.work) * request.count
-        grown = seen.decode.held if policy.device.type == "cpu" and kernels.ENABLED else seen.peak
+        seen = [self._pass(number, kept) for number in range(len(self.passes))]
+        last, calls, sampled = seen[-1], 0, 0.0
+        step = rate.seconds(last.step.work)
+        for number, (one, texts, found) in enumerate(zip(self.passes, self.texts, seen, strict=True)):
+            refined = None
+            if engine.refiner is not None and one is self.passes[-1]:
+                refined = self._pass(number, kept, engine.refiner)
+            guided, alone = _calls(one.plan, texts)
+            share = 0.0 if refined is None else 1 - (0.8 if request.refiner_switch is None else request.refiner_switch)
+            for stages, part in ((found, 1 - share), (refined, share)):
+                if stages is not None:
+                    each, plain = (rate.seconds(stage.work) for stage in (stages.step, stages.alone))
+                    sampled += part * (guided * each + alone * plain)
+            calls += guided + alone
+        decode, text = rate.seconds(last.decode.work), request.count * sum(rate.seconds(x.text.work) for x in seen)
+        grown = max(self.sampling(kept), last.decode.held) if _by_kernels(engine) else max(x.peak for x in seen)
         if decode_room is not None:
-            grown = max(seen.alone.held, decode_room + BAND_SCRATCH)
+            grown = max(self.sampling(kept), decode_room + BAND_SCRATCH)
             decode *= self._banded(decode_room)
-        grown = max(grown, seen.kept + self.finishing)
+        encode = 0.0
+        if self.encoded is not None:
+            stage = _encoded(engine, self.encoded)
+            encode = rate.seconds(stage.work)
+            grown = max(grown, stage.held + (last.kept if kept is None else 0) if encode_room is None else 0)
+        grown = max(grown, last.kept + self.finishing)
         # A run that is not told how much it may hold is not rehearsed.
         base = self.base - (self.of_rehearsing if engine.memory.limit is None else 0)
-        prepare = max(rate.seconds(seen.first.work) - step, 0.0) + grown / rate.touch
+        prepare = max(rate.seconds(last.first.work) - step, 0.0) + grown / rate.touch
+        plan = self.passes[0].plan
         notes = [f"{plan.counted} model calls were assumed; only the run can tell"] if plan.calls is None else []
         if policy.device.type != "cpu":
             notes.append(f"the peak counts what lies on {policy.device} together with the process")
         return Forecast(
             peak_bytes=base + grown,
             base_bytes=base,
-            kept_bytes=seen.kept,
-            seconds=prepare + text + pictures * (guided * step + alone * plain + decode),
+            kept_bytes=last.kept,
+            seconds=prepare + text + encode + pictures * (sampled + decode),
             prepare_seconds=prepare,
             text_seconds=text,
             step_seconds=step,
             decode_seconds=decode,
-            calls=pictures * (guided + alone),
+            calls=pictures * calls,
             pictures=pictures,
             rough="linear" not in rate.work,
             notes=tuple(notes),
@@ -167,6 +230,10 @@ class Outlook:
         return max(4, self.engine.policy.vae.itemsize)
 
 
+def _by_kernels(engine: ModelEngine) -> bool:
+    return engine.policy.device.type == "cpu" and kernels.ENABLED
+
+
 def _calls(plan: Plan, texts: _Texts) -> tuple[int, int]:
     """Of a picture: (calls that look at the negative prompt, calls that do not)."""
     total = plan.calls or plan.counted
@@ -174,10 +241,10 @@ def _calls(plan: Plan, texts: _Texts) -> tuple[int, int]:
         return total, 0
     steps, nothing = len(plan.sigmas) - 1, torch.empty(0)
     guided = 0
-    for number in range(total):
+    for number in range(total if steps else 0):
         step = min(number * steps // total, steps - 1)
         call = Call(nothing, float(plan.sigmas[step]), step, number=number)
-        guided += plan.guidance.acts(call, steps, plan.counted)
+        guided += plan.guidance.acts(call, steps, plan.shared)
     return guided, total - guided
 
 
@@ -192,9 +259,9 @@ class _Texts:
     chunks: int
 
     @classmethod
-    def of(cls, engine: ModelEngine, request: GenerateRequest) -> _Texts:
-        """Of a resolved request, without running a tower."""
-        prompts, length = engine.chunks(request), engine.model.spec.text[0].config.context_length
+    def of(cls, engine: ModelEngine, one: Pass) -> _Texts:
+        """Of a pass, without running a tower."""
+        prompts, length = engine.chunks(one), engine.model.spec.text[0].config.context_length
         positive, negative = prompts
         longest = max(max(part) for part in positive)
         runs = sum(map(sum, positive)) + (0 if negative is None else sum(negative))
@@ -278,6 +345,20 @@ def _rehearse(engine: ModelEngine, texts: _Texts, latent: tuple[int, int], kept:
         decode = rehearsal.mark()
     peak = max(stage.peak for stage in (text, first, step, alone, decode))
     return Rehearsed(text, first, step, alone, decode, keeper_of(unet).held, peak)
+
+
+def _encoded(engine: ModelEngine, size: tuple[int, int]) -> Stage:
+    """What encoding a picture of this height and width takes, whole."""
+    key = (_model_key(engine), size, torch.get_num_threads())
+    if key not in _known_encodings:
+        vae, dtype = twin(engine.model.vae, 0), engine.policy.vae
+        with rehearsing() as rehearsal:
+            vae.encode(torch.empty(1, vae.config.image_channels, *size, dtype=dtype, device="meta"))
+            _known_encodings[key] = rehearsal.mark()
+    return _known_encodings[key]
+
+
+_known_encodings: dict[object, Stage] = {}
 
 
 class _Steps:

@@ -8,7 +8,6 @@ answering from the file as far as it reaches, and by the model from there on.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import secrets
@@ -17,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from io import FileIO
 from math import prod
 from pathlib import Path
@@ -26,16 +26,15 @@ import torch
 from torch import Tensor
 
 from ..device import DTYPES
-from ..errors import JournalProblem, OutputProblem, RequestError
+from ..errors import JournalProblem, OutputProblem
 from ..request import GenerateRequest
 from ..sampling.guidance import Call, Denoised
 from .branch import Branch
-from .records import BEGINNING, FIRST_SEAL, MAGIC, Record, encode, read_data, scan
+from .journal_file import claim, hold, not_written, open_journal
+from .records import BEGINNING, FIRST_SEAL, Record, encode, read_data, scan
 
 SECONDS_UNSYNCED = 2.0
 """What a power cut may cost, at most."""
-_LOCKED_BYTE = 1 << 40
-"""Of the file: far behind its end, because Windows keeps others from reading what is locked."""
 
 
 class Journal:
@@ -69,7 +68,7 @@ class Journal:
         an empty file, which a killed run leaves. Raises OutputProblem where it cannot be written.
         """
         path = Path(path)
-        claimed = _claim(path)
+        claimed = claim(path)
         first = {"kind": "run", "run": secrets.token_hex(16), **header}  # the seals of two runs are never alike
         partial = path.with_name(f".avila-{secrets.token_hex(8)}.partial")
         try:
@@ -90,7 +89,7 @@ class Journal:
                 with contextlib.suppress(OSError):
                     left.unlink(missing_ok=True)
             if isinstance(error, OSError):
-                raise _not_written(path, error) from None
+                raise not_written(path, error) from None
             raise
         finally:
             claimed.close()
@@ -103,9 +102,9 @@ class Journal:
         Raises JournalProblem where it is damaged, no journal, or held by another run.
         """
         path = Path(path)
-        stream = _open(path, "r+b")
+        stream = open_journal(path, "r+b")
         try:
-            _hold(stream, path)
+            hold(stream, path)
             journal = cls(path, stream, writable=True)
             if journal.torn:
                 stream.truncate(journal._end)
@@ -119,7 +118,7 @@ class Journal:
     def read(cls, path: str | Path) -> Journal:
         """A journal to look into: nothing is written to it, and what its run adds meanwhile is not seen."""
         path = Path(path)
-        stream = _open(path, "rb")
+        stream = open_journal(path, "rb")
         try:
             return cls(path, stream, writable=False)
         except BaseException:
@@ -144,12 +143,12 @@ class Journal:
         with self._guard:
             self._stream.close()
 
-    @property
+    @cached_property
     def request(self) -> GenerateRequest:
         """What was asked for, nothing left open. Raises JournalProblem where this version cannot ask that."""
         return restore_request(self.header.get("request"), self.path)
 
-    @property
+    @cached_property
     def branch(self) -> Branch | None:
         """Where this run left another one, None where it began with noise."""
         found = self.header.get("branch")
@@ -228,6 +227,13 @@ class Journal:
                 "it was made by another version or for other settings"
             )
 
+    def stage(self, image: int, stage: str) -> Tensor | None:
+        """What a stage ended in, as `keep` recorded it; None where it is not recorded."""
+        known = self._stages.get((image, stage))
+        if known is None:
+            return None
+        return _unpack(known.text["tensor"], read_data(self._stream, known, self.path), self.path)[0]
+
     def file(self, image: int) -> tuple[Path, bool] | None:
         """Where a picture is meant to be, and whether it was written there; None where that is open."""
         found = self._files.get(image)
@@ -287,7 +293,7 @@ class Journal:
             while view:
                 view = view[self._stream.write(view) :]
         except (OSError, ValueError) as error:
-            raise _not_written(self.path, error) from None
+            raise not_written(self.path, error) from None
         self._take(Record(text, self._end + len(encoded) - len(data) - len(seal), len(data)))
         self._end, self._seal = self._end + len(encoded), seal
         self._sync_soon()
@@ -313,7 +319,7 @@ class Journal:
                 try:
                     os.fsync(self._stream.fileno())
                 except OSError as error:
-                    raise _not_written(self.path, error) from None
+                    raise not_written(self.path, error) from None
                 self._synced = time.monotonic()
 
 
@@ -376,75 +382,3 @@ def _unpack(described: Mapping[str, Any], data: bytes, path: Path) -> tuple[Tens
     if described.get("layout") == "channels_last":
         tensor = tensor.contiguous(memory_format=torch.channels_last)
     return tensor, data[size:]
-
-
-def _open(path: Path, mode: str) -> FileIO:
-    try:
-        return FileIO(path, mode)
-    except (OSError, ValueError) as error:
-        said = getattr(error, "strerror", None) or error
-        raise JournalProblem(f"the journal {path} cannot be opened ({said}); give one that is there") from None
-
-
-def _claim(path: Path) -> FileIO:
-    """An empty file of that name, held for this process. Raises OutputProblem where there is another of that name."""
-    if path == Path():
-        raise RequestError("the journal has an empty name; give it the name of a file")
-    try:
-        if path.is_dir():
-            raise OutputProblem(f"the journal {path} is a folder; name a file in it, such as {path / 'run.journal'}")
-        if path.exists() and not path.is_file():
-            raise OutputProblem(f"the journal {path} is a device or pipe; name a file")
-        if path.exists() and path.stat().st_size:
-            raise _is_there(path)
-        stream = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b")
-    except FileNotFoundError:
-        raise OutputProblem(
-            f"the journal {path} cannot be written: the folder {path.parent} is not there; make it, or name another place"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise _not_written(path, error) from None
-    try:
-        _hold(stream, path)
-        if not os.path.samestat(os.fstat(stream.fileno()), path.stat()) or path.stat().st_size:
-            raise _is_there(path)  # another run has put its own there meanwhile
-    except BaseException as error:
-        stream.close()
-        if isinstance(error, OSError):
-            raise _not_written(path, error) from None
-        raise
-    return stream
-
-
-def _is_there(path: Path) -> OutputProblem:
-    ours = False
-    with contextlib.suppress(OSError), path.open("rb") as stream:
-        ours = stream.read(len(MAGIC)) == MAGIC
-    if ours:
-        return OutputProblem(
-            f"{path} is there already; go on with it by `avila resume {path}`, or name another journal"
-        )
-    return OutputProblem(f"{path} is there already and is not a journal; name another journal")
-
-
-def _hold(stream: FileIO, path: Path) -> None:
-    """Hold the file for this process; the system lets it go with the process, however that ends."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            stream.seek(_LOCKED_BYTE)
-            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise JournalProblem(f"another run is writing to {path}; wait for it or stop it") from None
-
-
-def _not_written(path: Path, error: OSError | ValueError) -> OutputProblem:
-    said = getattr(error, "strerror", None) or error
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    way_out = "free some space, or name another place" if full else "name another place"
-    return OutputProblem(f"the journal {path} cannot be written ({said}); {way_out}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -23,26 +24,28 @@ class Ledger:
     branch: Branch | None = None
     trail: Trail | None = None
 
-    def recorded(self, denoise: Denoise, index: int) -> Denoise:
+    def recorded(self, denoise: Denoise, index: int, earlier: int = 0) -> Denoise:
         """The answers of the journal as far as it reaches for picture `index` of the run, then those of `denoise`.
 
-        The function raises JournalProblem where the journal recorded another question, or ends before the branch.
+        earlier: calls of the passes before this one. The function raises JournalProblem where the journal recorded another
+        question, or ends before the branch.
         """
         image = self.first + index
 
         def answer(call: Call) -> Denoised:
-            denoised = None if self.journal is None else self.journal.answer(image, call)
+            counted = replace(call, number=earlier + call.number)
+            denoised = None if self.journal is None else self.journal.answer(image, counted)
             if denoised is None:
-                if self.branch is not None and call.step < self.branch.at:
+                if self.branch is not None and not earlier and call.step < self.branch.at:
                     raise JournalProblem(
                         f"step {call.step + 1} of picture {image + 1} lies before the branch at {self.branch.at} and is not "
                         "recorded; go on with the journal first, or branch earlier"
                     )
                 denoised = denoise(call)
                 if self.journal is not None:
-                    self.journal.add_call(image, call, denoised)
+                    self.journal.add_call(image, counted, denoised)
             if self.trail is not None:
-                self.trail.add(index, call, denoised)
+                self.trail.add(index, counted, denoised)
             return denoised
 
         return answer
@@ -52,14 +55,27 @@ class Ledger:
         if self.journal is not None:
             self.journal.keep(self.first + index, stage, tensor)
 
+    def stage(self, index: int, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """What a stage of picture `index` ended in, from the journal, or made and recorded there."""
+        if self.journal is None:
+            return make()
+        found = self.journal.stage(self.first + index, name)
+        if found is None:
+            found = make()
+            self.journal.keep(self.first + index, name, found)
+        return found
 
-def deferred(make: Callable[[], Denoise]) -> Denoise:
-    """A denoiser that is made at its first call: where the journal answers everything, no prompt need be read."""
-    made: list[Denoise] = []
 
-    def denoise(call: Call) -> Denoised:
+Made = TypeVar("Made")
+
+
+def once(make: Callable[[], Made]) -> Callable[[], Made]:
+    """The same, made at the first call and kept."""
+    made: list[Made] = []
+
+    def found() -> Made:
         if not made:
             made.append(make())
-        return made[0](call)
+        return made[0]
 
-    return denoise
+    return found

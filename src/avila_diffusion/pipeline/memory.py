@@ -14,7 +14,7 @@ from .. import kernels
 from ..errors import RequestError
 from ..machine import memory as machine_memory
 from ..models.layers import Conv2d, Layer, keep_derived
-from ..models.plans import least_room
+from ..models.plans import least_room, least_room_to_encode
 from ..options import MemoryMode
 from .forecast import BAND_SCRATCH, Forecast, Outlook
 
@@ -52,11 +52,12 @@ class Memory:
 
 @dataclass(frozen=True)
 class Way:
-    """kept: bytes of derived weights that the UNet may keep, None for all. decode_room: bytes of maps for decoding in bands,
-    before which what was kept is dropped; None: the picture is decoded whole."""
+    """kept: bytes of derived weights that the UNet may keep, None for all. decode_room, encode_room: bytes of maps for
+    decoding and encoding in bands, before which what was kept is dropped; None: pictures are decoded and encoded whole."""
 
     kept: int | None
     decode_room: int | None = None
+    encode_room: int | None = None
 
 
 def prepare(model: Model, policy: Policy) -> None:
@@ -83,7 +84,7 @@ def choose_way(engine: ModelEngine, request: GenerateRequest) -> Way:
             return Way(None)
         assert request.width is not None and request.height is not None
         left = int(SHARE * found.available) + engine.kept
-        if most_kept(engine.model) + SPARE + SPARE_A_PIXEL * request.width * request.height < left:
+        if sum(map(most_kept, engine.models)) + SPARE + SPARE_A_PIXEL * request.width * request.height < left:
             return Way(None)
         return _within(Outlook(engine, request), left, memory)
     outlook = Outlook(engine, request)
@@ -92,25 +93,34 @@ def choose_way(engine: ModelEngine, request: GenerateRequest) -> Way:
 
 def _within(outlook: Outlook, room: int, memory: Memory) -> Way:
     """room: bytes beside what the process holds anyway."""
-    lean = outlook.rehearsed(0)
-    sampling, decoding = max(lean.alone.held, outlook.finishing), max(lean.decode.held, outlook.finishing)
-    if decoding <= room:
-        return Way(0 if memory.mode == "lean" else room - decoding)
-    bands = least_room(outlook.engine.model.spec.vae, *outlook.latent, outlook.itemsize) + BAND_SCRATCH
-    if memory.limit is not None and max(sampling, bands) > room:
-        least = int((outlook.base + max(sampling, bands) + DRIFT) / CERTAIN)
+    lean, vae = outlook.rehearsed(0), outlook.engine.model.spec.vae
+    sampling, finishing = max(outlook.sampling(0), outlook.finishing), outlook.finishing
+    decoding, encoding = max(lean.decode.held, finishing), outlook.encoding
+    bands = to_encode = 0
+    if decoding > room:
+        bands = least_room(vae, *outlook.latent, outlook.itemsize) + BAND_SCRATCH
+    if encoding > room and outlook.encoded is not None:
+        to_encode = least_room_to_encode(vae, *outlook.encoded, outlook.itemsize) + BAND_SCRATCH
+    needed = max(sampling, bands, to_encode)
+    if memory.limit is not None and needed > room:
+        least = int((outlook.base + needed + DRIFT) / CERTAIN)
         raise RequestError(
             f"this run takes {-(-least // 10**7) / 100:.2f} GB at least, and --max-memory is {memory.limit / 1e9:.3g} GB; "
             "give more, or make a smaller picture"
         )
-    kept = 0 if memory.mode == "lean" else max(room - sampling, 0)
-    return Way(kept, max(room, bands) - BAND_SCRATCH)
+    whole = [sampling, *([] if bands else [decoding]), *([] if to_encode else [encoding])]
+    kept = 0 if memory.mode == "lean" else max(room - max(whole), 0)
+    return Way(
+        kept,
+        max(room, bands) - BAND_SCRATCH if bands else None,
+        max(room, to_encode) - BAND_SCRATCH if to_encode else None,
+    )
 
 
 def chosen(outlook: Outlook) -> Forecast:
     """The forecast of the way that a run takes. Raises RequestError where there is none."""
     way = choose_way(outlook.engine, outlook.request)
-    return outlook.at(way.kept, way.decode_room)
+    return outlook.at(way.kept, way.decode_room, way.encode_room)
 
 
 def most_kept(model: Model) -> int:

@@ -9,19 +9,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..config import ModelSpec
+from ..config import ModelSpec, Variant
 from ..errors import RequestError
 from ..request import GenerateRequest
+from ..sampling.blending import blend_after, blend_before, blend_renoised
 from ..sampling.denoiser import Denoiser
-from ..sampling.grids import GRIDS
-from ..sampling.guidance import Call, Denoise, Denoised, Guidance, guide
+from ..sampling.grids import GRIDS, unipc_image_grid
+from ..sampling.guidance import Call, Denoise, Denoised, Guidance, guide, guide_edit
 from ..sampling.lcm import lcm_denoiser
 from ..sampling.names import SamplerInfo, resolve_sampler, resolve_schedule
 from ..sampling.noise import ImageNoise, Seeding
 from ..sampling.samplers import Options, check_options, sample, start
 from ..sampling.samplers.run import Run
-from ..sampling.schedules import ScheduleOptions, calls, sampler_sigmas
+from ..sampling.schedules import ScheduleOptions, calls, image_sigmas, image_steps, sampler_sigmas
 from ..sampling.tables import NoiseTable
+from .begin import Begin
 from .prompts import Conditions
 
 
@@ -34,8 +36,11 @@ def numbers_of(request: GenerateRequest) -> Literal["a1111", "comfyui"]:
 class Plan:
     """The part of a run that all pictures of a resolved request share.
 
-    sigmas: the noise levels, float64, falling. table: the model's noise, as the sampler sees it. calls: of the model, for
-    a picture; None where only the run can tell.
+    sigmas: the noise levels that are walked, float64, falling. table: the model's noise, as the sampler sees it. calls: of
+    the model, for a picture; None where only the run can tell. level: that a latent to begin with is noised to, None where
+    the run begins with noise alone. span: the levels between which a Brownian path lies.
+    run_steps: those that are run of a picture's steps, as AUTOMATIC1111 counts them. variant: what the network is
+    given beside latents and text. earlier: the calls of the passes before this one, as schedules count them.
     """
 
     request: GenerateRequest
@@ -45,29 +50,61 @@ class Plan:
     options: Options
     guidance: Guidance
     calls: int | None
+    level: float | None
+    span: Tensor
+    run_steps: int
+    variant: Variant = "base"
+    earlier: tuple[int, ...] | None = None
 
     @property
     def unguided(self) -> bool:
         """Whether the negative prompt is never looked at."""
         scales = self.guidance.scales or (self.guidance.scale,)
-        return not self.sampler.uncond and all(scale == 1 for scale in scales)
+        by_picture = self.variant == "pix2pix" and self.request.image_guidance_scale != 1
+        return not self.sampler.uncond and not by_picture and all(scale == 1 for scale in scales)
 
     @property
     def counted(self) -> int:
-        """The model calls that prompt schedules and shares of calls are counted in, as AUTOMATIC1111 counts them."""
+        """The model calls that prompt schedules are counted in, as AUTOMATIC1111 counts them."""
         return self.request.steps * (2 if self.sampler.second_order else 1)
 
-    def guide(self, denoiser: Denoiser, conditions: Conditions) -> Denoise:
-        """The model with its prompts, as the sampler asks it: at each call with those that hold there."""
+    @property
+    def shared(self) -> int:
+        """Those that shares of the calls are of."""
+        return self.run_steps * (2 if self.sampler.second_order else 1)
+
+    def asking(self, denoiser: Denoiser) -> Denoiser:
+        """The model as the sampler asks it."""
         asked = lcm_denoiser(denoiser) if self._consistency else denoiser
-        asked = replace(asked, whole_timesteps=numbers_of(self.request) == "comfyui")
+        return replace(asked, whole_timesteps=numbers_of(self.request) == "comfyui")
+
+    def guide(self, asked: Denoiser, conditions: Conditions, begin: Begin) -> Denoise:
+        """The model with its prompts: at each call with those that hold there, and with what the network is given of
+        pictures. asked: of `asking`."""
+        steps = len(self.sigmas) - 1
 
         def denoise(call: Call) -> Denoised:
             conds, uncond = conditions.at(call.number)
-            steps = len(self.sigmas) - 1
-            return guide(asked, conds, uncond, self.guidance, steps=steps, calls=self.counted)(call)
+            if begin.concat is not None:
+                conds = tuple(replace(cond, concat=begin.concat) for cond in conds)
+                uncond = None if uncond is None else replace(uncond, concat=begin.concat)
+            scale = self.request.image_guidance_scale
+            if self.variant == "pix2pix" and uncond is not None and scale != 1:
+                if len(conds) > 1:
+                    raise RequestError("instruct-pix2pix models take one prompt; leave out AND")
+                return guide_edit(asked, conds[0], uncond, self.guidance, scale, steps=steps, calls=self.shared)(call)
+            return guide(asked, conds, uncond, self.guidance, steps=steps, calls=self.shared)(call)
 
         return denoise
+
+    def masked(self, denoise: Denoise, begin: Begin, noise: Tensor) -> Denoise:
+        """The same, what is to be kept put back at every call. noise: the run's first."""
+        if begin.latent is None or begin.keep is None:
+            return denoise
+        if numbers_of(self.request) == "comfyui":
+            return blend_renoised(denoise, begin.latent, begin.keep, noise)
+        blended = blend_before if self.sampler.grid in GRIDS else blend_after
+        return blended(denoise, begin.latent, begin.keep)
 
     @property
     def _consistency(self) -> bool:
@@ -95,25 +132,49 @@ class Plan:
             )
         )
 
-    def first(self, noise: ImageNoise, shape: tuple[int, int, int], like: Tensor) -> Tensor:
-        """The latent that a picture of latent `shape` starts from, from text; placed and cast as `like`."""
-        return start(
+    def first(
+        self, noise: ImageNoise, shape: tuple[int, int, int], like: Tensor, latent: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(what a picture of latent `shape` starts from, the noise in it); placed and cast as `like`. latent: without noise."""
+        request = self.request
+        drawn = noise.initial(shape).to(like)
+        if request.image is not None:  # not of a second pass
+            drawn = drawn * request.noise_multiplier
+        x = start(
             self.sampler,
-            noise.initial(shape).to(like),
+            drawn,
             self.sigmas,
-            compat=numbers_of(self.request),
+            latent=latent,
+            level=self.level,
+            extra=0.0 if latent is None else request.extra_noise,
+            compat=numbers_of(request),
             table=self.table,
         )
+        return x, drawn
 
     def run(self, noise: ImageNoise, x: Tensor, sigmas: Tensor | None = None) -> Run:
         """The sampler's generator from x on. sigmas: the levels still to walk, where they are not all."""
-        between = noise.between(x, self.sigmas, brownian=self.sampler.brownian)
         levels = self.sigmas if sigmas is None else sigmas
+        if len(levels) < 2:
+            return _finished(x)
+        between = noise.between(x, self.span, brownian=self.sampler.brownian)
         return sample(self.sampler, x, levels, between, table=self.table, options=self.options)
 
 
-def make_plan(request: GenerateRequest, spec: ModelSpec, table: NoiseTable) -> Plan:
-    """The plan of a resolved request on a model. Raises RequestError for what sampler or model do not take."""
+def _finished(x: Tensor) -> Run:
+    """A run of no steps."""
+    yield from ()
+    return x
+
+
+def make_plan(
+    request: GenerateRequest, spec: ModelSpec, table: NoiseTable, earlier: tuple[int, ...] | None = None
+) -> Plan:
+    """The plan of a resolved request on a model. earlier: the calls of the pass before this one, as prompt schedules count
+    them, where this is the second of a high-resolution fix.
+
+    Raises RequestError for what sampler or model do not take.
+    """
     sampler, _ = resolve_sampler(request.sampler)
     if spec.unet.guidance_channels is not None and request.guidance_list is not None:
         raise RequestError("this model is told one guidance scale for all steps; leave guidance_list out")
@@ -133,7 +194,7 @@ def make_plan(request: GenerateRequest, spec: ModelSpec, table: NoiseTable) -> P
         family=spec.family,
         compat=numbers_of(request),
     )
-    sigmas = sampler_sigmas(sampler, resolve_schedule(request.schedule), request.steps, table, levels)
+    walked = _walked(sampler, request, table, levels, begins=request.image is not None or earlier is not None)
     divisor = sampler.guidance_divisor
     scales, embedded = request.guidance_list, spec.unet.guidance_channels is not None
     guidance = Guidance(
@@ -148,7 +209,52 @@ def make_plan(request: GenerateRequest, spec: ModelSpec, table: NoiseTable) -> P
         ngms_all=request.ngms_all,
         ngms_level=partial(_timestep, table) if _asks_by_timestep(sampler, request) else None,
     )
-    return Plan(request, sampler, sigmas, table, options, guidance, calls(sampler, sigmas))
+    return Plan(
+        request,
+        sampler,
+        walked.sigmas,
+        table,
+        options,
+        guidance,
+        calls(sampler, walked.sigmas),
+        walked.level,
+        walked.span,
+        walked.run_steps,
+        spec.variant,
+        earlier,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Walked:
+    """See `Plan`."""
+
+    sigmas: Tensor
+    level: float | None
+    span: Tensor
+    run_steps: int
+
+
+def _walked(
+    sampler: SamplerInfo, request: GenerateRequest, table: NoiseTable, levels: ScheduleOptions, *, begins: bool
+) -> _Walked:
+    """The noise levels of a request. begins: with a latent, which is noised."""
+    schedule, steps, compat = resolve_schedule(request.schedule), request.steps, numbers_of(request)
+    if not begins:
+        sigmas = sampler_sigmas(sampler, schedule, steps, table, levels)
+        return _Walked(sigmas, None, sigmas, steps)
+    if compat == "comfyui" and request.strength <= 0:
+        nothing = torch.zeros(1, dtype=torch.float64)
+        return _Walked(nothing, 0.0, nothing, 1)
+    of, run = image_steps(steps, request.strength, exact=request.exact_steps or compat == "comfyui")
+    if request.sigmas is not None:
+        of = steps  # those that are given are all there are
+    whole = sampler_sigmas(sampler, schedule, of, table, levels, image=True)
+    if sampler.grid == "unipc" and compat != "comfyui":
+        sigmas, level = unipc_image_grid(of, run, table)
+    else:
+        sigmas, level = image_sigmas(sampler, whole, of, run, compat=compat)
+    return _Walked(sigmas, level, sigmas if compat == "comfyui" else whole, run + 1)
 
 
 def _asks_by_timestep(sampler: SamplerInfo, request: GenerateRequest) -> bool:

@@ -43,19 +43,26 @@ class Prompts:
     notes: tuple[str, ...] = ()
 
 
-def read_prompts(request: GenerateRequest, spec: ModelSpec, calls: int, *, negative: bool) -> Prompts:
+def read_prompts(
+    request: GenerateRequest,
+    spec: ModelSpec,
+    calls: int,
+    *,
+    negative: bool,
+    earlier: tuple[int, ...] | None = None,
+) -> Prompts:
     """Both prompts of a resolved request, networks' tags and comments taken out.
 
-    calls: of the model, as schedules count them. negative: whether the sampling looks at the negative prompt at its scale
-    of guidance; it does at any scale where the weights of the parts do not add up to 1. Prompts of ComfyUI and diffusers
-    are one text without schedule, and have no AND.
+    calls: of the model, as schedules count them; earlier: those of the passes before this one. negative: whether the
+    sampling looks at the negative prompt at its scale of guidance; it does at any scale where the weights of the parts do
+    not add up to 1. Prompts of ComfyUI and diffusers are one text without schedule, and have no AND.
     """
     dialect = request.compat
     read = read_prompt(request.prompt, dialect=dialect)
     (opposite,) = read_prompt(request.negative_prompt, negative=True, dialect=dialect).parts
 
     def scheduled(part: AndPart) -> Scheduled:
-        return Scheduled(schedule_part(part, request.steps, calls=calls, dialect=dialect), part.weight)
+        return Scheduled(schedule_part(part, request.steps, calls=calls, dialect=dialect, hires=earlier), part.weight)
 
     positive, other = tuple(map(scheduled, read.parts)), scheduled(opposite)
     negative = negative or sum(part.weight for part in positive) != 1

@@ -99,12 +99,14 @@ def _shown(value: object) -> str:
     return " ".join(text.split())[:80]
 
 
-def files_of(model: Model, loras: Iterable[LoraReport], embeddings: Iterable[Embedding] = ()) -> list[dict[str, Any]]:
+def files_of(
+    models: Iterable[Model], loras: Iterable[LoraReport], embeddings: Iterable[Embedding] = ()
+) -> list[dict[str, Any]]:
     """The files that a run was made of: path, size, time, and the sha256 where that is known already.
 
     Raises FileProblem where an embedding's file went away.
     """
-    found = [_file(path, size, time) for path, (size, time) in model.stamps.items()]
+    found = [_file(path, size, time) for model in models for path, (size, time) in model.stamps.items()]
     found += [_file(lora.path, lora.size, lora.mtime_ns, lora=True) for lora in loras]
     known = {file["path"] for file in found}  # a LoRA may bring embeddings along
     words = {one.path: one for one in embeddings if str(one.path.absolute()) not in known}

@@ -5,26 +5,45 @@ What a sampler or model cannot take at all is refused elsewhere; here is what co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
 
+from ..config import Variant
 from ..request import GenerateRequest
 from ..sampling.names import SCHEDULES, SamplerInfo, ScheduleInfo, resolve_sampler, resolve_schedule
 from ..sampling.restarts import FEWEST
 
 LEVELS = ("rho", "sigma_min", "sigma_max")
+IMAGE = ("outpaint", "exact_steps", "noise_multiplier", "resize_mode")
+MASK = ("mask_blur", "mask_soft", "masked_content", "inpaint_area", "mask_padding")
+HIRES = (
+    "hires_upscaler",
+    "hires_steps",
+    "hires_sampler",
+    "hires_schedule",
+    "hires_prompt",
+    "hires_negative_prompt",
+    "hires_guidance_scale",
+)
 GUIDED = ("guidance_rescale", "skip_early", "ngms")
 
 
-def unused(request: GenerateRequest, *, guided: bool) -> tuple[str, ...]:
+def unused(request: GenerateRequest, *, guided: bool, variant: Variant = "base") -> tuple[str, ...]:
     """One line for each field, or kin of fields, that a request sets and its run does not look at.
 
     request: as it was asked for; resolved ones have lost some. guided: whether the negative prompt is looked at.
+    variant: of the model.
     """
     sampler, joint = resolve_sampler(request.sampler)
     schedule = resolve_schedule(request.schedule)
     if joint is not None and schedule.key == "automatic":
         schedule = joint
-    return (*_noise(request, sampler), *_levels(request, sampler, schedule), *_guidance(request, guided))
+    return (
+        *_noise(request, sampler),
+        *_levels(request, sampler, schedule),
+        *_guidance(request, guided),
+        *_pictures(request, variant),
+    )
 
 
 def _noise(request: GenerateRequest, sampler: SamplerInfo) -> Iterator[str]:
@@ -87,6 +106,34 @@ def _guidance(request: GenerateRequest, guided: bool) -> Iterator[str]:
     idle += ["guidance_stop"] if request.guidance_stop < 1 else []
     if idle:
         yield f"{_listed(idle)} not used, because guidance is off"
+
+
+def _pictures(request: GenerateRequest, variant: Variant) -> Iterator[str]:
+    defaults = {field.name: field.default for field in fields(request)}
+
+    def idle(names: Iterable[str], why: str) -> Iterator[str]:
+        changed = [name for name in names if getattr(request, name) != defaults[name]]
+        if changed:
+            yield f"{_listed(changed)} not used, because {why}"
+
+    if request.image is None:
+        yield from idle(IMAGE, "there is no image")
+        if not request.hires:
+            yield from idle(("strength", "extra_noise"), "there is no image, nor a second pass")
+    if not request.masked:
+        yield from idle(MASK, "there is no mask")
+    elif request.inpaint_area == "whole":
+        yield from idle(("mask_padding",), "the whole picture is drawn")
+    if request.mask is None:
+        yield from idle(("mask_invert",), "there is no mask")
+    if not request.hires:
+        yield from idle(HIRES, "there is no hires_scale, hires_width or hires_height")
+    if variant != "depth":
+        yield from idle(("depth",), "the model follows none")
+    if variant != "pix2pix":
+        yield from idle(("image_guidance_scale",), "the model is not of the instruct-pix2pix kind")
+    if variant != "inpainting":
+        yield from idle(("mask_weight",), "the model is not an inpainting model")
 
 
 def _listed(names: list[str]) -> str:

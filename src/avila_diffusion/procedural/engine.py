@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
 
-from ..errors import Cancelled
+from ..errors import Cancelled, RequestError
 from ..images import Image
 from ..infotext import VERSION, write_fields
 from ..request import GenerateRequest
@@ -26,7 +26,10 @@ class ProceduralEngine:
     def generate(
         self, request: GenerateRequest, cancel: threading.Event | None = None
     ) -> Iterator[Progress | GenerateResult]:
-        """One event before each picture, the GenerateResult last. Raises Cancelled between two pictures."""
+        """One event before each picture, the GenerateResult last. Raises Cancelled between two pictures, and RequestError for
+        a picture to begin with."""
+        if request.image is not None:
+            raise RequestError("image needs a model to draw with; load one, or leave image out")
         return self._run(request.resolved(SIZE), cancel, _unused(request))
 
     def _run(

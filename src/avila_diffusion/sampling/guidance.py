@@ -7,7 +7,7 @@ chooses between several by the call's step.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ class Call:
 
     x: (1, channels, h, w). step: of the sampler, from 0; second-order samplers yield twice with the same step.
     want_uncond: the unguided prediction is needed too. number: of the call in its run, from 0; the driver counts.
+    refined: whether a second model, a refiner, answers from here on.
     """
 
     x: Tensor
@@ -29,6 +30,7 @@ class Call:
     step: int
     want_uncond: bool = False
     number: int = 0
+    refined: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +131,39 @@ def classifier_free_guidance(
 ) -> Denoise:
     """The same scale at every call; see `guide`."""
     return guide(denoiser, conds, uncond, Guidance(scale=scale), steps=1)
+
+
+def guide_edit(
+    denoiser: Denoiser,
+    cond: Cond,
+    uncond: Cond,
+    guidance: Guidance,
+    image_scale: float,
+    *,
+    steps: int,
+    calls: int | None = None,
+) -> Denoise:
+    """Guidance by text and by picture: Brooks et al. 2022, arXiv:2211.09800, equation 3, with the negative prompt in place of
+    the empty one.
+
+    cond, uncond: both with the picture in `concat`. image_scale: 1 is `guide` with these two. Where guidance does not act
+    the cond is taken as it is. Of several prompts (`AND`) there is no such guidance.
+    """
+
+    def denoise(call: Call) -> Denoised:
+        scale = guidance.scale_at(call.step)
+        if not guidance.acts(call, steps, calls or steps):
+            (x0,) = denoiser.predict(call.x, call.sigma, (cond,))
+            return Denoised(x0, x0 if call.want_uncond else None)
+        assert uncond.concat is not None
+        blind = replace(uncond, concat=torch.zeros_like(uncond.concat))
+        both, picture, nothing = denoiser.predict(call.x, call.sigma, (cond, uncond, blind))
+        guided = nothing + scale * (both - picture) + image_scale * (picture - nothing)
+        if guidance.rescale > 0:
+            guided = rescaled(guided, both, guidance.rescale)
+        return Denoised(guided, nothing)
+
+    return denoise
 
 
 def rescaled(guided: Tensor, positive: Tensor, phi: float) -> Tensor:

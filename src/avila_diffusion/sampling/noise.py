@@ -167,6 +167,14 @@ class ImageNoise:
             self._source = self._fresh((seeding.seed + seeding.ensd) % (MAX_SEED + 1))
         return noise.unsqueeze(0)
 
+    def encoding(self) -> NoiseSource | None:
+        """Numbers by which a latent is drawn from the encoder's distribution; None where its mean is taken, as by ComfyUI.
+
+        AUTOMATIC1111 draws them from a generator that nobody has seeded. Here they are a stream of their own, an NVIDIA
+        GPU's of the seed with its highest bit turned: first for the picture, then for what else is encoded.
+        """
+        return None if self._seeding.compat == "comfyui" else PhiloxSource(_checked(self._seeding.seed) ^ (1 << 63))
+
     def between(self, like: Tensor, sigmas: Tensor, *, brownian: bool) -> StepNoise:
         """What the sampler adds between steps, shaped, cast and placed as `like`, (1, channels, h, w).
 

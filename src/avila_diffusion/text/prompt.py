@@ -85,11 +85,16 @@ def read_prompt(text: str, *, negative: bool = False, dialect: Dialect = "a1111"
 
 
 def schedule_part(
-    part: AndPart, steps: int, *, calls: int | None = None, dialect: Dialect = "a1111"
+    part: AndPart,
+    steps: int,
+    *,
+    calls: int | None = None,
+    dialect: Dialect = "a1111",
+    hires: tuple[int, ...] | None = None,
 ) -> tuple[Segment, ...]:
     """The texts that a part stands for; see `schedule_prompt`. In other dialects it is one text for all calls."""
     if dialect == "a1111":
-        return schedule_prompt(part.text, steps, calls=calls)
+        return schedule_prompt(part.text, steps, calls=calls, hires=hires)
     return (Segment(steps if calls is None else calls, part.text),)
 
 

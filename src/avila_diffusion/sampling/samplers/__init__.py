@@ -73,6 +73,7 @@ def start(
     *,
     latent: Tensor | None = None,
     level: float | None = None,
+    extra: float = 0.0,
     compat: Compat = "a1111",
     table: NoiseTable | None = None,
 ) -> Tensor:
@@ -81,7 +82,8 @@ def start(
     noise: (1, channels, h, w), unit normal. Without a latent that is noise * sigma, or the variance-preserving process'
     unit noise, by the sampler's `text_start`. With one, it is noised to `level` (see `schedules.image_sigmas`; by
     default the first of sigmas); where that is not the first level, it is scaled as AUTOMATIC1111's variance-preserving
-    samplers see it: noised for one level, read as another.
+    samplers see it: noised for one level, read as another. extra: of the noise once more, beside a latent, which the
+    sampler is not told of.
     compat: in "comfyui" every run starts from noise * sigma (beside the latent), or noise * sqrt(1 + sigma^2) where sigma
     is the largest of `table`, which is needed then.
     """
@@ -90,12 +92,12 @@ def start(
         assert table is not None, "ComfyUI's start depends on the largest level of the table"
         whole = first > table.sigma_max or isclose(first, table.sigma_max, rel_tol=1e-5)
         noised = noise * (hypot(1, first) if whole else first)
-        return noised if latent is None else latent + noised
+        return noised if latent is None else latent + noised + noise * extra
     if latent is None:
         return noise * (first if sampler.text_start == "scaled" else hypot(1, first))
     if level is None or level == first:
-        return latent + noise * first
-    return (latent + noise * level) * (hypot(1, first) / hypot(1, level))
+        return latent + noise * (first + extra)
+    return (latent + noise * (level + extra)) * (hypot(1, first) / hypot(1, level))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,119 @@
+"""The passes of a run: one from text or from a picture, and the second one of a high-resolution fix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import ModelSpec
+from ..errors import RequestError
+from ..images import check_model_size
+from ..limits import LATENT_UPSCALERS, MAX_PIXELS, MAX_SIDE
+from ..request import GenerateRequest
+from ..sampling.names import resolve_sampler, resolve_schedule
+from ..sampling.tables import NoiseTable
+from .plan import Plan, make_plan
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """request: with the pass' own size, prompts, sampler and steps. size: of the latent that is sampled, height and width."""
+
+    request: GenerateRequest
+    plan: Plan
+    size: tuple[int, int]
+
+
+def passes_of(drawn: GenerateRequest, spec: ModelSpec, table: NoiseTable) -> tuple[Pass, ...]:
+    """Of a resolved request at the size that the networks work at. Raises RequestError for what cannot be run."""
+    assert drawn.width is not None and drawn.height is not None
+    scale = spec.vae.scale
+    plan = make_plan(drawn, spec, table)
+    first = Pass(drawn, plan, (drawn.height // scale, drawn.width // scale))
+    if not drawn.hires:
+        return (first,)
+    if spec.fixed_size:
+        raise RequestError(
+            "this model draws at one size only, and has no second pass; leave out the high-resolution fix"
+        )
+    request, size = _second(drawn, scale)
+    return first, Pass(request, make_plan(request, spec, table, earlier=(plan.counted,)), size)
+
+
+def _second(request: GenerateRequest, scale: int) -> tuple[GenerateRequest, tuple[int, int]]:
+    """(the second pass as a request of its own, height and width of its latent)."""
+    width, height = enlarged(request)
+    cut_x, cut_y = _overhang(request, width, height, scale)
+    size = height // scale - cut_y, width // scale - cut_x
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise RequestError(f"the second pass would be {width}x{height}; at most {MAX_PIXELS:,} pixels are drawn")
+    check_model_size(size[1] * scale, size[0] * scale)
+    sampler, joint = (None, None) if request.hires_sampler is None else resolve_sampler(request.hires_sampler)
+    schedule = request.schedule if joint is None else joint.name
+    # The options of the first sampler mean another thing to a second one.
+    own: dict[str, Any] = {} if sampler is None or sampler.name == request.sampler else dict.fromkeys(_OPTIONS)
+    second = replace(
+        request,
+        **own,
+        width=width,
+        height=height,
+        steps=request.hires_steps or request.steps,
+        sampler=request.sampler if sampler is None else sampler.name,
+        schedule=schedule if request.hires_schedule is None else resolve_schedule(request.hires_schedule).name,
+        prompt=request.hires_prompt or request.prompt,
+        negative_prompt=request.hires_negative_prompt or request.negative_prompt,
+        guidance_scale=request.guidance_scale if request.hires_guidance_scale is None else request.hires_guidance_scale,
+        guidance_list=request.guidance_list if request.hires_guidance_scale is None else None,
+        sigmas=None,  # which are the first pass' own
+        exact_steps=True,
+        hires_scale=None,
+        hires_width=None,
+        hires_height=None,
+    )
+    return second, size
+
+
+_OPTIONS = ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise")
+
+
+def enlarged(request: GenerateRequest) -> tuple[int, int]:
+    """Width and height that the first pass is enlarged to. Where both were asked for it covers them, and is cut afterwards."""
+    width, height = request.width or 0, request.height or 0
+    if request.hires_scale is not None:
+        return int(width * request.hires_scale), int(height * request.hires_scale)
+    across, down = request.hires_width, request.hires_height
+    if across is None:
+        assert down is not None
+        return down * width // height, down
+    if down is None or width / height < across / down:
+        return across, across * height // width
+    return down * width // height, down
+
+
+def _overhang(request: GenerateRequest, width: int, height: int, scale: int) -> tuple[int, int]:
+    """Columns and rows of latent that are cut off, where both sides were asked for."""
+    if request.hires_width is None or request.hires_height is None:
+        return 0, 0
+    return (width - request.hires_width) // scale, (height - request.hires_height) // scale
+
+
+def is_latent(request: GenerateRequest) -> bool:
+    """Whether the second pass begins with the first one's latent, not with its picture."""
+    return request.hires_upscaler in LATENT_UPSCALERS
+
+
+def enlarge(latent: Tensor, request: GenerateRequest, scale: int) -> Tensor:
+    """The first pass' latent at the size of `enlarged`."""
+    mode, smooth = LATENT_UPSCALERS[request.hires_upscaler]
+    width, height = enlarged(request)
+    return F.interpolate(latent, size=(height // scale, width // scale), mode=mode, antialias=smooth)
+
+
+def cropped(latent: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle of a latent; of an odd rest the larger half is cut off behind."""
+    below, beside = (full - wanted for full, wanted in zip(latent.shape[2:], size, strict=True))
+    upper, left = below // 2, beside // 2
+    return latent[:, :, upper : upper + size[0], left : left + size[1]]

@@ -1,0 +1,148 @@
+"""Pictures on the command line: what is asked of the engine, and whole runs on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from avila_diffusion.cli import main
+
+if TYPE_CHECKING:
+    from .conftest import FlatEngine
+
+
+def save(path: Path, pixels: Any) -> str:
+    PIL.Image.fromarray(np.asarray(pixels, np.uint8)).save(path)
+    return str(path)
+
+
+def photo(width: int = 64, height: int = 64) -> Any:
+    return np.random.default_rng(2).integers(0, 256, (height, width, 3))
+
+
+def test_every_option_becomes_its_field(engine: FlatEngine, tmp_path: Path) -> None:
+    image, mask = save(tmp_path / "i.png", photo()), save(tmp_path / "m.png", photo()[:, :, 0])
+    arguments = (
+        f"--strength 0.4 --exact-steps --resize-mode crop --extra-noise 0.1 --noise-multiplier 0.9 --image-cfg 2 "
+        f"--depth {image} --mask {mask} --mask-blur 2 --mask-invert --mask-soft --masked-content noise --inpaint-area masked "
+        "--mask-padding 8 --mask-weight 0.5 --outpaint left=8,down=16 --tiling x --refiner-by step --refiner-switch 0.6"
+    ).split()
+    assert main(["generate", "a cat", "-m", "x", "-i", image, *arguments]) == 0
+    (request,) = engine.requests
+    assert request.image is not None
+    assert request.mask is not None
+    assert request.depth is not None
+    values = request.to_dict()
+    wanted = {
+        "strength": 0.4, "exact_steps": True, "resize_mode": "crop", "extra_noise": 0.1, "noise_multiplier": 0.9,
+        "image_guidance_scale": 2.0, "mask_blur": 2.0, "mask_invert": True, "mask_soft": True, "masked_content": "noise",
+        "inpaint_area": "masked", "mask_padding": 8, "mask_weight": 0.5, "outpaint": (8, 0, 0, 16), "tiling": "x",
+        "refiner_by": "step", "refiner_switch": 0.6,
+    }  # fmt: skip
+    assert {name: values[name] for name in wanted} == wanted
+
+
+def test_a_second_pass_is_asked_for(engine: FlatEngine) -> None:
+    line = "--hires-size 768x --hires-steps 5 --hires-sampler ddim --hires-schedule karras --hires-prompt dog --hires-cfg 4"
+    assert main(["generate", "a cat", *line.split(), "--hires-upscaler", "Latent (bicubic)"]) == 0
+    (request,) = engine.requests
+    assert (request.hires_width, request.hires_height, request.hires_steps) == (768, None, 5)
+    assert (request.hires_sampler, request.hires_schedule, request.hires_prompt) == ("ddim", "karras", "dog")
+    assert (request.hires_guidance_scale, request.hires_upscaler) == (4.0, "Latent (bicubic)")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("--image missing.png", "missing.png"),
+        ("--mask m.png", "mask needs a picture"),
+        ("--image m.png --outpaint left", "--outpaint 'left' is not understood; write it as left=128,right=128"),
+        ("--image m.png --outpaint left=1,left=2", "is not understood"),
+        ("--image m.png --outpaint left=0", "outpaint adds nothing"),
+        ("--hires-size 12", "--hires-size '12' is no size; write it as 1024x1536"),
+        ("--hires-scale 2 --hires-size 12x", "are two sizes"),
+        ("--hires-scale 2 --image m.png", "the second pass of a high-resolution fix follows text to image"),
+        ("--image m.png --mask m.png --resize-mode latent", "resize_mode latent"),
+        ("--image no.txt", "no.txt"),
+        ("--strength 2", "strength is 2.0; it must be from 0 to 1"),
+        ("--hires-upscaler ESRGAN", "hires_upscaler 'ESRGAN' is unknown"),
+        ("--refiner x", "--refiner only means something with a checkpoint"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    arguments: str, says: str, engine: FlatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "m.png", photo())
+    (tmp_path / "no.txt").write_text("no picture", encoding="utf-8")
+    assert main(["generate", "a cat", *arguments.split()]) in (1, 2)
+    said = capsys.readouterr().err.strip()
+    assert says in said
+    assert said.count("\n") == 0
+    assert not engine.requests
+
+
+@pytest.fixture
+def tiny(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict[str, Any]]:
+    """Runs `avila generate` on a tiny model; the JSON that it prints."""
+    monkeypatch.setenv("AVILA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, command: str = "generate") -> dict[str, Any]:
+        import contextlib
+        import io
+
+        out = io.StringIO()
+        options = ["-m", str(tiny_checkpoint("sd1")), "--json", "-q"]
+        with contextlib.redirect_stdout(out):
+            assert main([command, *arguments, *options]) == 0
+        found: dict[str, Any] = json.loads(out.getvalue())
+        return found
+
+    return run
+
+
+def test_inpainting_from_files_and_again(tiny: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    image = save(tmp_path / "i.png", photo(80, 64))
+    mask = np.zeros((64, 80))
+    mask[20:40, 20:40] = 255
+    masked = save(tmp_path / "m.png", mask)
+    asked = ["a cat", "-i", image, "--mask", masked, "--steps", "2", "-s", "3", "--mask-blur", "0", "-o", "made.png"]
+    made = tiny(*asked, "--strength", "0.8")
+    pixels = np.asarray(PIL.Image.open("made.png"))
+    assert (pixels[:20] == photo(80, 64)[:20]).all()
+    assert "Denoising strength: 0.8" in made["infotext"][0]
+    again = ["--from", "made.png", "-i", image, "--mask", masked, "-o", "again.png"]
+    tiny(*again)
+    assert (np.asarray(PIL.Image.open("again.png")) == pixels).all()
+    verified = tiny("made.png", "--image", image, "--mask", masked, "--verify", command="replay")
+    assert verified["same"]
+
+
+def test_pictures_are_asked_for_again(
+    tiny: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = save(tmp_path / "i.png", photo())
+    tiny("a cat", "-i", image, "--steps", "1", "-s", "3", "-o", "made.png")
+    assert main(["generate", "--from", "made.png", "-m", "x"]) == 2
+    assert (
+        "made.png was made from another picture, which it does not hold; give that with --image"
+        in capsys.readouterr().err
+    )
+    assert main(["replay", "made.png"]) == 2
+
+
+def test_a_grid_of_all_pictures(tiny: Callable[..., dict[str, Any]]) -> None:
+    made = tiny("a cat", "--steps", "1", "-s", "3", "--count", "3", "--grid", "-o", "x.png")
+    assert [Path(path).name for path in made["paths"]] == ["x-1.png", "x-2.png", "x-3.png", "x-grid.png"]
+    grid, last = (np.asarray(PIL.Image.open(name)) for name in ("x-grid.png", "x-3.png"))
+    assert grid.shape == (128, 128, 3)
+    assert (grid[64:, :64] == last).all()
+    assert not grid[64:, 64:].any()
