@@ -193,7 +193,7 @@ def test_what_is_said_of_them() -> None:
         ("png 1 bit", "is 30000x30000; pictures of up to 16.8 million pixels are read"),
         ("gif zero high", "is 8x0, without a pixel; give another picture"),
         ("png of many chunks", "is damaged and cannot be decoded (it has more than 50,000 chunks)"),
-        ("jpeg scans", "(it has more than 100 scans)"),
+        ("jpeg scans", "(it has more than 50 scans)"),
         ("jpeg of many segments", "(it has more than 50,000 segments)"),
         ("jpeg of filling", "(it has more than 50,000 segments)"),
         ("jpeg without pixels", "(the file ends before its pixels begin)"),

@@ -14,7 +14,7 @@ import struct
 
 MOST_PARTS = 50_000
 """Chunks of a PNG, segments of a JPEG, blocks before the pixels of a GIF. Large real pictures have a few thousand."""
-MOST_SCANS = 100
+MOST_SCANS = 50
 """Of a progressive JPEG, which usually has about ten. Each is a pass over the whole picture, and may cost a few bytes."""
 
 _NO_PIXELS = "the file ends before its pixels begin"
