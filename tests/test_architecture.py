@@ -58,7 +58,12 @@ ROOMS = {
     ),
     "request": Room(("request", "infotext"), ("errors", "config", "sampling.names", "request", "version")),
     "exif": Room(("exif",)),
-    "images": Room(("images",), ("errors", "request", "exif")),
+    "image files": Room(
+        ("image_files", "image_heads", "pixel_arrays"), ("errors", "exif", "image_files", "image_heads")
+    ),
+    "images": Room(("images",), ("errors", "request", "exif", "image_files")),
+    "pictures": Room(("pictures",), ("errors",), inside=("images", "image_files", "pixel_arrays")),
+    "masking": Room(("masking",), ("request", "images")),
     "metadata": Room(
         ("metadata", "metadata.*"),
         ("errors", "request", "images", "infotext", "sampling.names", "version", "metadata.*"),

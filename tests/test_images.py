@@ -441,7 +441,7 @@ def test_sizes_of_real_webp_files_are_read_from_their_heads(kind: str, monkeypat
     )
     picture.save(buffer, "WEBP", lossless=kind == "lossless")
     assert (read_image(buffer.getvalue()).width, read_image(buffer.getvalue()).height) == (300, 77)
-    monkeypatch.setattr("avila_diffusion.images.MAX_READ_PIXELS", 300 * 77 - 1)
+    monkeypatch.setattr("avila_diffusion.image_files.MAX_READ_PIXELS", 300 * 77 - 1)
     with pytest.raises(FileProblem, match="300x77"):
         read_image(buffer.getvalue())
 

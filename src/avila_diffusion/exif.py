@@ -1,4 +1,6 @@
-"""The Exif block of a picture, in which JPEG, WebP and AVIF carry how it was made: made and read. No Pillow, no torch.
+"""The Exif block of a picture, made and read. No Pillow, no torch.
+
+JPEG, WebP and AVIF carry in it how they were made, and the pictures of cameras which side is up.
 
 The infotext is the user comment, in UTF-16, where AUTOMATIC1111 writes and reads it. What only we read is the maker note,
 which the standard leaves to whoever made the picture and every other reader passes over.
@@ -10,6 +12,7 @@ import struct
 from collections.abc import Iterator, Mapping
 
 IFD = 0x8769
+ORIENTATION = 0x0112
 USER_COMMENT, MAKER_NOTE = 0x9286, 0x927C
 TEXT_TAGS = (0x010E, 0x010F, 0x0110, 0x0131)
 """Description, make, model and software: ComfyUI writes `prompt:{…}` and `workflow:{…}` to make, model and their like."""
@@ -17,8 +20,12 @@ MAX_JPEG = 65533
 """Bytes in one JPEG segment."""
 
 _UTF16, _ASCII, _JIS = b"UNICODE\0", b"ASCII\0\0\0", b"JIS\0\0\0\0\0"
+_HEAD = b"Exif\0\0"
 _NOTE = b"avila\0"
 _UNDEFINED = 7
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 7: 1}
+"""Bytes of a value of the types that are read: BYTE, ASCII, SHORT, LONG and UNDEFINED."""
+_ASCII_TYPE, _WHOLE_TYPES = 2, {3: "H", 4: "I"}
 
 
 def make_exif(comment: str, note: str) -> bytes:
@@ -33,7 +40,7 @@ def make_exif(comment: str, note: str) -> bytes:
         values[USER_COMMENT] = _UTF16 + comment.encode("utf-16-be")
     if not values:
         return b""
-    header = b"Exif\0\0MM\0*" + struct.pack(">I", 8)
+    header = _HEAD + b"MM\0*" + struct.pack(">I", 8)
     directory = struct.pack(">HHHIII", 1, IFD, 4, 1, 26, 0)
     place = 26 + 2 + 12 * len(values) + 4
     entries: list[bytes] = []
@@ -43,6 +50,40 @@ def make_exif(comment: str, note: str) -> bytes:
         content.append(value + b"\0" * (len(value) % 2 if len(content) + 1 < len(values) else 0))
         place += len(content[-1])
     return b"".join([header, directory, struct.pack(">H", len(values)), *entries, bytes(4), *content])
+
+
+def read_block(block: bytes) -> tuple[dict[int, object], dict[int, object]]:
+    """The values of a block by their tags: (of its first directory, of the one for Exif).
+
+    Texts are str, bytes are bytes, of whole numbers the first. Whatever cannot be read is passed over without a word: a
+    damaged block harms no picture. Pillow, which reads more, warns on stderr, and in every thread of the program.
+    """
+    block = block.removeprefix(_HEAD).removeprefix(_HEAD)
+    order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    if order is None or len(block) < 8:
+        return {}, {}
+    main = _directory(block, order, struct.unpack(order + "I", block[4:8])[0])
+    place = main.get(IFD)
+    return main, _directory(block, order, place) if isinstance(place, int) else {}
+
+
+def _directory(block: bytes, order: str, start: int) -> dict[int, object]:
+    values: dict[int, object] = {}
+    left = len(block)  # for all values together: else thousands of entries could each name the same megabytes
+    count = int.from_bytes(block[start : start + 2], "little" if order == "<" else "big")
+    for place in range(start + 2, min(start + 2 + 12 * count, len(block) - 11), 12):
+        tag, kind, number, offset = struct.unpack(order + "HHII", block[place : place + 12])
+        size = _SIZES.get(kind, 0) * number
+        begin = place + 8 if size <= 4 else offset
+        if not 0 < size <= left or begin + size > len(block) or tag in values:
+            continue
+        left -= size
+        content = block[begin : begin + size]
+        if kind in _WHOLE_TYPES:
+            values[tag] = struct.unpack_from(order + _WHOLE_TYPES[kind], content)[0]
+        else:
+            values[tag] = content.removesuffix(b"\0").decode("latin-1") if kind == _ASCII_TYPE else content
+    return values
 
 
 def read_comment(comment: object) -> str | None:

@@ -10,8 +10,6 @@ import io
 import math
 import os
 import secrets
-import struct
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,24 +18,15 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import PIL.features
 import PIL.Image
-import PIL.ImageFile
-import PIL.ImageOps
-from PIL.AvifImagePlugin import AvifImageFile
 from PIL.GifImagePlugin import GifImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile, PngInfo
+from PIL.PngImagePlugin import PngInfo
 
 from . import exif
-from .errors import FileProblem, OutputProblem, RequestError
+from .errors import OutputProblem, RequestError
+from .image_files import file_content, opened, reading, rgb, upright
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-MAX_READ_PIXELS = 4096 * 4096
-"""Larger pictures are not decoded: 20 kB of PNG can hold gigabytes of pixels."""
-
-_MAX_READ_BYTES = 256 << 20
-"""More than the largest picture in the least compressed form."""
 
 MULTIPLE = 8
 SMALLEST = 64
@@ -50,7 +39,6 @@ KEY = "parameters"
 """Name of the PNG text chunk that AUTOMATIC1111 writes its infotext to."""
 RECORD_KEY = "avila"
 """Name of the PNG text chunk with our own record."""
-_READ = "PNG, JPEG, WebP, AVIF or GIF"
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,22 +152,18 @@ def read_image(source: str | os.PathLike[str] | bytes) -> Image:
     """A PNG, JPEG, WebP, AVIF or GIF file, or the bytes of one, with the infotext it carries.
 
     Turned upright as its Exif says; transparency is laid on white; of an animation the first picture. Raises
-    FileProblem for anything else, for damaged files and for more than `MAX_READ_PIXELS`, refused before decoding.
+    FileProblem for anything else, for damaged files and for more than `image_files.MAX_READ_PIXELS`, refused before
+    decoding.
     """
     if isinstance(source, bytes):
         name, data = "the picture", source
     else:
-        name, data = str(source), _file_content(Path(source))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # Pillow's of damaged Exif; the pixels are none the worse
-            picture = _opened(data, name)
-            pixels = numpy.asarray(_as_rgb(_upright(picture)))
-            texts = _texts(picture)  # now, because a PNG may carry them behind the pixels
-    except FileProblem:
-        raise
-    except Exception as error:  # a decoder meeting damaged bytes may raise nearly anything
-        raise FileProblem(f"{name} is damaged and cannot be decoded ({error}); give another picture") from error
+        name, data = str(source), file_content(Path(source), str(source))
+    with reading(name):
+        picture = opened(data, name, texts=True)
+        pixels = rgb(upright(picture))
+        texts = _texts(picture)  # now, because a PNG may carry them behind the pixels
+    pixels.flags.writeable = False
     return Image(pixels, texts.get(KEY), record=texts.get(RECORD_KEY), texts=texts)
 
 
@@ -299,66 +283,6 @@ def _not_written(target: Path, error: OSError | ValueError) -> OutputProblem:
     return OutputProblem(f"{target} was not written ({said}); choose another folder or name")
 
 
-def _file_content(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(_MAX_READ_BYTES + 1)
-    except (OSError, ValueError) as error:
-        said = getattr(error, "strerror", None) or error
-        raise FileProblem(f"{path} cannot be read ({said}); give a {_READ} file") from None
-    if len(data) > _MAX_READ_BYTES:
-        raise FileProblem(f"{path} has more than {_MAX_READ_BYTES >> 20} MiB; give a {_READ} file")
-    return data
-
-
-def _opened(data: bytes, name: str) -> PIL.Image.Image:
-    """The picture, its pixels not decoded yet and not more than may be."""
-    size = _webp_canvas(data)  # Pillow reserves room for the whole canvas of a WebP when it opens one
-    picture = None
-    if size is None:
-        try:
-            # The classes themselves, not PIL.Image.open: that warns about sizes by its own, larger measure.
-            picture = _kind(data)(io.BytesIO(data))
-        except SyntaxError:
-            raise FileProblem(f"{name} is not a {_READ} picture; give one of these") from None
-        size = picture.size
-    if size[0] * size[1] > MAX_READ_PIXELS:
-        most = f"{MAX_READ_PIXELS / 1e6:.1f} million pixels"
-        raise FileProblem(f"{name} is {size[0]}x{size[1]}; pictures of up to {most} are read")
-    return picture or PIL.Image.open(io.BytesIO(data), formats=("WEBP",))
-
-
-def _kind(data: bytes) -> type[PIL.ImageFile.ImageFile]:
-    if data[:1] == b"\x89":
-        return PngImageFile
-    if data[:4] == b"GIF8":
-        return GifImageFile
-    return AvifImageFile if data[4:8] == b"ftyp" else JpegImageFile
-
-
-def _webp_canvas(data: bytes) -> tuple[int, int] | None:
-    """Width and height from the head of a WebP (RFC 9649), None for other files."""
-    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
-        return None
-    if data[12:16] == b"VP8X":
-        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
-    if data[12:16] == b"VP8L":
-        bits = int.from_bytes(data[21:25], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    width, height = struct.unpack("<HH", data[26:30])
-    return width & 0x3FFF, height & 0x3FFF
-
-
-def _as_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
-    if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
-        grey = numpy.asarray(picture).astype(numpy.int64) >> 8
-        return PIL.Image.fromarray(grey.clip(0, 255).astype(numpy.uint8)).convert("RGB")
-    if picture.has_transparency_data:
-        white = PIL.Image.new("RGBA", picture.size, "white")
-        return PIL.Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
-    return picture.convert("RGB")
-
-
 def _texts(picture: PIL.Image.Image) -> dict[str, str]:
     """All text beside the pixels, by name; the infotext as "parameters", our own record as "avila"."""
     # Chunks, and what decoders add: a GIF's comment is bytes, and "comment" of a JPEG is none of Exif's.
@@ -374,22 +298,20 @@ def _texts(picture: PIL.Image.Image) -> dict[str, str]:
 
 
 def _exif_texts(picture: PIL.Image.Image) -> dict[str, str | None]:
-    try:
-        block = picture.getexif()
-        inner = block.get_ifd(exif.IFD)
-        return {
-            KEY: exif.read_comment(inner.get(exif.USER_COMMENT)),
-            RECORD_KEY: exif.read_note(inner.get(exif.MAKER_NOTE)),
-            **dict(exif.read_named(block)),
-        }
-    except Exception:  # as many kinds as there are ways to damage the block
-        return {}
+    main, inner = exif.read_block(_exif_block(picture))
+    return {
+        KEY: exif.read_comment(inner.get(exif.USER_COMMENT)),
+        RECORD_KEY: exif.read_note(inner.get(exif.MAKER_NOTE)),
+        **dict(exif.read_named(main)),
+    }
 
 
-def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """Turned as its Exif says, where that can be read."""
-    picture.load()
-    try:
-        return PIL.ImageOps.exif_transpose(picture)
-    except Exception:  # see `_exif_texts`
-        return picture
+def _exif_block(picture: PIL.Image.Image) -> bytes:
+    block = picture.info.get("exif")
+    profile = picture.info.get("Raw profile type exif")  # ImageMagick's, in a PNG: name, length, then hex digits
+    if not isinstance(block, bytes) and isinstance(profile, str):
+        try:
+            return bytes.fromhex("".join(profile.split("\n")[3:]))
+        except ValueError:
+            return b""
+    return block if isinstance(block, bytes) else b""
