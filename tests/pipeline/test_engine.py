@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avila_diffusion.config import LatentConfig
 from avila_diffusion.errors import Cancelled, NotFinite, RequestError, Unsupported
@@ -53,7 +53,7 @@ def counted(engine: ModelEngine, during: Callable[[int], None] = lambda number: 
 
         return note
 
-    networks = [("unet", engine.model.unet), ("vae", engine.model.vae.decoder)]
+    networks: list[tuple[str, nn.Module]] = [("unet", engine.model.unet), ("vae", engine.model.vae.decoder)]
     networks += [("text", tower) for tower in engine.model.text]
     handles = [network.register_forward_pre_hook(hook(name)) for name, network in networks]
     try:

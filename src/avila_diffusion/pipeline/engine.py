@@ -25,6 +25,7 @@ from ..infotext import LoraUsed, write
 from ..kernels import native
 from ..metadata.record import make_record
 from ..models.layers import keep_derived, keeper_of, release
+from ..models.taesd import TinyVAE
 from ..models.text_keys import TextKeys
 from ..request import GenerateRequest
 from ..result import GenerateResult, Progress
@@ -35,7 +36,7 @@ from ..sampling.tables import NoiseTable
 from ..text.conditioner import Conditioner
 from .branch import switch
 from .driver import Step, check, drive
-from .latents import Pixels, decode, preview, to_pixels
+from .latents import Pixels, decode, draw_preview, to_pixels
 from .ledger import Ledger, deferred
 from .loras import LoraRack, Weighted, lora_hashes
 from .memory import Memory, choose_way
@@ -48,7 +49,7 @@ from .unused import unused
 @dataclass(frozen=True, eq=False)
 class ModelEngine:
     """Runs requests on one loaded model. rack: its LoRAs, and how those are found that prompts name. embeddings: name →
-    file of the textual inversions that prompts may name. memory: what a run may take.
+    file of the textual inversions that prompts may name. memory: what a run may take. preview_decoder: draws previews.
     """
 
     model: Model
@@ -56,6 +57,7 @@ class ModelEngine:
     rack: LoraRack
     embeddings: Mapping[str, Path | Embedding] = field(default_factory=dict)
     memory: Memory = field(default_factory=Memory)
+    preview_decoder: TinyVAE | None = None
 
     @classmethod
     def of(cls, model: Model, policy: Policy) -> ModelEngine:
@@ -283,7 +285,7 @@ class ModelEngine:
         raise AssertionError("a sampler ended without a latent")
 
     def _preview(self, x0: Tensor) -> Image:
-        return Image(preview(x0, self.model.spec.latent))
+        return Image(draw_preview(x0, self.model.spec, self.preview_decoder, self.policy.vae))
 
     @cached_property
     def _name(self) -> str:

@@ -21,6 +21,7 @@ from .forecast import BAND_SCRATCH, Forecast, Outlook
 if TYPE_CHECKING:
     from ..checkpoint.load import Model
     from ..device import Policy
+    from ..models.taesd import TinyVAE
     from ..request import GenerateRequest
     from .engine import ModelEngine
 
@@ -59,10 +60,10 @@ class Way:
     decode_room: int | None = None
 
 
-def prepare(model: Model, policy: Policy) -> None:
-    """Let the parts of a model that run once a picture keep nothing, on a processor."""
+def prepare(model: Model, policy: Policy, preview_decoder: TinyVAE | None = None) -> None:
+    """Let the parts of a model that run once a picture keep nothing, on a processor, and likewise what draws previews."""
     if policy.device.type == "cpu":
-        for network in (model.vae, *model.text):
+        for network in filter(None, (model.vae, *model.text, preview_decoder)):
             keep_derived(network, 0)
 
 
@@ -93,7 +94,7 @@ def choose_way(engine: ModelEngine, request: GenerateRequest) -> Way:
 def _within(outlook: Outlook, room: int, memory: Memory) -> Way:
     """room: bytes beside what the process holds anyway."""
     lean = outlook.rehearsed(0)
-    sampling, decoding = max(lean.alone.held, outlook.finishing), max(lean.decode.held, outlook.finishing)
+    sampling, decoding = max(lean.alone.held, outlook.beside), max(lean.decode.held, outlook.beside)
     if decoding <= room:
         return Way(0 if memory.mode == "lean" else room - decoding)
     bands = least_room(outlook.engine.model.spec.vae, *outlook.latent, outlook.itemsize) + BAND_SCRATCH
