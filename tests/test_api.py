@@ -20,8 +20,8 @@ from avila_diffusion import AvilaDiffusion, AvilaError, GenerateRequest, Generat
 from avila_diffusion.checkpoint.load import Model, load_model
 from avila_diffusion.errors import Cancelled, DeviceProblem, ModelNotFound, RequestError
 from avila_diffusion.infotext import read
-from avila_diffusion.options import GenerateOptions, RunOptions
 from avila_diffusion.limits import MAX_SEED
+from avila_diffusion.options import GenerateOptions, RunOptions
 
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 TinyCheckpoint = Callable[[str], Path]

@@ -77,7 +77,11 @@ ROOMS = {
         ("models", "models.*"),
         (
             "config",
-            *(f"models.{name}" for name in ("layers", "weights", "plans", "rows", "text_keys", "tokens", "vae")),
+            "errors",
+            *(
+                f"models.{name}"
+                for name in ("layers", "weights", "plans", "rows", "taesd", "text_keys", "tokens", "vae")
+            ),
             "kernels",
             "kernels.*",
         ),

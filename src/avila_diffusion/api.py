@@ -89,6 +89,7 @@ class AvilaDiffusion:
         mmap: bool = True,
         lenient: bool = False,
         min_match: float = 1.0,
+        preview_decoder: str | Path | None = None,
         **defaults: Unpack[GenerateOptions],
     ) -> AvilaDiffusion:
         """Load a checkpoint: a `.safetensors` file, a diffusers folder, or the name of a model in a models folder.
@@ -103,10 +104,12 @@ class AvilaDiffusion:
         it goes, "auto" is as fast as this machine has room for. max_memory: what the process may hold at most, in
         bytes or as "3G"; a run that needs more is refused. mmap: map the file instead of reading it. lenient: leave out
         what of a LoRA does not fit the model. min_match: likewise, where at least this share (0 to 1) of its layers fits.
+        preview_decoder: a tiny autoencoder (TAESD) that draws `Progress.preview()`, at the picture's size.
         Raises an AvilaError with one clear line where the file cannot be used.
         """
         diffusion = cls(**defaults)
         from .checkpoint.embeddings import embeddings_by_name
+        from .checkpoint.load import load_preview_decoder
         from .device import check_threads, choose_policy, use_threads
         from .pipeline.engine import ModelEngine
         from .pipeline.loras import LoraRack
@@ -119,10 +122,12 @@ class AvilaDiffusion:
         tell_loras(model.report, rack.use())
         use_threads(threads)
         folders = None if embeddings is None else folders_of(embeddings)
-        prepare(model, policy)
+        named = None if preview_decoder is None else name_of("a preview decoder", preview_decoder)
+        decoder = None if named is None else load_preview_decoder(named, model.spec, mmap)
+        prepare(model, policy, decoder)
         words = embeddings_by_name(folders, [x.path for x, *_ in loras])
         second = read_refiner(refiner, model, policy, allowed, mmap)
-        diffusion._engine = ModelEngine(model, policy, rack, words, allowed, second)
+        diffusion._engine = ModelEngine(model, policy, rack, words, allowed, second, decoder)
         again = {"embeddings": absolute(folders), "lenient": lenient, "min_match": min_match, "models": None}
         again |= {"memory": allowed.mode, "max_memory": allowed.limit}
         again |= {"refiner": None if second is None else absolute(second.model.path)}
@@ -303,11 +308,13 @@ class AvilaDiffusion:
         model: str | Path | None = None,
         memory: MemoryMode | None = None,
         max_memory: int | str | None = None,
+        preview_decoder: str | Path | None = None,
         anyway: bool = False,
     ) -> AvilaDiffusion:
         """The generator that a journal's run was begun with, computing as it did: device, dtype, threads and kernels.
 
-        model: where the checkpoint lies now, if elsewhere. memory, max_memory: see `with_model`; by default as then.
+        model: where the checkpoint lies now, if elsewhere. memory, max_memory: see `with_model`; by default as then;
+        preview_decoder: likewise, by default none.
         anyway: go on where versions or machine are others; the rest of the picture is then another by a little. Raises
         JournalProblem where the same bits cannot be had.
         """
@@ -332,7 +339,7 @@ class AvilaDiffusion:
         check_files(journal.header.get("files"), {} if model is None else {loaded["path"]: Path(model)})
         recorded = journal.header.get("conditions")
         take_over(recorded)
-        diffusion = cls.with_model(place, **given)
+        diffusion = cls.with_model(place, preview_decoder=preview_decoder, **given)
         diffusion.look_in(models)
         others = differences(recorded, diffusion.conditions())
         if others and not anyway:

@@ -91,6 +91,31 @@ class VAEConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TinyVAEConfig:
+    """A tiny autoencoder (TAESD), `channels` wide throughout.
+
+    encoder_blocks: residual blocks of each level, from the picture to the latent; () where there is no encoder.
+    decoder_blocks: likewise, from the latent to the picture.
+    """
+
+    image_channels: int = 3
+    latent_channels: int = 4
+    channels: int = 64
+    encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)
+    decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
+
+    @property
+    def embed_channels(self) -> int:
+        """Channels of what is decoded."""
+        return self.latent_channels
+
+    @property
+    def scale(self) -> int:
+        """Pixels along one side of a latent cell."""
+        return int(2 ** (len(self.decoder_blocks) - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextConfig:
     """A CLIP text tower. `kind` chooses the class, by the names in the file: transformers' or OpenCLIP's.
 
@@ -154,6 +179,13 @@ class LatentConfig:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
+    def of_tiny(self, scale: float) -> LatentConfig:
+        """The same for a tiny autoencoder, whose latents are z * scale, `scale` being its family's: most often 1."""
+        if self.mean is None or self.std is None:
+            return LatentConfig(scale=self.scale / scale)
+        mean, std = (tuple(value * scale for value in values) for values in (self.mean, self.std))
+        return LatentConfig(scale=self.scale, mean=mean, std=std)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
@@ -174,13 +206,13 @@ class ModelSpec:
 
     size: width and height it was trained at, in pixels. fixed_size: it can do no other; pictures are drawn about that size
     and resized. adm: what the vector conditioning holds besides pooled text; size_channels: width of the embedding of
-    each of its numbers.
+    each of its numbers. latent: of this `vae`, so that it is another with a tiny one.
     """
 
     family: str
     variant: Variant
     unet: UNetConfig
-    vae: VAEConfig
+    vae: VAEConfig | TinyVAEConfig
     text: tuple[TextEncoderSpec, ...]
     noise: NoiseConfig
     latent: LatentConfig
@@ -189,6 +221,19 @@ class ModelSpec:
     size_channels: int = 256
     fixed_size: bool = False
     defaults: Defaults = Defaults()
+
+    @property
+    def tiny_latent(self) -> LatentConfig:
+        """How the latents of a tiny autoencoder of the family become the UNet's, whichever `vae` there is."""
+        tiny = isinstance(self.vae, TinyVAEConfig)
+        return self.latent if tiny else self.latent.of_tiny(FAMILIES[self.family].latent_scale)
+
+    @property
+    def latent_space(self) -> LatentConfig:
+        """`latent` as with the family's large autoencoder, where that is clear: it names the space that the UNet works in."""
+        if isinstance(self.vae, TinyVAEConfig) and self.latent == LatentConfig(scale=1.0):
+            return LatentConfig(scale=FAMILIES[self.family].latent_scale)
+        return self.latent
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from typing import Any
 
 from .errors import RequestError
 from .limits import EMPHASES
+from .picture_fields import from_picture, hires, number_text, picture_values, refined
 from .request import GenerateRequest
 from .sampling.names import resolve_sampler
 from .version import __version__
@@ -55,7 +56,7 @@ class LoraUsed:
     @property
     def tag(self) -> str:
         """`<lora:name:0.8>`, or `<lora:name:0.8:1>` where text towers and UNet differ."""
-        weights = dict.fromkeys((_number(self.text_weight), _number(self.unet_weight)))
+        weights = dict.fromkeys((number_text(self.text_weight), number_text(self.unet_weight)))
         return f"<lora:{':'.join((self.word, *weights))}>"
 
 
@@ -87,7 +88,7 @@ def write(
         "Steps": request.steps,
         "Sampler": request.sampler,
         "Schedule type": request.schedule,
-        "CFG scale": _number(request.guidance_scale),
+        "CFG scale": number_text(request.guidance_scale),
         "Seed": seed,
         "Size": f"{request.width}x{request.height}",
         "Model hash": model_hash,
@@ -95,9 +96,9 @@ def write(
         "VAE hash": vae_hash,
         "VAE": vae,
         **_variation(request, index),
-        **_from_picture(request),
-        **_hires(request),
-        **_refiner(request, refiner, refiner_hash),
+        **from_picture(request),
+        **hires(request),
+        **refined(request, refiner, refiner_hash),
         "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
         "ENSD": request.ensd if request.ensd and _draws(request) else None,
         "Tiling": {"none": None, "both": True}.get(request.tiling, request.tiling),
@@ -125,81 +126,10 @@ def _variation(request: GenerateRequest, index: int) -> dict[str, object]:
     values: dict[str, object] = {}
     if request.variation_strength:
         values["Variation seed"] = request.variation_seeds[index]
-        values["Variation seed strength"] = _number(request.variation_strength)
+        values["Variation seed strength"] = number_text(request.variation_strength)
     if request.seed_width is not None:
         values["Seed resize from"] = f"{request.seed_width}x{request.seed_height}"
     return values
-
-
-def _from_picture(request: GenerateRequest) -> dict[str, object]:
-    """What AUTOMATIC1111 records of image to image and inpainting; "Exact steps" and "Outpaint" are ours."""
-    if request.image is None:
-        return {}
-    values: dict[str, object] = {"Denoising strength": _number(request.strength)}
-    if request.resize_mode != "resize":
-        values["Resize mode"] = RESIZES[request.resize_mode]
-    numbers = {
-        "Extra noise": (request.extra_noise, 0),
-        "Noise multiplier": (request.noise_multiplier, 1),
-        "Image CFG scale": (request.image_guidance_scale, 1.5),
-        "Conditional mask weight": (request.mask_weight, 1),
-    }
-    values |= {name: _number(value) for name, (value, default) in numbers.items() if value != default}
-    if request.exact_steps:
-        values["Exact steps"] = True
-    if not request.masked:
-        return values
-    values["Mask blur"] = _number(request.mask_blur)
-    if request.mask_invert:
-        values["Mask mode"] = NOT_MASKED
-    if request.mask_soft:
-        values["Soft mask"] = True
-    if request.masked_content != "original":
-        values["Masked content"] = CONTENTS[request.masked_content]
-    if request.inpaint_area == "masked":
-        values |= {"Inpaint area": ONLY_MASKED, "Masked area padding": request.mask_padding}
-    if request.outpaint is not None:
-        values["Outpaint"] = " ".join(map(str, request.outpaint))
-    return values
-
-
-def _hires(request: GenerateRequest) -> dict[str, object]:
-    if not request.hires:
-        return {}
-    values: dict[str, object] = {"Denoising strength": _number(request.strength)}
-    if request.extra_noise:
-        values["Extra noise"] = _number(request.extra_noise)
-    if request.hires_scale is not None:
-        values["Hires upscale"] = _number(request.hires_scale)
-    else:
-        values["Hires resize"] = f"{request.hires_width or 0}x{request.hires_height or 0}"
-    scale = request.hires_guidance_scale
-    return values | {
-        "Hires steps": request.hires_steps,
-        "Hires upscaler": request.hires_upscaler,
-        "Hires sampler": request.hires_sampler,
-        "Hires schedule type": request.hires_schedule,
-        "Hires CFG Scale": None if scale is None else _number(scale),
-        "Hires prompt": request.hires_prompt or None,
-        "Hires negative prompt": request.hires_negative_prompt or None,
-    }
-
-
-def _refiner(request: GenerateRequest, name: str | None, digest: str | None) -> dict[str, object]:
-    if name is None:
-        return {}
-    values: dict[str, object] = {
-        "Refiner": name if digest is None else f"{name} [{digest}]",
-        "Refiner switch at": _number(0.8 if request.refiner_switch is None else request.refiner_switch),
-    }
-    return values | ({"Refiner switch by sampling steps": True} if request.refiner_by == "step" else {})
-
-
-RESIZES = {"crop": "Crop and resize", "fill": "Resize and fill", "latent": "Just resize (latent upscale)"}
-CONTENTS = {"fill": "fill", "noise": "latent noise", "nothing": "latent nothing"}
-ONLY_MASKED = "Only masked"
-NOT_MASKED = "Inpaint not masked"
-"""AUTOMATIC1111's names of what we have shorter ones for; its defaults are left out."""
 
 
 def _draws(request: GenerateRequest) -> bool:
@@ -225,7 +155,7 @@ def _options(request: GenerateRequest) -> dict[str, object]:
         "Skip Early CFG": request.skip_early or None,
         "NGMS": request.ngms or None,
     }
-    numbers: dict[str, object] = {name: _number(value) for name, value in values.items() if value is not None}
+    numbers: dict[str, object] = {name: number_text(value) for name, value in values.items() if value is not None}
     return numbers | ({"NGMS all steps": True} if request.ngms and request.ngms_all else {})
 
 
@@ -241,7 +171,7 @@ def _ours(request: GenerateRequest, index: int) -> dict[str, object]:
         "CFG start": (request.guidance_start, 0),
         "CFG stop": (request.guidance_stop, 1),
     }
-    values |= {name: _number(value) for name, (value, default) in shares.items() if value != default}
+    values |= {name: number_text(value) for name, (value, default) in shares.items() if value != default}
     if request.compat != "a1111":
         values["Compat"] = request.compat
     if request.compat == "comfyui" and (request.noise_batch or 1) > 1:
@@ -287,7 +217,7 @@ class Parsed:
         for name, key in _SWITCHES.items():
             if self.fields.get(name) == "True":
                 values[key] = True
-        values |= self._picture_values()
+        values |= picture_values(self.fields, self._as_number)
         if values.get("compat") == "comfyui":
             for name, key in (("Batch size", "noise_batch"), ("Batch pos", "noise_index")):
                 if name in self.fields:
@@ -297,31 +227,6 @@ class Parsed:
             ours = self.fields.get("Version", "").startswith(VERSION.split()[0])
             known = {"CPU": "cpu", "GPU": "gpu"} if ours else {"CPU": "cpu"}
             values["rng"] = known.get(self.fields.get("RNG", ""), "nv")
-        return values
-
-    def _picture_values(self) -> dict[str, Any]:
-        """What is recorded of pictures, by names that are not ours."""
-        values: dict[str, Any] = {}
-        for name, key, known in (
-            ("Resize mode", "resize_mode", RESIZES),
-            ("Masked content", "masked_content", CONTENTS),
-        ):
-            values |= [(key, ours) for ours, theirs in known.items() if self.fields.get(name) == theirs]
-        if self.fields.get("Inpaint area") == ONLY_MASKED:
-            values["inpaint_area"] = "masked"
-        if self.fields.get("Mask mode") == NOT_MASKED:
-            values["mask_invert"] = True
-        if "Outpaint" in self.fields:
-            values["outpaint"] = tuple(
-                self._as_number("Outpaint", part, int) for part in self.fields["Outpaint"].split()
-            )
-        for name, key in (("Hires resize-1", "hires_width"), ("Hires resize-2", "hires_height")):
-            if side := self._as_number(name, self.fields.get(name, "0"), int):
-                values[key] = side
-        if "Tiling" in self.fields:
-            values["tiling"] = {"True": "both", "x": "x", "y": "y"}.get(self.fields["Tiling"], "none")
-        if self.fields.get("Refiner switch by sampling steps") == "True":
-            values["refiner_by"] = "step"
         return values
 
     def _emphasis(self, said: str) -> str:
@@ -448,8 +353,4 @@ def _word(name: str) -> str:
 
 
 def _list(values: Sequence[float]) -> str:
-    return ", ".join(map(_number, values))
-
-
-def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) else repr(float(value))
+    return ", ".join(map(number_text, values))

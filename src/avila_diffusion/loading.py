@@ -91,7 +91,11 @@ def read_refiner(
         return None
     model = load_model(find_model(name_of("a refiner", path)), mapped=mapped)
     ours, its = base.spec, model.spec
-    if its.latent != ours.latent or its.vae.latent_channels != ours.vae.latent_channels or its.variant != "base":
+    if (
+        its.latent_space != ours.latent_space
+        or its.vae.latent_channels != ours.vae.latent_channels
+        or its.variant != "base"
+    ):
         raise WeightMismatch(
             f"{path} ({its.family}, {its.variant}) cannot refine latents of {base.path.name} ({ours.family}); "
             "give a refiner of the same family, such as the SDXL refiner for SDXL"

@@ -25,7 +25,8 @@ class Progress:
     picture, from 0, of `images` in all.
     step of `of`: model calls done for this picture; `of` is 0 where only the run can tell (DPM adaptive).
     sigma: noise level of the call just made, None outside "sample".
-    preview(): the current guess of the finished picture, small and rough; made only when it is called.
+    preview(): the current guess of the finished picture, made only when it is called: small and rough, or of its size where the
+    model was loaded with a preview decoder. None outside "sample".
     """
 
     stage: str

@@ -136,6 +136,7 @@ def test_convolution(size: tuple[int, int, int], channels: tuple[int, int], thre
 )
 def test_convolution_at_the_networks_widths(size: int, channels: int, bound: float) -> None:
     layer = fill(Conv2d(channels, channels, 3, padding=1))
+    assert layer.bias is not None
     layer.bias.data.zero_()
     held(layer, draw(1, channels, size, size).contiguous(memory_format=torch.channels_last), bound=bound)
 

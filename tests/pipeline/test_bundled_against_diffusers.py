@@ -15,6 +15,7 @@ from avila_diffusion.checkpoint.bundled import resource
 from avila_diffusion.checkpoint.keys import unet_from_diffusers, vae_from_diffusers
 from avila_diffusion.checkpoint.load import load_model
 from avila_diffusion.checkpoint.safetensors import TensorFile
+from avila_diffusion.config import VAEConfig
 from avila_diffusion.device import choose_policy
 from avila_diffusion.pipeline import run as run_module
 from avila_diffusion.pipeline.engine import ModelEngine
@@ -56,6 +57,7 @@ def _diffusers(dtype: torch.dtype) -> tuple[Any, Any, Any]:
         attention_head_dim=[width // 32 for width in channels],
         use_linear_projection=True,
     )
+    assert isinstance(spec.vae, VAEConfig)
     vae: Any = AutoencoderKL(
         block_out_channels=spec.vae.decoder_channels,
         layers_per_block=1,

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avila_diffusion.config import LatentConfig
 from avila_diffusion.errors import Cancelled, NotFinite, RequestError, Unsupported
 from avila_diffusion.images import resize
+from avila_diffusion.limits import MAX_SEED
 from avila_diffusion.models.text_keys import TextKeys
 from avila_diffusion.pipeline import engine as engine_module
 from avila_diffusion.pipeline import plan as plan_module
 from avila_diffusion.pipeline.engine import ModelEngine
 from avila_diffusion.pipeline.latents import Pixels, preview
-from avila_diffusion.limits import MAX_SEED
 from avila_diffusion.request import GenerateRequest
 from avila_diffusion.result import GenerateResult, Progress
 from avila_diffusion.sampling.names import SAMPLERS, resolve_schedule
@@ -54,7 +54,7 @@ def counted(engine: ModelEngine, during: Callable[[int], None] = lambda number: 
 
         return note
 
-    networks = [("unet", engine.model.unet), ("vae", engine.model.vae.decoder)]
+    networks: list[tuple[str, nn.Module]] = [("unet", engine.model.unet), ("vae", engine.model.vae.decoder)]
     networks += [("text", tower) for tower in engine.model.text]
     handles = [network.register_forward_pre_hook(hook(name)) for name, network in networks]
     try:

@@ -9,9 +9,9 @@ import pytest
 
 from avila_diffusion.errors import Cancelled
 from avila_diffusion.infotext import read
+from avila_diffusion.limits import MAX_SEED
 from avila_diffusion.procedural import render
 from avila_diffusion.procedural.engine import ProceduralEngine
-from avila_diffusion.limits import MAX_SEED
 from avila_diffusion.request import GenerateRequest
 from avila_diffusion.result import GenerateResult, Progress
 from avila_diffusion.version import __version__

@@ -13,6 +13,7 @@ from diffusers import UNet2DConditionModel
 from avila_diffusion import AvilaDiffusion
 from avila_diffusion.checkpoint.keys import unet_from_diffusers
 from avila_diffusion.checkpoint.load import load_model
+from avila_diffusion.config import VAEConfig
 from avila_diffusion.models.layers import Linear
 from avila_diffusion.models.unet import UNet
 from avila_diffusion.models.vae import VAE
@@ -179,6 +180,7 @@ def test_the_exported_checkpoint_goes_through_the_ordinary_loader_and_draws(
     model = load_model(out)
     assert model.spec.unet == task.spec.unet and model.spec.noise == task.spec.noise
     assert model.spec.latent == task.spec.latent and model.spec.text == task.spec.text
+    assert isinstance(model.spec.vae, VAEConfig)
     assert model.spec.vae.decoder_channels == SMALL_VAE.config.decoder_channels
     assert not model.report.unknown and not model.report.ignored
     for name, parameter in model.unet.named_parameters():

@@ -20,6 +20,7 @@ from ..config import (
     NoiseConfig,
     TextConfig,
     TextEncoderSpec,
+    TinyVAEConfig,
     UNetConfig,
     VAEConfig,
     Variant,
@@ -28,7 +29,7 @@ from ..errors import MissingPart, RequestError, Unsupported, WeightMismatch
 from ..sampling.names import resolve_sampler
 from .noise import check_prediction, read_latent, read_noise
 from .parts import UNET, VAE, Parts, slot_of
-from .shapes import read_clip_config, read_open_clip_config, read_unet_config, read_vae_config
+from .shapes import read_clip_config, read_open_clip_config, read_tiny_vae_config, read_unet_config, read_vae_config
 
 SCALED = (".scale_weight", ".weight_scale", ".scale_input", "scaled_fp8", ".comfy_quant", ".absmax", ".qweight")
 """Endings of the tensors that quantized weights must be multiplied with."""
@@ -47,10 +48,18 @@ DIFFUSERS_SETTINGS: dict[str, dict[str, Any]] = {
         "encoder_hid_dim_type": (),
     },
     "vae": {"act_fn": "silu", "norm_num_groups": 32, "shift_factor": 0},
+    "tiny vae": {
+        "act_fn": "relu",
+        "upsample_fn": "nearest",
+        "upsampling_scaling_factor": 2,
+        "scaling_factor": 1,
+        "shift_factor": 0,
+    },
 }
 """Settings of diffusers configs that no shape tells and that our networks have in one way only."""
 
 TowerRead = tuple[str, TextEncoderSpec]
+VAERead = VAEConfig | TinyVAEConfig | None
 
 
 def detect(parts: Parts, prediction: str | None = None) -> tuple[ModelSpec, tuple[str, ...]]:
@@ -69,7 +78,7 @@ def build_spec(
     unet: UNetConfig,
     family: Family,
     towers: list[TowerRead],
-    vae: VAEConfig | None,
+    vae: VAERead,
     prediction: str | None,
 ) -> ModelSpec:
     """Put together what was read; towers and VAE must be there."""
@@ -85,6 +94,7 @@ def build_spec(
             f"the VAE's latents have {vae.embed_channels} channels, the UNet gives {unet.out_channels}; give the VAE of "
             "this family with --vae"
         )
+    latent = read_latent(parts, family, vae.embed_channels)
     spec = ModelSpec(
         family=family.name,
         variant=_variant(unet),
@@ -92,7 +102,7 @@ def build_spec(
         vae=vae,
         text=tuple(spec for _, spec in towers),
         noise=noise,
-        latent=read_latent(parts, family, vae.embed_channels),
+        latent=latent.of_tiny(family.latent_scale) if isinstance(vae, TinyVAEConfig) else latent,
         size=read_size(parts, family, noise),
         adm=family.adm,
         size_channels=size_channels,
@@ -106,7 +116,7 @@ def build_spec(
     return spec
 
 
-def _check_complete(parts: Parts, family: Family, towers: list[TowerRead], vae: VAEConfig | None) -> VAEConfig:
+def _check_complete(parts: Parts, family: Family, towers: list[TowerRead], vae: VAERead) -> VAEConfig | TinyVAEConfig:
     """The VAE, where nothing is missing. Raises MissingPart with all that is."""
     if parts.absent:
         options = {"--vae" if name == "vae" else "--text-encoder" for name in parts.absent}
@@ -192,8 +202,9 @@ def _check_settings(parts: Parts) -> None:
         for key, usual in settings.items():
             allowed = usual if isinstance(usual, tuple) else (usual,)
             if config.get(key) is not None and config[key] not in allowed:
+                folder = component.removeprefix("tiny ")
                 raise Unsupported(
-                    f"{component}/config.json says {key} {config[key]!r}; there is no network here but for "
+                    f"{folder}/config.json says {key} {config[key]!r}; there is no network here but for "
                     f"{' or '.join(map(repr, allowed)) or 'none'}"
                 )
 
@@ -323,9 +334,16 @@ def _read_tower(parts: Parts, prefix: str, index: int) -> TextConfig:
     return config
 
 
-def read_vae(parts: Parts) -> VAEConfig | None:
+def read_vae(parts: Parts) -> VAERead:
     """The VAE's config, None where there is none."""
     shapes = parts.shapes(VAE)
+    if "decoder.layers.0.weight" in shapes:
+        tiny = read_tiny_vae_config(shapes)
+        halves = "encoder and decoder" if tiny.encoder_blocks else "a decoder alone"
+        parts.report.decide(
+            "VAE", f"tiny (TAESD): {halves}", "its latents are the UNet's own, without the latent scale"
+        )
+        return tiny
     if "decoder.conv_in.weight" not in shapes:
         return None
     return read_vae_config(shapes)

@@ -37,6 +37,8 @@ _ROLE_FOLDERS: dict[str, tuple[str, ...]] = {
 }
 ROLES = tuple(_ROLE_FOLDERS)
 _ROLE_OF_FOLDER = {name.lower(): role for role, names in _ROLE_FOLDERS.items() for name in names}
+_KIN = {"vae": "taesd", "taesd": "vae"}
+"""Roles whose models may stand in for each other's: a name that the own folders lack is looked up in the other's."""
 
 _SAFETENSORS = (".safetensors", ".sft")
 _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
@@ -109,18 +111,26 @@ def find_model(
     if wanted == BUNDLED and role == "checkpoint":
         return bundled_model()
     for asked in dict.fromkeys((text, wanted)):  # a file's name may well end in a blank or a quote
-        if paths and (path := _existing(asked)):
+        if paths and (path := _existing(asked, role)):
             return path
-    found = list_models(role, models)
-    for candidate in dict.fromkeys((wanted, _HASH.sub("", wanted))):
-        for matches in _matches(candidate.replace("\\", "/"), found):
-            if matches:
-                return _only(wanted, matches)
+    found: list[ModelFile] = []
+    for listed in (list_models(one, models) for one in _roles(role)):
+        for candidate in dict.fromkeys((wanted, _HASH.sub("", wanted))):
+            for matches in _matches(candidate.replace("\\", "/"), listed):
+                if matches:
+                    return _only(wanted, matches)
+        known = {model.path for model in found}
+        found += [model for model in listed if model.path not in known]
     if paths and _is_folder(Path(wanted)):
         raise ModelNotFound(f"{wanted!a} is a folder but not a diffusers model; name a file in it")
     if paths and not found and Path(wanted).is_absolute():
         raise ModelNotFound(f"there is no file {_shown(wanted)}; check the path")
     raise ModelNotFound(_explain(wanted, role, models, found))
+
+
+def _roles(role: str) -> list[str]:
+    """The role, and that of its kin."""
+    return [role, *([_KIN[role]] if role in _KIN else [])]
 
 
 def _entries(models: str | os.PathLike[str] | None) -> list[Path]:
@@ -257,13 +267,13 @@ def _size_of(folder: Path) -> int:
     return size
 
 
-def _existing(text: str) -> Path | None:
+def _existing(text: str, role: str) -> Path | None:
     # os.path and not pathlib: it answers False for names that no system can hold (NUL, too long).
     full = os.path.expanduser(text)  # noqa: PTH111
     if os.path.isfile(full):  # noqa: PTH113
         return Path(full)
     if os.path.isdir(full):  # noqa: PTH112
-        if _is_diffusers(Path(full)):
+        if _is_diffusers(Path(full)) or (role in _KIN and (Path(full) / "config.json").is_file()):
             return Path(full)
         if os.sep in text or "/" in text:
             raise ModelNotFound(
@@ -317,7 +327,7 @@ def _explain(wanted: str, role: str, models: str | os.PathLike[str] | None, foun
         lacking = [str(entry) for entry in entries if not _is_folder(entry)]
         where = ", ".join(map(str, entries)) + (f" ({', '.join(lacking)}: no such folder)" if lacking else "")
         return f"no {what} named {shown}: no models in {where}; set {VARIABLE} to your models folder, or give a path"
-    folders = ", ".join(map(str, model_folders(models, role)))
+    folders = ", ".join(dict.fromkeys(str(folder) for one in _roles(role) for folder in model_folders(models, one)))
     stems = {Path(_without_suffix(model)).name.lower(): model.name for model in found}
     key = Path(wanted.replace("\\", "/")).stem.lower()
     near = [stems[stem] for stem in difflib.get_close_matches(key[:200], stems, n=3, cutoff=0.4)]

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import AvilaError, FileProblem, NotADiffusionModel, PickleRefused, Unsupported
 from .detect import build_spec, read_towers, read_unet, read_vae
+from .keys import tiny_vae_names
 from .kinds import CHECKPOINT, Kind, recognise
 from .lora.files import parse_lora
 from .lora.report import describe_file
@@ -87,6 +88,8 @@ def inspect(path: str | Path) -> Inspection:
     kind = recognise(header)
     if kind.key == "lora":
         return _inspect_lora(path, kind, header)
+    if kind.key == "taesd":
+        return _inspect_tiny_vae(path, kind, header)
     if kind.key != CHECKPOINT.key:
         return _describe(path, kind, [header], header.metadata)
     try:
@@ -116,6 +119,18 @@ def _inspect_lora(path: Path, kind: Kind, header: Header) -> Inspection:
     except (FileProblem, Unsupported) as error:
         return replace(found, problem=str(error))
     return replace(found, details=details, told=tuple(told))
+
+
+def _inspect_tiny_vae(path: Path, kind: Kind, header: Header) -> Inspection:
+    """Which halves there are, and of how many channels the latents."""
+    found, names = _describe(path, kind, [header], header.metadata), tiny_vae_names(header.entries)
+    halves = [half for half in ("encoder", "decoder") if f"{half}.layers.0.weight" in names]
+    if not halves:
+        return found
+    what = "encoder and decoder" if len(halves) == 2 else f"{halves[0]} alone"
+    first = header.entries[names["decoder.layers.0.weight"]].shape if "decoder" in halves else ()
+    channels = f", latents of {first[1]} channels" if len(first) == 4 else ""
+    return replace(found, details={"halves": halves}, told=(what + channels,))
 
 
 def _inspect_model(path: Path, kind: Kind, header: Header | None, parts: Parts) -> Inspection:

@@ -59,6 +59,9 @@ VAE_ATTENTION = {
     "value": "v",
     "proj_attn": "proj_out",
 }
+TINY_LAYER = re.compile(
+    r"(?:(?:taesd_)?(encoder|decoder)\.(layers\.)?)?(0|[1-9]\d?)((?:\.conv\.\d)?\.(?:weight|bias))", re.ASCII
+)
 OPEN_CLIP_BLOCK = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -90,6 +93,30 @@ def vae_from_diffusers(names: Collection[str]) -> dict[str, str]:
     """Names of a diffusers AutoencoderKL → `{ours: theirs}`. Names it does not know are left out."""
     prefixes = VAE_HEAD | dict(_vae_prefixes(count_numbers(names)))
     return _rename(names, prefixes, VAE_ATTENTION | {"conv_shortcut": "nin_shortcut"})
+
+
+def tiny_vae_names(names: Collection[str]) -> dict[str, str]:
+    """Names of a tiny autoencoder (TAESD), or of one half of it → `{ours: theirs}`, ours being diffusers'; {} for others.
+
+    The original numbers the layers without `layers.`, and a half in a file of its own without `encoder.` or `decoder.`. Its
+    decoder begins with a layer without weights, the clamp, which diffusers does not count; its encoder with a convolution,
+    so that a file without prefixes that has a layer 0 is the encoder's.
+    """
+    bare = "encoder" if "0.weight" in names else "decoder"
+    renamed: dict[str, str] = {}
+    for name in names:
+        found = TINY_LAYER.fullmatch(name)
+        if found is None:
+            continue
+        half, layers, number, rest = found.groups()
+        half, place = half or bare, int(number)
+        if half == "decoder" and layers is None:
+            place -= (
+                f"{name[: found.start(3)]}0.weight" not in names
+            )  # one without the clamp is counted as by diffusers
+        if place >= 0:
+            renamed.setdefault(f"{half}.layers.{place}{rest}", name)
+    return renamed if any(".conv." in name for name in renamed) else {}
 
 
 def unet_to_diffusers(names: Collection[str]) -> dict[str, str]:

@@ -37,7 +37,7 @@ KINDS: tuple[tuple[str, Kind], ...] = (
     (r"^emb_params$|^string_to_param|^<.*>$|^clip_[lg]$|^t5xxl$", Kind(key="embedding", title="a textual inversion embedding")),
     (r"(^|\.)input_blocks\.0\.0\.weight$", CHECKPOINT),
     (r"^down_blocks\.0\.resnets\.0\.", CHECKPOINT),
-    (r"(^|\.)(decoder|encoder)\.(layers\.\d+|\d+)\.(conv\.\d+\.)?(weight|bias)|^taesd_", Kind(key="taesd", title="a tiny autoencoder (TAESD)")),
+    (r"(^|\.)(decoder|encoder)\.(layers\.\d+|\d+)\.(conv\.\d+\.)?(weight|bias)|^taesd_|^\d+\.conv\.\d\.(weight|bias)$", Kind(key="taesd", title="a tiny autoencoder (TAESD)", advice="give it beside a checkpoint with --vae or --preview-decoder")),
     (r"(^|\.)decoder\.(conv_in|up_blocks|up)\.", Kind(key="vae", title="a VAE", advice="give it beside a checkpoint with --vae")),
     (r"vision_model\.|visual\.(transformer|conv1|trunk)", Kind(key="clip", title="a CLIP image model")),
     (r"text_model\.(embeddings|encoder)\.|transformer\.resblocks\.\d+\.",

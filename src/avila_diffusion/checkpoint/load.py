@@ -11,15 +11,17 @@ from typing import Self, TypeVar
 import torch
 from torch import nn
 
-from ..config import ModelSpec, TextConfig
-from ..errors import WeightMismatch
+from ..config import ModelSpec, TextConfig, TinyVAEConfig, VAEConfig
+from ..errors import NotADiffusionModel, WeightMismatch
 from ..models.clip import ClipTextModel
 from ..models.open_clip import OpenClipTextModel
+from ..models.taesd import Autoencoder, TinyVAE
 from ..models.unet import UNet
-from ..models.vae import VAE as Autoencoder
-from .detect import detect
+from ..models.vae import VAE as LargeVAE
+from .detect import detect, read_vae
+from .folders import find_model
 from .header import FLOATS, is_unchanged
-from .parts import MARKERS, UNET, VAE, Parts, gather
+from .parts import MARKERS, UNET, VAE, Parts, gather, gather_vae
 from .report import LoadReport, shorten
 from .safetensors import Header, TensorFile
 
@@ -74,11 +76,34 @@ def load_model(
     return Model(Path(path), spec, *networks, report=parts.report, vae_path=vae_path, stamps=stamps)
 
 
+def load_preview_decoder(name: str, spec: ModelSpec, mapped: bool = True) -> TinyVAE:
+    """A tiny autoencoder beside the VAE of a model of that spec. name: a path, or a name in the models folders.
+
+    Raises ModelNotFound, or FileProblem where the file is another or its latents have other channels than the UNet's.
+    """
+    path = find_model(name, "taesd")
+    parts = gather_vae(path)
+    config = read_vae(parts)
+    if not isinstance(config, TinyVAEConfig):
+        raise NotADiffusionModel(
+            f"{path.name} is a VAE, which takes too long for previews; expected a tiny one (TAESD); give this with --vae"
+        )
+    if config.latent_channels != spec.unet.out_channels:
+        raise WeightMismatch(
+            f"the latents of {path.name} have {config.latent_channels} channels, the UNet gives {spec.unet.out_channels}; "
+            "give the tiny autoencoder of this family"
+        )
+    with _Files(mapped) as files:
+        decoder = _fill(build(partial(TinyVAE, config)), parts, VAE, "vae", files)
+    _refuse_gaps(parts.report, path)
+    return decoder
+
+
 def _build_all(
     parts: Parts, spec: ModelSpec, prefixes: Sequence[str], files: _Files
 ) -> tuple[UNet, Autoencoder, tuple[TextModel, ...]]:
     unet = _fill(build(lambda: UNet(spec.unet)), parts, UNET, "unet", files)
-    autoencoder = _fill(build(lambda: Autoencoder(spec.vae)), parts, VAE, "vae", files)
+    autoencoder = _fill(build(partial(build_autoencoder, spec.vae)), parts, VAE, "vae", files)
     towers = []
     for index, (prefix, text) in enumerate(zip(prefixes, spec.text, strict=True), 1):
         tower = build(partial(build_text_model, text.config))
@@ -92,6 +117,10 @@ def build(make: Callable[[], Network]) -> Network:
     with torch.device("meta"):
         network = make()
     return network.eval().requires_grad_(False)
+
+
+def build_autoencoder(config: VAEConfig | TinyVAEConfig) -> Autoencoder:
+    return TinyVAE(config) if isinstance(config, TinyVAEConfig) else LargeVAE(config)
 
 
 def build_text_model(config: TextConfig) -> TextModel:

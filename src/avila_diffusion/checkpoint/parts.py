@@ -13,9 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import NotADiffusionModel
+from ..errors import MissingPart, NotADiffusionModel
 from .components import Component, Place, read_component, read_json
-from .keys import is_diffusers_unet, is_diffusers_vae, split_towers, unet_from_diffusers, vae_from_diffusers
+from .keys import (
+    is_diffusers_unet,
+    is_diffusers_vae,
+    split_towers,
+    tiny_vae_names,
+    unet_from_diffusers,
+    vae_from_diffusers,
+)
 from .kinds import CHECKPOINT, FOREIGN, recognise
 from .report import LoadReport
 from .safetensors import Header, read_header
@@ -239,6 +246,13 @@ def _leave(parts: Parts, component: Component, taken: Iterable[Place], what: str
             parts.report.unknown.append(parts.label(place))
 
 
+def gather_vae(path: Path) -> Parts:
+    """The parts of a VAE alone. Raises as `gather`."""
+    parts = Parts(path=path, report=LoadReport(source=str(path)))
+    _add_vae(parts, path)
+    return parts
+
+
 def _add_vae(parts: Parts, path: Path) -> None:
     component = read_component(path / "vae" if (path / "vae").is_dir() else path)
     places = component.places
@@ -247,15 +261,27 @@ def _add_vae(parts: Parts, path: Path) -> None:
         inner = {name.removeprefix(prefix): place for name, place in places.items() if name.startswith(prefix)}
         if inner:
             break
-    if is_diffusers_vae(inner):
-        inner = {ours: inner[theirs] for ours, theirs in vae_from_diffusers(inner).items()}
+    if renamed := _vae_names(inner):
+        inner = {ours: inner[theirs] for ours, theirs in renamed.items()}
     elif not prefix:
         inner = {name: place for name, place in inner.items() if not name.startswith((UNET, TEXT, TEXT_XL))}
-    if "decoder.conv_in.weight" not in inner:
+    if "encoder.layers.0.weight" in inner and "decoder.layers.0.weight" not in inner:
+        raise MissingPart(
+            f"{path.name} is the encoder of a tiny autoencoder (TAESD) alone, which makes no pictures; give its decoder, such "
+            "as taesd_decoder.safetensors, or a file that holds both"
+        )
+    if not inner.keys() & {"decoder.conv_in.weight", "decoder.layers.0.weight"}:
         raise NotADiffusionModel(f"{path.name} is not a VAE; it looks like {_describe(component)}")
     known = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "loss.", "model_ema.")
     inner = {name: place for name, place in inner.items() if prefix or name.startswith(known)}
     _take(parts, component, inner, VAE, "VAE")
+
+
+def _vae_names(names: Collection[str]) -> dict[str, str]:
+    """{ours: theirs} of a VAE by other names than ours, a tiny one or diffusers'; {} for others."""
+    if tiny := tiny_vae_names(names):
+        return tiny
+    return vae_from_diffusers(names) if is_diffusers_vae(names) else {}
 
 
 def _describe(component: Component) -> str:
@@ -350,11 +376,14 @@ def _add_folder(parts: Parts, folder: Path, *, with_vae: bool, towers_given: int
     parts.configs["unet"] = unet.config
     places = unet.places
     _take(parts, unet, {ours: places[name] for ours, name in unet_from_diffusers(places).items()}, UNET, "UNet")
-    parts.configs["vae"] = read_json(folder / "vae" / "config.json")
+    config = read_json(folder / "vae" / "config.json")
+    # The scale that a tiny one's config tells is of its own latents.
+    parts.configs["tiny vae" if config.get("_class_name") == "AutoencoderTiny" else "vae"] = config
     if with_vae and (folder / "vae").is_dir():
         vae = read_component(folder / "vae")
         places = vae.places
-        _take(parts, vae, {ours: places[name] for ours, name in vae_from_diffusers(places).items()}, VAE, "VAE")
+        renamed = tiny_vae_names(places) or vae_from_diffusers(places)
+        _take(parts, vae, {ours: places[name] for ours, name in renamed.items()}, VAE, "VAE")
     names = [name for name in ("text_encoder", "text_encoder_2") if (folder / name).is_dir()]
     for index, name in enumerate(names if towers_given < len(names) else ()):
         slot = TEXT if names == ["text_encoder"] else f"{TEXT_XL}{index}."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..config import TextConfig, TransformerConfig, UNetBlockConfig, UNetConfig, VAEConfig
+from ..config import TextConfig, TinyVAEConfig, TransformerConfig, UNetBlockConfig, UNetConfig, VAEConfig
 from ..errors import WeightMismatch
 from .keys import count_numbers
 
@@ -21,6 +21,7 @@ GROUPS = 32
 MOST_CHANNELS = 2**18
 MOST_ROWS = 64
 MOST_TRANSFORMERS = 512
+MOST_TINY_LAYERS = 64
 """Far above any released network (SDXL: 12 rows, 70 transformer blocks), and low enough that building stays quick."""
 
 
@@ -154,6 +155,38 @@ def _levels(shapes: Shapes, counts: Counts, prefix: str) -> tuple[int, ...]:
 
 def _blocks(counts: Counts, prefix: str) -> int:
     return _limit(counts.get(prefix, 0), 16, "blocks in a level of the VAE")
+
+
+def read_tiny_vae_config(shapes: Shapes) -> TinyVAEConfig:
+    """The width and depths of a tiny autoencoder. Raises WeightMismatch where it has no decoder that can be read."""
+    channels, latent = _shape(shapes, "decoder.layers.0.weight", 4)[:2]
+    encoder, _ = _tiny_levels(shapes, "encoder")
+    decoder, last = _tiny_levels(shapes, "decoder")
+    if not decoder or len(encoder) not in (0, len(decoder)):
+        raise WeightMismatch(
+            f"the tiny autoencoder has {len(encoder)} levels in its encoder and {len(decoder)} in its decoder; expected as "
+            "many in each, or no encoder; the file is truncated or of a kind not known here"
+        )
+    return TinyVAEConfig(
+        image_channels=_shape(shapes, f"decoder.layers.{last}.weight", 4)[0],
+        latent_channels=latent,
+        channels=channels,
+        encoder_blocks=encoder,
+        decoder_blocks=decoder,
+    )
+
+
+def _tiny_levels(shapes: Shapes, half: str) -> tuple[tuple[int, ...], int]:
+    """The residual blocks after each convolution of a half but the last, and the number of that: nothing follows it."""
+    counts, last = [], 0
+    for number in range(MOST_TINY_LAYERS):
+        if f"{half}.layers.{number}.weight" in shapes:
+            counts.append(0)
+            last = number
+        elif counts and f"{half}.layers.{number}.conv.0.weight" in shapes:
+            counts[-1] += 1
+    _limit(len(counts), 9, "convolutions outside of blocks in a tiny autoencoder")
+    return tuple(counts[:-1]), last
 
 
 def read_clip_config(shapes: Shapes, heads: int | None, activation: str | None) -> TextConfig:

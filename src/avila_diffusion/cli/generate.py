@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
 from .parser import add_memory_options, typed_text
+from .previews import Previews, add_decoder_option, add_preview_options
 from .request_options import add_request_options, given
 from .styling import add_style_options, styles_of
 
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
     from .progress import ProgressDisplay
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-MODEL_OPTIONS = ("vae", "text_encoder", "lora", "refiner", "prediction", "embeddings_dir")
+MODEL_OPTIONS = ("vae", "text_encoder", "lora", "refiner", "prediction", "embeddings_dir", "preview_decoder")
 """Options that mean nothing without a checkpoint; but for LoRAs, they mean nothing with the bundled one either."""
-RUN_OPTIONS = ("lenient", "models_dir", "device", "dtype", "threads", "memory", "max_memory", "no_mmap")
+RUN_OPTIONS = (
+    "lenient", "models_dir", "device", "dtype", "threads", "memory", "max_memory", "no_mmap", "preview_dir", "preview_every"
+)  # fmt: skip
 """Options that mean nothing without any model."""
 SCHEDULE_FIELDS = frozenset({"schedule", "steps", "rho", "sigma_min", "sigma_max"})
 """What sigmas take the place of."""
@@ -54,6 +57,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     output.add_argument(
         "--trail", action="store_true", help="leave PICTURE.trail beside it, for `avila replay --verify`"
     )
+    add_preview_options(output)
     output.add_argument("--grid", action="store_true", help="several pictures side by side in one more file")
     output.add_argument("--json", action="store_true", help="one JSON object on stdout instead of the paths")
     output.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
@@ -92,6 +96,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--lenient", action="store_true", help="leave out what of a LoRA does not fit the model")
     group.add_argument("--prediction", choices=("epsilon", "v", "edm"), help="what the UNet predicts, where files lie")
     group.add_argument("--embeddings-dir", metavar="DIR", help="textual inversions; default: in the models folders")
+    add_decoder_option(group)
     group.add_argument("--models-dir", metavar="DIR", help="where names of models are looked up")
     group.add_argument("--device", metavar="DEVICE", help="auto (default), cpu, cuda, cuda:1, mps")
     group.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), help="default auto")
@@ -113,6 +118,7 @@ def run_generate(options: argparse.Namespace) -> int:
     destination = Destination.planned(options.output, request.batch * request.count)
     destination.check(trails=options.trail, journals=[options.journal] if options.journal else [])
     display = ProgressDisplay(request.batch * request.count, quiet=options.quiet)
+    previews = Previews.asked(options, destination.stem, display.say)
     started = time.monotonic()
     try:
         for note in notes:
@@ -122,7 +128,7 @@ def run_generate(options: argparse.Namespace) -> int:
         engine, model = _engine(options, display)
         values = _values(options, carried) | {"negative_prompt": request.negative_prompt}
         request = engine.request(request.prompt, **values)  # the model may bring defaults of its own
-        job = Job(engine, request, destination, display, quiet=options.json, trail=options.trail)
+        job = Job(engine, request, destination, display, quiet=options.json, trail=options.trail, previews=previews)
         if options.journal is not None:
             job.begin_journal(options.journal)
         job.run()
@@ -269,6 +275,7 @@ def _engine(options: argparse.Namespace, display: ProgressDisplay) -> tuple[Avil
     path = find_model("bundled" if options.model is None else options.model, "checkpoint", folders)
     vae = None if options.vae is None else find_model(options.vae, "vae", folders)
     towers = [find_model(text, "text_encoder", folders) for text in options.text_encoder or ()]
+    decoder = None if options.preview_decoder is None else find_model(options.preview_decoder, "taesd", folders)
     split = map(_split_weights, options.lora or ())
     loras = [(find_lora(name, folders), text, unet) for name, text, unet in split]
     added = "".join(
@@ -290,6 +297,7 @@ def _engine(options: argparse.Namespace, display: ProgressDisplay) -> tuple[Avil
         max_memory=options.max_memory,
         mmap=not options.no_mmap,
         lenient=options.lenient,
+        preview_decoder=decoder,
     )
     engine.look_in(folders)
     if engine.report is not None:

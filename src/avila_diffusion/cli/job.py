@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..request import GenerateRequest
     from ..result import GenerateResult
     from .outputs import Destination
+    from .previews import Previews
     from .progress import ProgressDisplay
 
 
@@ -24,7 +25,7 @@ class Job:
     """quiet: pictures are not named on stdout. trail: one is left beside each picture. journal: held by this job.
 
     planned: pictures go where the journal says, and those that are there already are not made again.
-    results, paths: what `run` made.
+    previews: where they are wanted. results, paths: what `run` made.
     """
 
     engine: AvilaDiffusion
@@ -36,6 +37,7 @@ class Job:
     journal: Journal | None = None
     branch: Branch | None = None
     planned: bool = True
+    previews: Previews | None = None
     results: list[GenerateResult] = field(default_factory=list)
     paths: list[Path] = field(default_factory=list)
 
@@ -109,6 +111,8 @@ class Job:
             if isinstance(event, GenerateResult):
                 return event
             self.display.show(event, first)
+            if self.previews is not None:
+                self.previews.take(event, first)
         raise RuntimeError("the engine ended without a result")
 
     def _save(self, image: Image, number: int, seed: int) -> Path:

@@ -27,7 +27,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     )
     add_job_options(plan)
     plan.add_argument("--json", action="store_true", help="one JSON object instead of lines")
-    plan.set_defaults(run=run_plan, journal=None, trail=False, verbose=False)
+    plan.set_defaults(run=run_plan, journal=None, trail=False, verbose=False, preview_dir=None, preview_every=None)
 
 
 def run_plan(options: argparse.Namespace) -> int:

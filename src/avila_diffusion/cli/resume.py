@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import RequestError
 from .parser import add_memory_options, typed_text
+from .previews import Previews, add_decoder_option, add_preview_options
 
 if TYPE_CHECKING:
     from ..api import AvilaDiffusion
@@ -33,6 +34,9 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
         "--anyway", action="store_true", help="go on though versions or machine differ; the picture may differ a little"
     )
     add_memory_options(resume.add_argument_group("memory", "by default as the run was begun"))
+    previews = resume.add_argument_group("previews", "also of the steps that were recorded")
+    add_preview_options(previews)
+    add_decoder_option(previews)
     branch = resume.add_argument_group("another way")
     branch.add_argument("--branch-at", type=int, metavar="K", help="keep K steps; what follows is made anew")
     branch.add_argument("-p", "--prompt", type=typed_text, metavar="TEXT", help="by this prompt from there")
@@ -72,7 +76,12 @@ def _engine(options: argparse.Namespace, journal: Journal) -> AvilaDiffusion:
     from ..api import AvilaDiffusion
 
     return AvilaDiffusion.from_journal(
-        journal, model=_model(options), memory=options.memory, max_memory=options.max_memory, anyway=options.anyway
+        journal,
+        model=_model(options),
+        memory=options.memory,
+        max_memory=options.max_memory,
+        preview_decoder=options.preview_decoder,
+        anyway=options.anyway,
     )
 
 
@@ -94,6 +103,7 @@ def _go_on(options: argparse.Namespace, journal: Journal, display: ProgressDispl
             tell(path)
         return _finish(options, journal, paths)
     destination.check(trails=trail, journals=[journal.path])
+    previews = Previews.asked(options, destination.stem, display.say)
     display.say(f"{journal.calls} model calls are recorded")
     try:
         engine = _engine(options, journal)
@@ -107,6 +117,7 @@ def _go_on(options: argparse.Namespace, journal: Journal, display: ProgressDispl
             journal=journal,
             branch=journal.branch,
             planned=options.output is None,
+            previews=previews,
         )
         job.run()
     finally:
@@ -128,11 +139,14 @@ def _branch(options: argparse.Namespace, journal: Journal, display: ProgressDisp
         )
     destination = Destination.planned(options.output, journal.pictures)
     destination.check(journals=[journal.path, *([options.journal] if options.journal else [])])
+    previews = Previews.asked(options, destination.stem, display.say)
     journal.cut(options.branch_at)
     try:
         engine = _engine(options, journal)
         branch = Branch(at=options.branch_at, before=before)
-        job = Job(engine, request, destination, display, quiet=options.json, journal=journal, branch=branch)
+        job = Job(
+            engine, request, destination, display, quiet=options.json, journal=journal, branch=branch, previews=previews
+        )
         if options.journal is None:
             job.planned = False
         else:

@@ -12,7 +12,8 @@ from typing import Any
 
 from ..errors import RequestError
 from ..images import KEY
-from ..infotext import CONTENTS, NOT_MASKED, ONLY_MASKED, RESIZES, LoraUsed, Parsed, read
+from ..infotext import LoraUsed, Parsed, read
+from ..picture_fields import CONTENTS, NOT_MASKED, ONLY_MASKED, RESIZES
 from .found import Draft, number, stem
 
 _HYPERNET = re.compile(r" ?<hypernet:[^<>]*>")

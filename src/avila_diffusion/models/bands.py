@@ -30,12 +30,13 @@ from .rows import (
     room_for,
     statistics,
 )
-from .vae import VAE, AttnBlock, Decoder, Level, ResnetBlock
+from .taesd import Autoencoder, TinyVAE, decode_tiny_in_bands
+from .vae import AttnBlock, Decoder, Level, ResnetBlock
 
 TOKENS = 8192  # queries of the attention between two calls of before_band
 
 
-def decode_in_bands(vae: VAE, z: Tensor, room: int, before_band: Callable[[], None] = lambda: None) -> Tensor:
+def decode_in_bands(vae: Autoencoder, z: Tensor, room: int, before_band: Callable[[], None] = lambda: None) -> Tensor:
     """`vae.decode(z)` but for rounding, with at most about `room` bytes of maps at once; z (batch, channels, h, w).
 
     Beside the maps there are the pictures, the weights in use, and up to 60 MB of the kernels' scratch; where torch computes,
@@ -43,6 +44,8 @@ def decode_in_bands(vae: VAE, z: Tensor, room: int, before_band: Callable[[], No
     before each band, and may raise to stop. No gradient is computed.
     Raises ValueError where the room is less than `plans.least_room`.
     """
+    if isinstance(vae, TinyVAE):
+        return decode_tiny_in_bands(vae, z, room, before_band)
     plan = plan_decode(vae.config, z.shape[2], z.shape[3], room, z.element_size())
     scale = vae.config.scale
     shape = (len(z), scale * z.shape[2], scale * z.shape[3], vae.config.image_channels)

@@ -188,10 +188,18 @@ class Band:
 class Conv2d(Layer):
     """A 2-D convolution, x (batch, in_channels, height, width), zeros around the border."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int = 0) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel, kernel))
-        self.bias = nn.Parameter(torch.empty(out_channels))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.stride = stride
         self.padding = padding
 
@@ -300,14 +308,18 @@ class Upsample(nn.Module):
         self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        conv = self.conv
-        if conv.served(x) and native.serves_channels(*conv.weight.shape[:2]):
-            return conv.by_winograd(x, doubled=True)
-        if kernels.apply_to(x, conv.weight):
-            phases = conv.effective("weight", x, fold_phases)
-            assert phases is not None
-            return convolve_upsampled(x, phases, conv.effective("bias", x))
-        return conv(double(x))
+        return convolve_doubled(self.conv, x)
+
+
+def convolve_doubled(conv: Conv2d, x: Tensor) -> Tensor:
+    """A 3x3 convolution of x upsampled to twice its size by nearest neighbour."""
+    if conv.served(x) and native.serves_channels(*conv.weight.shape[:2]):
+        return conv.by_winograd(x, doubled=True)
+    if kernels.apply_to(x, conv.weight):
+        phases = conv.effective("weight", x, fold_phases)
+        assert phases is not None
+        return convolve_upsampled(x, phases, conv.effective("bias", x))
+    return conv(double(x))
 
 
 def spread(x: Tensor, batch: int) -> Tensor:

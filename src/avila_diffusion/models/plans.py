@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import product
 
-from ..config import VAEConfig
+from ..config import TinyVAEConfig, VAEConfig
 
 TILE = 4  # rows of a Winograd tile: bands that begin with one are made of the same products as the whole map
 PACKING = 1000  # packing a weight once more, as products with it
@@ -78,8 +78,10 @@ def plan_decode(config: VAEConfig, height: int, width: int, room: int, itemsize:
 
 
 @cache
-def least_room(config: VAEConfig, height: int, width: int, itemsize: int = 4) -> int:
+def least_room(config: VAEConfig | TinyVAEConfig, height: int, width: int, itemsize: int = 4) -> int:
     """Bytes of maps without which a latent of this size cannot be decoded in bands; with so few it takes its time."""
+    if isinstance(config, TinyVAEConfig):
+        return min(plan.peak for plan in _tiny_plans(config, height, width, itemsize))
     found = _best(config, height, width, itemsize, lambda peak, products: peak)
     assert found is not None
     return found.peak
@@ -186,3 +188,58 @@ def _products(stage: Stage, plan: StagePlan) -> float:
         if index == 0 and stage.upsampled:
             total += conv(first, first, 1.0 if plan.keep_input else 1.0 + 2.0 * more)
     return total
+
+
+@dataclass(frozen=True)
+class TinyPlan:
+    """A tiny decoder's last level in bands of so many rows, and what is before it whole. peak: bytes of maps at the worst
+    moment. products: in units of their own."""
+
+    rows: int
+    peak: int
+    products: float
+
+
+def halo(config: TinyVAEConfig) -> int:
+    """Rows that the last level of a tiny decoder sees on either side of one: a row for each of its convolutions."""
+    return 1 + 3 * config.decoder_blocks[-1] + 1
+
+
+def plan_tiny(config: TinyVAEConfig, height: int, width: int, room: int, itemsize: int = 4) -> TinyPlan:
+    """The quickest way to decode a latent of this size by a tiny decoder with at most `room` bytes of maps.
+
+    Raises ValueError where there is none.
+    """
+    plans = _tiny_plans(config, height, width, itemsize)
+    for plan in plans:
+        if plan.peak <= room:
+            return plan
+    raise ValueError(
+        f"decoding a latent of {height} x {width} takes {plans[-1].peak} bytes at least; {room} were given"
+    )
+
+
+def _tiny_plans(config: TinyVAEConfig, height: int, width: int, itemsize: int) -> list[TinyPlan]:
+    """From one band to the lowest bands."""
+    channels, levels = config.channels, len(config.decoder_blocks)
+    height, width, around = height * config.scale, width * config.scale, 2 * halo(config)
+    lowest = -(-LEAST_BAND // (channels * width * 4) // TILE) * TILE
+    heights = {max(-(-height // count // TILE) * TILE, lowest, TILE) for count in COUNTS}
+    half = channels * height * width // 4
+    begun = sum((3 * blocks + 1) / 4 ** (levels - 1 - level) for level, blocks in enumerate(config.decoder_blocks[:-1]))
+    found = []
+    for rows in sorted(heights, reverse=True):
+        whole = rows >= height
+        band = channels * (height if whole else min(rows + around + TILE, height)) * width
+        # A block holds its input, what a convolution reads and what it gives; one map more is torch's.
+        peak = max(4 * half, half + 4 * band)
+        last = (1 + 3 * config.decoder_blocks[-1]) * (1.0 if whole else 1 + around / rows)
+        found.append(TinyPlan(rows, peak * itemsize, (begun + last) * height * width))
+    return found
+
+
+def products(config: VAEConfig | TinyVAEConfig, height: int, width: int, room: int, itemsize: int = 4) -> float:
+    """Those of the way that is taken with so much room, to compare with those of another room."""
+    if isinstance(config, TinyVAEConfig):
+        return plan_tiny(config, height, width, room, itemsize).products
+    return plan_decode(config, height, width, room, itemsize).products

@@ -18,7 +18,7 @@ from ..request import GenerateRequest
 from ..sampling.blending import blend
 from ..sampling.noise import ImageNoise, NoiseSource
 from .inputs import Inputs, Mask, Pixels
-from .latents import from_vae
+from .latents import from_vae, to_vae
 
 Encode = Callable[[Tensor], LatentDistribution]
 """(1, 3, height, width) in -1 to 1 → what the encoder makes of it."""
@@ -96,7 +96,8 @@ class Beginning:
             return torch.cat([self._painted(), hidden], dim=1)
         if self.spec.variant == "pix2pix":
             assert self._picture is not None
-            picture = self._picture.mode.to(self.like)  # neither drawn nor scaled: so it was trained
+            # Neither drawn nor scaled: so it was trained, with the family's large autoencoder.
+            picture = to_vae(from_vae(self._picture.mode, self.spec.latent), self.spec.latent_space).to(self.like)
             return (
                 picture if picture.shape[2:] == self.size else F.interpolate(picture, size=self.size, mode="bilinear")
             )

@@ -21,6 +21,7 @@ from ..hashes import FileHash, hash_in_background
 from ..images import Image, check_model_size, drawing_size
 from ..kernels import native
 from ..models.layers import keeper_of
+from ..models.taesd import TinyVAE
 from ..models.text_keys import TextKeys
 from ..request import GenerateRequest
 from ..result import GenerateResult, Progress
@@ -31,7 +32,7 @@ from ..sampling.tables import NoiseTable
 from ..text.conditioner import Conditioner
 from .begin import Begin
 from .driver import check
-from .latents import preview
+from .latents import draw_preview
 from .ledger import Ledger
 from .loras import LoraRack, Weighted
 from .memory import Memory, choose_way
@@ -48,7 +49,7 @@ NEEDS = {"pix2pix": "image", "depth": "depth"}
 class ModelEngine:
     """Runs requests on one loaded model. rack: its LoRAs, and how those are found that prompts name. embeddings: name →
     file of the textual inversions that prompts may name. memory: what a run may take. refiner: the model that may take over
-    during the sampling.
+    during the sampling. preview_decoder: draws previews.
     """
 
     model: Model
@@ -57,6 +58,7 @@ class ModelEngine:
     embeddings: Mapping[str, Path | Embedding] = field(default_factory=dict)
     memory: Memory = field(default_factory=Memory)
     refiner: ModelEngine | None = None
+    preview_decoder: TinyVAE | None = None
 
     @classmethod
     def of(cls, model: Model, policy: Policy) -> ModelEngine:
@@ -240,7 +242,7 @@ class ModelEngine:
 
     def preview(self, x0: Tensor) -> Image:
         """A rough picture of a latent."""
-        return Image(preview(x0, self.model.spec.latent))
+        return Image(draw_preview(x0, self.model.spec, self.preview_decoder, self.policy.vae))
 
     @cached_property
     def name(self) -> str:

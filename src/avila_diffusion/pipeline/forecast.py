@@ -21,7 +21,7 @@ from ..kernels import native, rooms
 from ..kernels.calibration import rates
 from ..kernels.rehearsal import Stage, rehearsing
 from ..models.layers import Layer, keeper_of
-from ..models.plans import plan_decode
+from ..models.plans import least_room, products
 from ..models.text_keys import TextKeys
 from ..models.twin import twin
 from ..request import GenerateRequest
@@ -43,7 +43,8 @@ FLOATS_A_PIXEL, BYTES_A_PIXEL = 3, 12
 GIVEN_A_PIXEL = 24
 """Bytes a pixel of a picture that a run begins with."""
 BAND_SCRATCH = 96 << 20
-"""Bytes that decoding in bands takes beside its maps: the kernels' scratch, a picture, and rooms that are free."""
+"""Bytes that decoding in bands, of the picture or of a preview, takes beside its maps: the kernels' scratch, a picture, and
+rooms that are free."""
 REMEMBERED = 16
 """Rehearsals that are kept."""
 
@@ -114,6 +115,15 @@ class Outlook:
         height, width = self.latent
         assert request.width is not None and request.height is not None
         return FLOATS_A_PIXEL * 12 * scale**2 * width * height + BYTES_A_PIXEL * request.width * request.height
+
+    @property
+    def beside(self) -> int:
+        """Bytes beside kept weights that a run takes at least, though its networks need less: for the file, and for a
+        preview where those are decoded."""
+        decoder = self.engine.preview_decoder
+        if decoder is None:
+            return self.finishing
+        return self.finishing + least_room(decoder.config, *self.latent, self.itemsize) + BAND_SCRATCH
 
     @property
     def keepable(self) -> int:
@@ -195,7 +205,7 @@ class Outlook:
             stage = _encoded(engine, self.encoded)
             encode = rate.seconds(stage.work)
             grown = max(grown, stage.held + (last.kept if kept is None else 0) if encode_room is None else 0)
-        grown = max(grown, last.kept + self.finishing)
+        grown = max(grown, last.kept + self.beside)
         # A run that is not told how much it may hold is not rehearsed.
         base = self.base - (self.of_rehearsing if engine.memory.limit is None else 0)
         prepare = max(rate.seconds(last.first.work) - step, 0.0) + grown / rate.touch
@@ -221,7 +231,7 @@ class Outlook:
     def _banded(self, room: int) -> float:
         """How many times as many products it takes to decode in bands with that room."""
         config, itemsize = self.engine.model.spec.vae, self.itemsize
-        whole, bands = (plan_decode(config, *self.latent, some, itemsize).products for some in (10**15, room))
+        whole, bands = (products(config, *self.latent, some, itemsize) for some in (10**15, room))
         return bands / whole
 
     @property

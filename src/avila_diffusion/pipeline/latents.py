@@ -9,10 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..config import LatentConfig
+from ..config import LatentConfig, ModelSpec
 from ..errors import NotFinite
+from ..kernels import native
 from ..models.bands import decode_in_bands
-from ..models.vae import VAE
+from ..models.plans import least_room
+from ..models.taesd import Autoencoder, TinyVAE
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -52,7 +54,7 @@ def from_vae(z: Tensor, latent: LatentConfig) -> Tensor:
 
 @torch.no_grad()
 def decode(
-    vae: VAE,
+    vae: Autoencoder,
     x: Tensor,
     latent: LatentConfig,
     dtype: torch.dtype,
@@ -97,3 +99,21 @@ def preview(x0: Tensor, latent: LatentConfig) -> Pixels:
         grey = x0.float().cpu().mean(dim=1, keepdim=True)
         picture = (grey / (3 * grey.std() + 1e-6)).expand(-1, 3, -1, -1)
     return to_pixels(picture)
+
+
+def draw_preview(x0: Tensor, spec: ModelSpec, decoder: TinyVAE | None, dtype: torch.dtype) -> Pixels:
+    """The picture of a latent of a model, as far as it is known: by a tiny decoder at full size, without one as `preview`.
+
+    On a processor in bands, as low as they can be: it is drawn in the midst of a run, beside what that keeps.
+    Raises NotFinite where the latent is not finite.
+    """
+    if decoder is None:
+        return preview(x0, spec.latent_space)
+    room = None
+    if x0.device.type == "cpu":
+        room = least_room(decoder.config, x0.shape[2], x0.shape[3], max(4, dtype.itemsize))
+    native.give_back()  # of the UNet's
+    try:
+        return to_pixels(decode(decoder, x0, spec.tiny_latent, dtype, room=room))
+    finally:
+        native.give_back()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
 from .. import kernels
+from ..config import VAEConfig
 from ..errors import RequestError
 from ..machine import memory as machine_memory
 from ..models.layers import Conv2d, Layer, keep_derived
@@ -21,6 +22,7 @@ from .forecast import BAND_SCRATCH, Forecast, Outlook
 if TYPE_CHECKING:
     from ..checkpoint.load import Model
     from ..device import Policy
+    from ..models.taesd import TinyVAE
     from ..request import GenerateRequest
     from .engine import ModelEngine
 
@@ -60,10 +62,10 @@ class Way:
     encode_room: int | None = None
 
 
-def prepare(model: Model, policy: Policy) -> None:
-    """Let the parts of a model that run once a picture keep nothing, on a processor."""
+def prepare(model: Model, policy: Policy, preview_decoder: TinyVAE | None = None) -> None:
+    """Let the parts of a model that run once a picture keep nothing, on a processor, and likewise what draws previews."""
     if policy.device.type == "cpu":
-        for network in (model.vae, *model.text):
+        for network in filter(None, (model.vae, *model.text, preview_decoder)):
             keep_derived(network, 0)
 
 
@@ -94,14 +96,14 @@ def choose_way(engine: ModelEngine, request: GenerateRequest) -> Way:
 def _within(outlook: Outlook, room: int, memory: Memory) -> Way:
     """room: bytes beside what the process holds anyway."""
     lean, vae = outlook.rehearsed(0), outlook.engine.model.spec.vae
-    sampling, finishing = max(outlook.sampling(0), outlook.finishing), outlook.finishing
-    decoding, encoding = max(lean.decode.held, finishing), outlook.encoding
+    sampling, beside = max(outlook.sampling(0), outlook.beside), outlook.beside
+    decoding, encoding = max(lean.decode.held, beside), outlook.encoding
     bands = to_encode = 0
     if decoding > room:
         bands = least_room(vae, *outlook.latent, outlook.itemsize) + BAND_SCRATCH
-    if encoding > room and outlook.encoded is not None:
+    if encoding > room and outlook.encoded is not None and isinstance(vae, VAEConfig):
         to_encode = least_room_to_encode(vae, *outlook.encoded, outlook.itemsize) + BAND_SCRATCH
-    needed = max(sampling, bands, to_encode)
+    needed = max(sampling, bands, to_encode or encoding)
     if memory.limit is not None and needed > room:
         least = int((outlook.base + needed + DRIFT) / CERTAIN)
         raise RequestError(
