@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 from .errors import AvilaError, Cancelled, JournalProblem, RequestError
-from .given import LoraGiven, PictureGiven, absolute, bytes_of, checked_share, folders_of
+from .given import LoraGiven, PictureGiven, absolute, bytes_of, checked_share, folders_of, name_of
 from .loading import loading, read_model, read_refiner, recommended, tell_loras
 from .options import GenerateOptions, MemoryMode, PictureOptions, SizedOptions
 from .request import GenerateRequest
