@@ -72,7 +72,10 @@ ROOMS = {
         ("models", "models.*"),
         (
             "config",
-            *(f"models.{name}" for name in ("layers", "weights", "plans", "rows", "text_keys", "tokens", "vae")),
+            *(
+                f"models.{name}"
+                for name in (("layers", "weights", "plans", "rows", "text_keys", "tokens", "vae", "walk"))
+            ),
             "kernels",
             "kernels.*",
         ),
