@@ -80,7 +80,7 @@ ROOMS = {
             "errors",
             *(
                 f"models.{name}"
-                for name in ("layers", "weights", "plans", "rows", "taesd", "text_keys", "tokens", "vae")
+                for name in ("layers", "weights", "plans", "rows", "taesd", "text_keys", "tokens", "vae", "walk")
             ),
             "kernels",
             "kernels.*",

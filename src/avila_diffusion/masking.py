@@ -14,7 +14,7 @@ import PIL.Image
 import PIL.ImageFilter
 
 from .images import MULTIPLE, SMALLEST
-from .request import MAX_SIDE
+from .limits import MAX_SIDE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -151,7 +151,7 @@ def extended(pixels: Pixels, left: int, top: int, right: int, bottom: int) -> tu
     return numpy.pad(pixels, (*sides, (0, 0)), mode="edge"), numpy.pad(kept, sides, constant_values=255)
 
 
-def upscaled(pixels: Pixels, width: int, height: int, how: Upscaler) -> Pixels:
+def upscaled(pixels: Pixels, width: int, height: int, how: str) -> Pixels:
     """Pixels at another size, by one of the WebUI's upscalers that are no networks.
 
     They enlarge in proportion until both sides are covered, to multiples of 8; what is left is done by Lanczos, and so is

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,14 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from avila_diffusion import kernels
 from avila_diffusion.config import VAEConfig
-from avila_diffusion.models import bands, plans, rows
+from avila_diffusion.models import bands, rows, walk
 from avila_diffusion.models.bands import decode_in_bands
-from avila_diffusion.models.plans import Plan, StagePlan, least_room, plan_decode, stages
+from avila_diffusion.models.layers import wrap
+from avila_diffusion.models.plans import Plan, StagePlan, decoding, least_room, plan_decode
 from avila_diffusion.models.vae import VAE
 
 EVERYTHING = 1 << 50
@@ -29,28 +26,10 @@ CONFIGS = {
     "without quant": VAEConfig(encoder_channels=WIDTHS, decoder_channels=WIDTHS, decoder_blocks=1, quant=False),
     "without attention": VAEConfig(encoder_channels=(32, 64), decoder_channels=(32, 64), decoder_attention=False),
 }
+AXES = ((False, False), (True, False), (False, True), (True, True))
+CASES = [("usual", axes) for axes in AXES] + [(kind, (False, False)) for kind in CONFIGS if kind != "usual"]
 SIZES = ((5, 7), (1, 3))
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
-
-
-@pytest.fixture(params=["ours", "torch's"])
-def whose(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "torch's":
-        monkeypatch.setattr(kernels, "ENABLED", False)
-
-
-@pytest.fixture(autouse=True)
-def narrow_bands(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let bands be as small as these maps want them."""
-    monkeypatch.setattr(plans, "LEAST_BAND", 1)
-    plans.least_room.cache_clear()
-    yield
-    plans.least_room.cache_clear()
+pytestmark = pytest.mark.usefixtures("narrow_bands", "no_gradients")
 
 
 def _vae(config: VAEConfig, fill: Any, dtype: torch.dtype) -> VAE:
@@ -76,11 +55,12 @@ def _apart(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(("kind", "axes"), CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_is_the_same_picture(kind: str, dtype: torch.dtype, whose: None, fill: Any) -> None:
+def test_is_the_same_picture(kind: str, axes: tuple[bool, bool], dtype: torch.dtype, whose: None, fill: Any) -> None:
     config = CONFIGS[kind]
     vae = _vae(config, fill, dtype)
+    wrap(vae, *axes)
     for size in SIZES:
         z = _latent(config, size, dtype)
         expected = vae.decode(z)
@@ -91,17 +71,22 @@ def test_is_the_same_picture(kind: str, dtype: torch.dtype, whose: None, fill: A
 def _every_choice(config: VAEConfig, size: tuple[int, int], height: int) -> Iterator[Plan]:
     for first, others, keep in ((a, b, c) for a in (True, False) for b in (True, False) for c in (True, False)):
         yield Plan(
-            tuple(StagePlan(height, keep and stage.upsampled, (first, others)) for stage in stages(config, *size)),
+            tuple(StagePlan(height, keep and stage.upsampled, (first, others)) for stage in decoding(config, *size)),
             0,
             0.0,
         )
 
 
-def test_whatever_is_kept(fill: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("size", [(5, 3), (1, 2)])
+def test_whatever_is_kept(
+    axes: tuple[bool, bool], size: tuple[int, int], fill: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every combination of what is kept and what is made again, not those alone that a planner happens to take."""
-    vae, z = _vae(USUAL, fill, torch.float32), _latent(USUAL, (5, 3), torch.float32)
+    vae, z = _vae(USUAL, fill, torch.float32), _latent(USUAL, size, torch.float32)
+    wrap(vae, *axes)
     expected = vae.decode(z)
-    for plan in _every_choice(USUAL, (5, 3), 4):
+    for plan in _every_choice(USUAL, size, 4):
         with monkeypatch.context() as patch:
             patch.setattr(bands, "plan_decode", lambda *_, plan=plan: plan)
             assert _apart(decode_in_bands(vae, z, 0), expected) <= 1e-5
@@ -124,7 +109,7 @@ def _without_means(norm: Any, parts: Any, like: Tensor) -> rows.Statistics:
     return rows.statistics(norm, [rows.Moments(p.pixels, torch.stack([mean, p.of_channels[1]])) for p in parts], like)
 
 
-def _around_nothing(first: int, end: int, height: int, rows: int = 1) -> tuple[int, int]:
+def _around_nothing(source: rows.Source, first: int, end: int, rows: int = 1) -> tuple[int, int]:
     return first, end
 
 
@@ -133,64 +118,36 @@ def _around_nothing(first: int, end: int, height: int, rows: int = 1) -> tuple[i
     [
         ("statistics", _of_the_band_alone),
         ("statistics", _without_means),
-        ("_around", _around_nothing),
+        ("around", _around_nothing),
     ],
 )
 def test_seams_are_seen(name: str, wrong: Callable[..., Any], fill: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     vae, z = _vae(USUAL, fill, torch.float32), _latent(USUAL, (13, 9), torch.float32)
-    monkeypatch.setattr(bands, name, wrong)
+    monkeypatch.setattr(walk, name, wrong)
     found = decode_in_bands(vae, z, least_room(USUAL, 13, 9))
     assert _apart(found, vae.decode(z)) > 1e-4
 
 
-class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes of the tensors made since it began that are alive: now, and at most."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.most = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage(), before)
-        return out
-
-    def _count(self, storage: torch.UntypedStorage, given: set[int]) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known or key in given:
-            return
-        self._known.add(key)
-        self.now += size
-        self.most = max(self.most, self.now)
-        weakref.finalize(storage, self._gone, key, size)
-
-    def _gone(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-
 @pytest.mark.parametrize("share", [1.0, 1.5])
-def test_keeps_to_the_room(share: float, fill: Any) -> None:
+@pytest.mark.parametrize("axes", [(False, False), (True, True)])
+def test_keeps_to_the_room(share: float, axes: tuple[bool, bool], fill: Any, alive: Any) -> None:
     """By torch's operations, every one of which is seen; what is not a map, weights and the picture, comes on top.
 
     Without attention: torch may make all of its scores, where ours does not.
     """
     config = replace(USUAL, decoder_attention=False)
     vae, z = _vae(config, fill, torch.float32), _latent(config, (24, 24), torch.float32)
+    wrap(vae, *axes)
     room = int(share * least_room(config, 24, 24))
-    with Alive() as alive:
+    with alive() as seen:
         vae.decode(z)
-    whole = alive.most
-    with Alive() as alive:
+    whole = seen.most
+    with alive() as seen:
         picture = decode_in_bands(vae, z, room)
-    assert alive.most <= 1.2 * room + picture.nbytes
-    assert 0.5 * room <= alive.most, "the plan counts maps that never are"
+    assert seen.most <= 1.2 * room + picture.nbytes
+    assert 0.5 * room <= seen.most, "the plan counts maps that never are"
     if share == 1.0:
-        assert alive.most < whole / 2
+        assert seen.most < whole / 2
 
 
 def test_less_room_than_the_least_is_refused(fill: Any) -> None:

@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from avila_diffusion.config import LatentConfig
+from avila_diffusion.config import LatentConfig, VAEConfig
 from avila_diffusion.errors import Cancelled, NotFinite
-from avila_diffusion.pipeline.latents import PREVIEW, decode, from_vae, preview, to_pixels, to_vae
+from avila_diffusion.models.plans import least_room_to_encode
+from avila_diffusion.models.vae import VAE, LatentDistribution
+from avila_diffusion.pipeline.latents import PREVIEW, decode, encode, from_vae, preview, to_pixels, to_vae
 
 SD = LatentConfig()
 XL = LatentConfig(scale=0.13025)
@@ -136,6 +138,70 @@ def test_each_run_of_the_vae_is_announced() -> None:
         decode(vae, X, SD, torch.float16, announce)
     assert said == [0, 1]
     assert vae.asked == [torch.float16]
+
+
+class Encoder:
+    """Stands for a VAE that encodes: remembers the dtypes it was given and answers by them."""
+
+    def __init__(self, answer: Callable[[Tensor], Tensor], log_variance: float = -3.0) -> None:
+        self.asked: list[torch.dtype] = []
+        self.answer, self.log_variance = answer, log_variance
+
+    def encode(self, x: Tensor) -> LatentDistribution:
+        self.asked.append(x.dtype)
+        mean = self.answer(x)
+        return LatentDistribution(mean, torch.full_like(mean, self.log_variance))
+
+
+PICTURE = torch.linspace(-1, 1, 3 * 4 * 4).reshape(1, 3, 4, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_encoding_is_asked_for_once(dtype: torch.dtype) -> None:
+    vae: Any = Encoder(lambda x: x)
+    assert torch.equal(encode(vae, PICTURE, dtype).mean, PICTURE.to(dtype))
+    assert vae.asked == [dtype]
+
+
+def test_an_overflow_in_encoding_is_done_again_in_float32() -> None:
+    vae: Any = Encoder(overflows)
+    said: list[int] = []
+    found = encode(vae, PICTURE, torch.float16, lambda: said.append(len(vae.asked)))
+    assert vae.asked == [torch.float16, torch.float32] and said == [0, 1]
+    assert torch.equal(found.mean, PICTURE)  # of the picture itself, not of one rounded to half
+
+
+@pytest.mark.parametrize(("dtype", "calls"), [(torch.float16, 2), (torch.bfloat16, 2), (torch.float32, 1)])
+@pytest.mark.parametrize("damage", [(float("nan"), 0.0), (float("inf"), 0.0), (1.0, float("nan"))])
+def test_what_float32_does_not_mend_in_encoding(dtype: torch.dtype, calls: int, damage: tuple[float, float]) -> None:
+    of_mean, log_variance = damage
+    vae: Any = Encoder(lambda x: x * of_mean, log_variance)
+    with pytest.raises(NotFinite, match=r"^the VAE returned NaN or infinity, in torch\.float32 too.*--vae$"):
+        encode(vae, PICTURE, dtype)
+    assert len(vae.asked) == calls
+
+
+def test_encoding_in_bands(tiny_vae: VAE) -> None:
+    picture = PICTURE.repeat(1, 1, 4, 6)
+    said: list[None] = []
+    room = least_room_to_encode(tiny_vae.config, 16, 24)
+    found = encode(tiny_vae, picture, torch.float32, lambda: said.append(None), room)
+    expected = encode(tiny_vae, picture, torch.float32)
+    torch.testing.assert_close(found.mean, expected.mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.log_variance, expected.log_variance, rtol=1e-4, atol=1e-5)
+    assert len(said) > 1
+    with pytest.raises(ValueError, match=str(room)):
+        encode(tiny_vae, picture, torch.float32, room=room - 1)
+
+
+@pytest.fixture
+def tiny_vae() -> VAE:
+    """Two levels of 32 channels, its weights drawn at random."""
+    torch.manual_seed(4)
+    vae = VAE(VAEConfig(encoder_channels=(32, 32), decoder_channels=(32, 32), encoder_blocks=1, decoder_blocks=1))
+    for parameter in vae.parameters():
+        torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.5)
+    return vae.eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize("latent", [SD, XL])

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import apply_to, build, in_rehearsal, rooms, team
 from .structures import Attention, GroupNorm, LayerNorm, Linear, Matrix, Normalise, PackRows, PackWinograd, Winograd
+from .wrapping import Wrap
 
 LINEAR, WINOGRAD, ATTENTION, GROUP_NORM, LAYER_NORM, PACK_ROWS, PACK_WINOGRAD, CHANNEL_SUMS, NORMALISE = range(9)
 
@@ -271,6 +272,7 @@ def convolve(
     doubled: bool = False,
     rows: tuple[int, int] | None = None,
     into: Tensor | None = None,
+    wrap: Wrap = (False, False),
 ) -> Tensor:
     """A 3x3 convolution, x (batch, in, h, w) → (batch, out, h, w).
 
@@ -278,7 +280,7 @@ def convolve(
     every pixel. add: of the result's shape.
     doubled: of x upsampled to (batch, in, 2h, 2w) by nearest neighbour.
     rows: the first of the result's rows to be computed, and how many; by default all. into: where the result is put, laid out
-    by pixel; may be `add`.
+    by pixel; may be `add`. wrap: where the other side of x lies past its border, not zeros.
     """
     pixels = by_pixel(x)
     batch, there, width, in_ = pixels.shape
@@ -304,7 +306,7 @@ def convolve(
     add = None if add is None else by_pixel(add)
     arguments = Winograd(
         batch, height, width, in_, out, there, top, _at(pixels), _at(weight), _at(bias), _at(shift), _at(add), _at(y),
-        _at(scratch), block, kind, doubled
+        _at(scratch), block, kind, doubled, *wrap
     )  # fmt: skip
     _loaded().run(WINOGRAD, arguments)
     return y.permute(0, 3, 1, 2)

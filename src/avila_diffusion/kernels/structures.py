@@ -47,6 +47,8 @@ class Winograd(Structure):
         ("block", _long),
         ("kind", c_int),
         ("doubled", c_int),
+        ("wrap_x", c_int),
+        ("wrap_y", c_int),
     )
 
 

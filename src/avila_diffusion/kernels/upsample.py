@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .wrapping import Wrap, surround
+
 
 def fold_phases(weight: Tensor) -> Tensor:
     """A 3x3 kernel (out, in, 3, 3) → one of 2x2 for each output phase: (4, out, in, 2, 2), even row first.
@@ -35,14 +37,20 @@ def _fold(weight: Tensor, dim: int) -> Tensor:
     return torch.stack([torch.stack([first, middle + last], dim), torch.stack([first + middle, last], dim)])
 
 
-def convolve_upsampled(x: Tensor, phases: Sequence[Tensor] | Tensor, bias: Tensor | None) -> Tensor:
-    """x (batch, in, h, w) → (batch, out, 2h, 2w): what conv3x3(upsample2x(x)) gives. phases: of `fold_phases`."""
+def convolve_upsampled(
+    x: Tensor, phases: Sequence[Tensor] | Tensor, bias: Tensor | None, wrap: Wrap = (False, False)
+) -> Tensor:
+    """x (batch, in, h, w) → (batch, out, 2h, 2w): what conv3x3(upsample2x(x)) gives. phases: of `fold_phases`.
+
+    wrap: where x[-1] = x[n - 1] and x[n] = x[0] instead.
+    """
     batch, _, height, width = x.shape
     out = len(phases[0])
+    x, zeros = surround(x, wrap, 1)
     y = x.new_empty(batch, height, 2, width, 2, out)
     for index, kernel in enumerate(phases):
         row, column = divmod(index, 2)
-        part = F.conv2d(x, kernel, bias, padding=1)  # one more row and column than needed; the phase takes its share
+        part = F.conv2d(x, kernel, bias, padding=zeros)  # a row and a column more than the phase takes
         part = part[:, :, row : row + height, column : column + width]
         y[:, :, row, :, column] = part.permute(0, 2, 3, 1)
     return y.view(batch, 2 * height, 2 * width, out).permute(0, 3, 1, 2)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .. import kernels
 from ..kernels import native
 from ..kernels.upsample import convolve_upsampled, fold_phases
+from ..kernels.wrapping import Wrap, surround
 from .weights import Delta, Derived, Keeper, Transform, derive, version_of
 
 MUCH, FEW_ROWS = 128 << 20, 32
@@ -177,7 +178,8 @@ class Linear(Layer):
 class Band:
     """Rows wanted of a convolution's result, where the input is a part of a map `height` rows high: `rows` from `top` on.
 
-    top counts from the first row that the input has; all are rows of the result.
+    top counts from the first row that the input has; all are rows of the result. The input holds every row that they are made
+    of, those of the other side too where the map wraps.
     """
 
     top: int
@@ -186,7 +188,10 @@ class Band:
 
 
 class Conv2d(Layer):
-    """A 2-D convolution, x (batch, in_channels, height, width), zeros around the border."""
+    """A 2-D convolution, x (batch, in_channels, height, width), zeros around the border; or, where it wraps, the other side.
+
+    wrap: see `wrap` below.
+    """
 
     def __init__(
         self,
@@ -202,6 +207,7 @@ class Conv2d(Layer):
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.stride = stride
         self.padding = padding
+        self.wrap: Wrap = (False, False)
 
     def forward(self, x: Tensor, shift: Tensor | None = None, add: Tensor | None = None) -> Tensor:
         """shift (batch, out_channels): added to every pixel of the result. add: of the result's shape, added to it."""
@@ -212,8 +218,16 @@ class Conv2d(Layer):
                 return _by_rows(self, x.permute(0, 2, 3, 1), plus).permute(0, 3, 1, 2)
             if kernel == 3 and native.serves_channels(*self.weight.shape[:2]):
                 return self.by_winograd(x, shift, add)
-        y = F.conv2d(x, _effective(self, x), self.effective("bias", x), self.stride, self.padding)
+        y = self.by_torch(x)
         return _plus(y if shift is None else y + shift[:, :, None, None], add)
+
+    def by_torch(self, x: Tensor, band: Band | None = None) -> Tensor:
+        """The convolution alone, by torch's operations."""
+        x, (down, across) = surround(x, (self.wrap[0], self.wrap[1] and band is None), self.padding)
+        inside = band is not None and band.top == down and x.shape[2] == band.rows + 2 * down
+        zeros = (0 if inside else down, across)  # inside the map every row that is seen is there: nothing to cut off
+        y = F.conv2d(x, _effective(self, x), self.effective("bias", x), self.stride, zeros)
+        return y if band is None or inside else y[:, :, band.top : band.top + band.rows]
 
     def by_winograd(
         self,
@@ -235,9 +249,19 @@ class Conv2d(Layer):
         height = x.shape[2] << doubled if band is None else band.rows
         tiles = len(x) * -(-height // kind) * -(-(x.shape[3] << doubled) // kind)
         weight, bias = _packed(self, x, pack, tiles), self.effective("bias", x)
-        rows = None if band is None else (band.top, band.rows)
+        rows, wrap = (None, self.wrap) if band is None else ((band.top, band.rows), (self.wrap[0], False))
         return native.convolve(
-            x, weight, bias, len(self.weight), kind, shift=shift, add=add, doubled=doubled, rows=rows, into=into
+            x,
+            weight,
+            bias,
+            len(self.weight),
+            kind,
+            shift=shift,
+            add=add,
+            doubled=doubled,
+            rows=rows,
+            into=into,
+            wrap=wrap,
         )
 
 
@@ -318,7 +342,7 @@ def convolve_doubled(conv: Conv2d, x: Tensor) -> Tensor:
     if kernels.apply_to(x, conv.weight):
         phases = conv.effective("weight", x, fold_phases)
         assert phases is not None
-        return convolve_upsampled(x, phases, conv.effective("bias", x))
+        return convolve_upsampled(x, phases, conv.effective("bias", x), conv.wrap)
     return conv(double(x))
 
 
@@ -352,6 +376,17 @@ def release(network: nn.Module) -> None:
         if isinstance(module, Layer):
             module.release()
     native.give_back()
+
+
+def wrap(network: nn.Module, x: bool, y: bool) -> None:
+    """Let what a convolution of `network` pads have no border from left to right with x, from top to bottom with y.
+
+    Its results then tile along those axes. A picture that the encoder of a VAE halves is still padded with zeros, as by
+    AUTOMATIC1111: that is not done by its convolutions.
+    """
+    for module in network.modules():
+        if isinstance(module, Conv2d) and module.wrap != (x, y):
+            module.wrap = (x, y)
 
 
 def restore(network: nn.Module) -> None:

@@ -6,7 +6,7 @@ which are put together of those of its bands. All maps are of one picture: (1, c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..kernels import native
 from .layers import Band, Conv2d, GroupNorm, Upsample
+from .plans import HALO
 
 
 @dataclass(frozen=True)
@@ -78,19 +79,19 @@ def normalise(x: Tensor, by: Statistics, silu: bool, into: Tensor) -> None:
 
 
 def convolve(conv: Conv2d, x: Tensor, band: Band, add: Tensor | None = None, into: Tensor | None = None) -> Tensor:
-    """Rows of a 3x3 convolution; x: the rows that they are made of, without those beyond the map's border.
+    """Rows of a 3x3 convolution; x: the rows that they are made of, without those beyond a border.
 
     add: added to the result. into: where the result may be put, perhaps `add` itself.
     """
     if conv.served(x, add) and native.serves_channels(*conv.weight.shape[:2]):
         fits = into is not None and into.permute(0, 2, 3, 1).is_contiguous()
         return conv.by_winograd(x, add=add, band=band, into=into if fits else None)
-    y = conv(x)[:, :, band.top : band.top + band.rows]
+    y = conv.by_torch(x, band)
     return y if add is None else y + add
 
 
 def upsample(up: Upsample, x: Tensor, band: Band) -> Tensor:
-    """Rows of what `up` makes; x: rows of the small map, without those beyond its border."""
+    """Rows of what `up` makes; x: rows of the small map, without those beyond a border."""
     if up.conv.served(x) and native.serves_channels(*up.conv.weight.shape[:2]):
         return up.conv.by_winograd(x, doubled=True, band=band)
     y: Tensor = up(x)[:, :, band.top : band.top + band.rows]
@@ -128,11 +129,16 @@ def room_for(like: Tensor, height: int) -> Tensor:
 
 
 class Source(Protocol):
-    """Rows that can be had, in order."""
+    """Rows that can be had, in order.
+
+    wraps: whether the bottom row comes before the top one, and that after the bottom one: up to two rows past either border
+    can then be had too.
+    ours: whether the pieces given are the caller's own, to write into.
+    """
 
     height: int
+    wraps: bool
     ours: bool
-    """Whether the pieces given are the caller's own, to write into."""
 
     @property
     def like(self) -> Tensor:
@@ -144,21 +150,40 @@ class Source(Protocol):
         ...
 
     def release(self, row: int) -> None:
-        """Forget what lies before `row`, but for two rows."""
+        """Forget what lies before `row`, but for two rows; and for the first two, where the map wraps."""
         ...
+
+
+def around(source: Source, first: int, end: int, rows: int = 1) -> tuple[int, int]:
+    """A band and so many rows around it, those that there are."""
+    return within(source, first - rows, end + rows)
+
+
+def within(source: Source, first: int, end: int) -> tuple[int, int]:
+    """Of these rows those that there are."""
+    return (first, end) if source.wraps else (max(first, 0), min(end, source.height))
+
+
+def _unrolled(first: int, end: int, height: int) -> Iterator[tuple[int, int]]:
+    """Rows of a map that repeats, as spans of rows of the map."""
+    while first < end:
+        row = first % height
+        count = min(end - first, height - row)
+        yield row, row + count
+        first += count
 
 
 class Map:
     """A map kept as bands, each a tensor of its own, to be let go of one by one."""
 
     ours = False
-    HALO = 2  # rows above a band that two 3x3 convolutions see
 
-    def __init__(self, height: int) -> None:
-        self.height = height
+    def __init__(self, height: int, wraps: bool = False) -> None:
+        self.height, self.wraps = height, wraps
         self.moments: list[Moments] = []
         self._bands: list[Tensor] = []
         self._start = 0  # the row of the first band that is kept
+        self._head: list[Tensor] = []  # where the map wraps: its first rows, once they are let go of
 
     def add(self, band: Tensor, its: Moments | None = None) -> None:
         """The next rows, and their moments where they are known."""
@@ -170,7 +195,11 @@ class Map:
         return self._bands[0]
 
     def pieces(self, first: int, end: int) -> list[Tensor]:
-        return cut(self._bands, first - self._start, end - self._start)
+        found = []
+        for low, high in _unrolled(first, end, self.height):
+            kept, start = (self._head, 0) if low < self._start else (self._bands, self._start)
+            found += cut(kept, low - start, high - start)
+        return found
 
     def release(self, row: int) -> None:
         last = 0  # rows that go
@@ -179,10 +208,31 @@ class Map:
             last += self._bands[0].shape[2]
             gone.append(self._bands.pop(0))
         if gone and self._bands:
-            tail = [piece.clone() for piece in cut(gone, last - self.HALO, last)]
+            if self.wraps and not self._head:
+                self._head = [piece.clone() for piece in cut([*gone, *self._bands], 0, HALO)]
+            tail = [piece.clone() for piece in cut(gone, last - HALO, last)]
             self._bands[:0] = tail
             last -= sum(piece.shape[2] for piece in tail)
         self._start += last
+
+
+class Convolved:
+    """What a convolution of few channels makes of x (1, channels, h, w), made anew whenever it is asked for."""
+
+    ours = True
+
+    def __init__(self, conv: Conv2d, x: Tensor) -> None:
+        self.conv, self.like = conv, x
+        self.height, self.wraps = x.shape[2], conv.wrap[1]
+
+    def pieces(self, first: int, end: int) -> list[Tensor]:
+        low, high = around(self, first, end)
+        near = joined([self.like[:, :, top:bottom] for top, bottom in _unrolled(low, high, self.height)])
+        made = convolve(self.conv, near, Band(first - low, end - first, self.height))
+        return [made.contiguous(memory_format=torch.channels_last)]  # as the kernels write into it
+
+    def release(self, row: int) -> None:
+        pass  # x is the caller's
 
 
 class Upsampled:
@@ -192,14 +242,14 @@ class Upsampled:
 
     def __init__(self, up: Upsample, small: Map) -> None:
         self.up, self.small = up, small
-        self.height = 2 * small.height
+        self.height, self.wraps = 2 * small.height, small.wraps
 
     @property
     def like(self) -> Tensor:
         return self.small.like
 
     def pieces(self, first: int, end: int) -> list[Tensor]:
-        low, high = max(first - 1, 0) >> 1, min((end >> 1) + 1, self.small.height)
+        low, high = within(self.small, (first - 1) >> 1, (end >> 1) + 1)
         x = joined(self.small.pieces(low, high))
         return [upsample(self.up, x, Band(first - 2 * low, end - first, self.height))]
 

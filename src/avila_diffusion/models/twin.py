@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from .layers import Layer, keep_derived
+from .layers import Conv2d, Layer, keep_derived
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -42,5 +42,7 @@ def twin(network: Network, limit: int | None) -> Network:
         if isinstance(module, Layer) and isinstance(original, Layer):
             for leaf in original._deltas:
                 module.change(leaf, (_Changed(),))
+        if isinstance(module, Conv2d) and isinstance(original, Conv2d):
+            module.wrap = original.wrap
     keep_derived(made, limit)
     return made

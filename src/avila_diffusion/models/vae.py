@@ -179,7 +179,10 @@ class VAE(nn.Module):
             self.post_quant_conv = Conv2d(config.embed_channels, config.latent_channels, 1)
 
     def encode(self, x: Tensor) -> LatentDistribution:
-        moments = self.encoder(x)
+        return self.distribution(self.encoder(x))
+
+    def distribution(self, moments: Tensor) -> LatentDistribution:
+        """What the encoder answered, read as a distribution."""
         if self.quant_conv is not None:
             moments = self.quant_conv(moments)
         if not self.config.double_z:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +14,10 @@ from ..config import LatentConfig, ModelSpec
 from ..errors import NotFinite
 from ..kernels import native
 from ..models.bands import decode_in_bands
+from ..models.encode_bands import encode_in_bands
 from ..models.plans import least_room
 from ..models.taesd import Autoencoder, TinyVAE
+from ..models.vae import LatentDistribution
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -70,18 +73,58 @@ def decode(
     """
     z = to_vae(x, latent)
 
-    def made(z: Tensor) -> Tensor:
+    def made(dtype: torch.dtype) -> Tensor:
         before_call()
-        return vae.decode(z) if room is None else decode_in_bands(vae, z, room, before_call)
+        given = z.to(dtype)
+        return vae.decode(given) if room is None else decode_in_bands(vae, given, room, before_call)
 
-    picture = made(z.to(dtype))
-    if dtype.itemsize < 4 and not bool(picture.isfinite().all()):
-        picture = made(z.float())
-    if not bool(picture.isfinite().all()):
+    return _guarded(made, dtype, lambda picture: picture)
+
+
+@torch.no_grad()
+def encode(
+    vae: Autoencoder,
+    picture: Tensor,
+    dtype: torch.dtype,
+    before_call: Callable[[], None] = lambda: None,
+    room: int | None = None,
+) -> LatentDistribution:
+    """The autoencoder's latents of a picture (1, 3, height, width) in -1 to 1; `from_vae` makes them the diffusion's.
+
+    Guarded as `decode` is, and likewise before_call, room (beside the picture's own bytes) and NotFinite.
+    """
+
+    def made(dtype: torch.dtype) -> LatentDistribution:
+        before_call()
+        given = picture.to(dtype)
+        if room is None or isinstance(vae, TinyVAE):  # whose maps are small
+            return vae.encode(given)
+        return encode_in_bands(vae, given, room, before_call)
+
+    return _guarded(made, dtype, lambda found: torch.cat([found.mean, found.log_variance]))
+
+
+Made = TypeVar("Made")
+
+
+def _guarded(make: Callable[[torch.dtype], Made], dtype: torch.dtype, numbers: Callable[[Made], Tensor]) -> Made:
+    """What the VAE makes in `dtype`, or in float32 where its numbers are not finite in half precision.
+
+    Raises NotFinite where float32 does not help either.
+    """
+    made = make(dtype)
+    if dtype.itemsize < 4 and not _finite(numbers(made)):
+        made = make(torch.float32)
+    if not _finite(numbers(made)):
         raise NotFinite(
-            f"the VAE returned NaN or infinity, in {picture.dtype} too; the VAE's weights are damaged: give another with --vae"
+            f"the VAE returned NaN or infinity, in {numbers(made).dtype} too; "
+            "the VAE's weights are damaged: give another with --vae"
         )
-    return picture
+    return made
+
+
+def _finite(x: Tensor) -> bool:
+    return bool(x.isfinite().all())
 
 
 def to_pixels(picture: Tensor) -> Pixels:

@@ -99,11 +99,13 @@ def _within(outlook: Outlook, room: int, memory: Memory) -> Way:
     sampling, beside = max(outlook.sampling(0), outlook.beside), outlook.beside
     decoding, encoding = max(lean.decode.held, beside), outlook.encoding
     bands = to_encode = 0
-    if decoding > room:
+    # A tiny autoencoder's bands know nothing of the rows on the other side.
+    seamed = isinstance(vae, VAEConfig) or outlook.request.tiling in ("none", "x")
+    if decoding > room and seamed:
         bands = least_room(vae, *outlook.latent, outlook.itemsize) + BAND_SCRATCH
     if encoding > room and outlook.encoded is not None and isinstance(vae, VAEConfig):
         to_encode = least_room_to_encode(vae, *outlook.encoded, outlook.itemsize) + BAND_SCRATCH
-    needed = max(sampling, bands, to_encode or encoding)
+    needed = max(sampling, bands or decoding, to_encode or encoding)
     if memory.limit is not None and needed > room:
         least = int((outlook.base + needed + DRIFT) / CERTAIN)
         raise RequestError(

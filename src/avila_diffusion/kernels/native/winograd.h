@@ -8,6 +8,8 @@
    F(4x4): S = 4, points 0, +-1/sqrt 2, +-sqrt 2 and infinity, which keep the rounding errors small; 2.25 products a pixel.
    F(2x2): S = 2, points 0, +-1, infinity; 4 products a pixel, for maps too small for the other.
 
+   `wrap_x`, `wrap_y`: past a border of the map comes its other side, not zeros.
+
    `doubled`: the convolution of a map upsampled to twice its size by nearest neighbour, which is read from the small map and
    never made. (Four 2x2 convolutions of the small map, by F(4x4, 2x2) with a shared patch, need 1.56 products a pixel, but
    2.8 times the transformed weights; measured, they were no faster.)
@@ -25,6 +27,7 @@ struct winograd {
   i64 block;     /* tiles at a time */
   int kind;       /* 4: F(4x4), 2: F(2x2) */
   int doubled;
+  int wrap_x, wrap_y;
 };
 
 #define A4 0.70710678118654752f
@@ -65,11 +68,17 @@ static inline void pixels_2(const vec *m, int s, vec *y, int to) {
 #define MOST_CHANNELS 8192
 static const float zeros[MOST_CHANNELS] __attribute__((aligned(64)));
 
-/* Where the pixels of a patch lie, by its place in y; past the border, zeros. */
+/* A row or column past the border of a map that wraps, as one within it. What a tile that hangs over the border sees beyond
+   the first past it may still be outside: no pixel of y is made of that. */
+static inline i64 wrapped(i64 place, i64 size) { return place < 0 ? place + size : place >= size ? place - size : place; }
+
+/* Where the pixels of a patch lie, by its place in y; past the border, zeros, or the other side. */
 static void find_patch(const struct winograd *w, i64 image, i64 top, i64 left, int side, const float **at) {
   for (int i = 0; i < side; i++)
     for (int j = 0; j < side; j++) {
       i64 row = w->top + top + i, column = left + j, d = w->doubled;
+      if (w->wrap_y) row = wrapped(row, w->rows);
+      if (w->wrap_x) column = wrapped(column, w->width);
       int inside = row >= 0 && row < w->rows && column >= 0 && column < w->width;
       i64 pixel = (image * (w->rows >> d) + (row >> d)) * (w->width >> d) + (column >> d);
       at[i * side + j] = inside ? w->x + pixel * w->in : zeros;
