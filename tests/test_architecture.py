@@ -56,17 +56,23 @@ ROOMS = {
         ("config", "sampling", "sampling.names", "sampling.catalogue", "sampling.schedule_catalogue"),
         ("errors", "sampling.names", "sampling.catalogue", "sampling.schedule_catalogue"),
     ),
-    "request": Room(("request", "infotext"), ("errors", "config", "sampling.names", "request", "version")),
+    "limits": Room(("limits",), ("errors",)),
+    "request": Room(
+        ("request", "infotext", "picture_fields"),
+        ("errors", "config", "limits", "pictures", "sampling.names", "request", "picture_fields", "version"),
+        inside=("masking",),
+    ),
     "exif": Room(("exif",)),
     "image files": Room(
         ("image_files", "image_heads", "pixel_arrays"), ("errors", "exif", "image_files", "image_heads")
     ),
     "images": Room(("images",), ("errors", "request", "exif", "image_files")),
     "pictures": Room(("pictures",), ("errors",), inside=("images", "image_files", "pixel_arrays")),
-    "masking": Room(("masking",), ("request", "images")),
+    "masking": Room(("masking",), ("limits", "images")),
+    "grid": Room(("grid",), ("errors", "images", "image_files")),
     "metadata": Room(
         ("metadata", "metadata.*"),
-        ("errors", "request", "images", "infotext", "sampling.names", "version", "metadata.*"),
+        ("errors", "request", "images", "infotext", "picture_fields", "sampling.names", "version", "metadata.*"),
     ),
     "result": Room(("result",), ("errors", "request", "images")),
     "procedural": Room(
@@ -101,7 +107,9 @@ ROOMS = {
     "sampling": Room(("sampling.*",), ("errors", "config", "sampling.*"), torch=True),
     "device": Room(("device",), ("errors",), torch=True),
     "pipeline": Room(("pipeline", "pipeline.*"), ("*",), but=ABOVE_PIPELINE, torch=True),
-    "api": Room(("api",), ("*",), but=("", "cli", "cli.*", "diagnose", "server", "server.*", "training", "training.*")),
+    "api": Room(
+        ("api", "loading"), ("*",), but=("", "cli", "cli.*", "diagnose", "server", "server.*", "training", "training.*")
+    ),
     "training": Room(
         ("training", "training.*"), ("*",), but=("", "api", "cli", "cli.*", "server", "server.*"), torch=True
     ),
@@ -113,7 +121,7 @@ ROOMS = {
     ),
     "hashes": Room(("hashes",), ("errors", "machine")),
     "given": Room(("given",), ("errors",)),
-    "options": Room(("options",), ("request",)),
+    "options": Room(("options",), ("request", "given")),
     "styling": Room(("styling",), ("errors", "given", "text.styles", "checkpoint.folders")),
     "machine": Room(("machine",)),
     "diagnose": Room(

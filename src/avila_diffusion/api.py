@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 from .errors import AvilaError, Cancelled, JournalProblem, RequestError
-from .given import LoraGiven, PictureGiven, absolute, bytes_of, checked_share, folders_of, name_of
-from .loading import loading, read_model, read_refiner, recommended, tell_loras
+from .given import LoraGiven, PictureGiven, absolute, bytes_of, checked_share, folders_of
+from .loading import loading, path_of, read_model, read_preview_decoder, read_refiner, recommended, tell_loras
 from .options import GenerateOptions, MemoryMode, PictureOptions, SizedOptions
 from .request import GenerateRequest
 from .result import GenerateResult, Progress
@@ -109,7 +109,6 @@ class AvilaDiffusion:
         """
         diffusion = cls(**defaults)
         from .checkpoint.embeddings import embeddings_by_name
-        from .checkpoint.load import load_preview_decoder
         from .device import check_threads, choose_policy, use_threads
         from .pipeline.engine import ModelEngine
         from .pipeline.loras import LoraRack
@@ -122,18 +121,15 @@ class AvilaDiffusion:
         tell_loras(model.report, rack.use())
         use_threads(threads)
         folders = None if embeddings is None else folders_of(embeddings)
-        named = None if preview_decoder is None else name_of("a preview decoder", preview_decoder)
-        decoder = None if named is None else load_preview_decoder(named, model.spec, mmap)
+        decoder = read_preview_decoder(preview_decoder, model.spec, mmap)
         prepare(model, policy, decoder)
         words = embeddings_by_name(folders, [x.path for x, *_ in loras])
         second = read_refiner(refiner, model, policy, allowed, mmap)
         diffusion._engine = ModelEngine(model, policy, rack, words, allowed, second, decoder)
         again = {"embeddings": absolute(folders), "lenient": lenient, "min_match": min_match, "models": None}
-        again |= {"memory": allowed.mode, "max_memory": allowed.limit}
-        again |= {"refiner": None if second is None else absolute(second.model.path)}
+        again |= {"memory": allowed.mode, "max_memory": allowed.limit, "refiner": path_of(second)}
         diffusion._loaded = loading(model, towers, loras, policy, prediction, mmap) | again
-        diffusion._recommended = recommended(model.spec.defaults)
-        diffusion._report = model.report
+        diffusion._recommended, diffusion._report = recommended(model.spec.defaults), model.report
         return diffusion
 
     @classmethod

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from .checkpoint.load import Model
     from .checkpoint.lora.apply import LoraReport
     from .checkpoint.report import LoadReport
-    from .config import Defaults
+    from .config import Defaults, ModelSpec
     from .device import Policy
+    from .models.taesd import TinyVAE
     from .pipeline.engine import ModelEngine
     from .pipeline.loras import Weighted
     from .pipeline.memory import Memory
@@ -68,6 +69,18 @@ def loading(
         "dtype": str(policy.unet).removeprefix("torch."),
         "mmap": mmap,
     }
+
+
+def path_of(engine: ModelEngine | None) -> str | None:
+    """Where an engine's model lies, None for none."""
+    return None if engine is None else str(engine.model.path.absolute())
+
+
+def read_preview_decoder(path: str | Path | None, spec: ModelSpec, mapped: bool) -> TinyVAE | None:
+    """The tiny autoencoder that draws previews of a model. Raises an AvilaError where the file is none that fits."""
+    from .checkpoint.load import load_preview_decoder
+
+    return None if path is None else load_preview_decoder(name_of("a preview decoder", path), spec, mapped)
 
 
 def tell_loras(report: LoadReport, loras: Sequence[LoraReport]) -> None:
