@@ -205,6 +205,21 @@ def test_what_is_said_of_them() -> None:
         assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [b"VP8X", b"VP8L", b"VP8 "])
+def test_no_decoder_is_made_for_a_canvas_too_large(kind: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[bytes, dict[str, Any]] = {
+        b"VP8X": {"save_all": True, "append_images": [noise().rotate(180)]},
+        b"VP8L": {"lossless": True},
+    }
+    data = encoded(noise(), "WEBP", **options.get(kind, {}))
+    assert data[12:16] == kind
+    assert Picture(data).size == (40, 24)
+    monkeypatch.setattr("avila_diffusion.image_files.MAX_READ_PIXELS", 40 * 24 - 1)
+    monkeypatch.setattr("avila_diffusion.image_files.WebPImageFile._open", None)
+    with pytest.raises(FileProblem, match="is 40x24; pictures of up to"):
+        Picture(data).rgb()
+
+
 def test_text_that_is_wanted_is_limited() -> None:
     with pytest.raises(FileProblem, match="Decompressed data too large"):
         read_image(NUISANCES["png text"][0]())

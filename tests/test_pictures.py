@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -402,7 +403,9 @@ def test_masks_of_other_kinds_of_files() -> None:
     assert several.mask().tolist() == [[0, 255, 0]]
     gif = Picture(encoded(palette, "GIF", transparency=2))
     assert gif.mask().tolist() == [[255, 255, 0]]
-    pair = PIL.Image.fromarray(numpy.array([[[9, 200], [8, 100]]], numpy.uint8), "LA")
+    pair = PIL.Image.merge(
+        "LA", [PIL.Image.new("L", (2, 1), 9), PIL.Image.fromarray(numpy.array([[200, 100]], numpy.uint8))]
+    )
     assert Picture(encoded(pair)).mask().tolist() == [[255, 0]]
     grey = PIL.Image.fromarray(numpy.array([[0, 0x1234, 0xFFFF]], numpy.uint16))
     assert Picture(encoded(grey)).mask().tolist() == [[0, 0x12, 0xFF]]
@@ -421,11 +424,7 @@ def test_cmyk_is_read_rightly() -> None:
 
 def test_sixteen_bits_with_transparency() -> None:
     def chunk(name: bytes, body: bytes) -> bytes:
-        import zlib
-
         return len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")
-
-    import zlib
 
     values = numpy.array([[[0x1234, 0, 0xFFFF, 0xFFFF], [0xABCD, 0x80FF, 0, 0x8000]]], ">u2")
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", bytes([0, 0, 0, 2, 0, 0, 0, 1, 16, 6, 0, 0, 0]))

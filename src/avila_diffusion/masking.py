@@ -203,10 +203,10 @@ def _blurred_rows(mask: Pixels, sigma: float) -> Pixels:
     weights = numpy.exp(-((numpy.arange(reach + 1) / sigma) ** 2) / 2)
     weights /= weights[0] + 2 * weights[1:].sum()
     width = mask.shape[1]
+    columns = _mirrored(width, reach)
     result = numpy.empty(mask.shape, numpy.uint8)
     for start in range(0, len(mask), _ROWS):
-        rows = numpy.ascontiguousarray(mask[start : start + _ROWS])
-        wide = numpy.pad(rows, ((0, 0), (reach, reach)), mode="reflect").astype(numpy.float64)
+        wide = mask[start : start + _ROWS, columns].astype(numpy.float64)
         total = weights[0] * wide[:, reach : reach + width]
         for step in range(1, reach + 1):
             pair = wide[:, reach - step : reach - step + width] + wide[:, reach + step : reach + step + width]
@@ -214,6 +214,12 @@ def _blurred_rows(mask: Pixels, sigma: float) -> Pixels:
             total += pair
         result[start : start + _ROWS] = numpy.rint(total)
     return result
+
+
+def _mirrored(length: int, reach: int) -> NDArray[numpy.int64]:
+    """The places of a row and of `reach` more at either end, which are those of the row again: … 2 1 0 1 2 …"""
+    period = max(2 * (length - 1), 1)
+    return numpy.abs((numpy.arange(-reach, length + reach) + length - 1) % period - (length - 1))
 
 
 def _widened(start: int, stop: int, more: int, most: int) -> tuple[int, int]:
