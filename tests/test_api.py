@@ -21,7 +21,8 @@ from avila_diffusion.checkpoint.load import Model, load_model
 from avila_diffusion.errors import Cancelled, DeviceProblem, ModelNotFound, RequestError
 from avila_diffusion.infotext import read
 from avila_diffusion.limits import MAX_SEED
-from avila_diffusion.options import GenerateOptions, RunOptions
+from avila_diffusion.options import GenerateOptions, PictureOptions, RunOptions, SizedOptions
+from avila_diffusion.pictures import Picture
 
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 TinyCheckpoint = Callable[[str], Path]
@@ -111,6 +112,8 @@ def test_without_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert read(saved.info["parameters"]).prompt == "sunset"
 
 
+PHOTO = Picture.of(np.random.default_rng(1).integers(0, 256, (48, 80, 3), np.uint8), "image")
+MASK = Picture.of(np.pad(np.full((16, 16), 20, np.uint8), ((16, 16), (32, 32)), constant_values=250), "mask")
 OPTIONS: list[dict[str, Any]] = [
     {"seed": 5, "steps": 2, "sampler": "DPM2 a", "schedule": "Exponential", "guidance_scale": 2.5, "batch": 2, "count": 2,
      "clip_skip": 2, "rng": "cpu", "eta": 0.5, "ensd": 1, "sigma_min": 0.05, "sigma_max": 9.0, "s_noise": 1.01,
@@ -120,15 +123,27 @@ OPTIONS: list[dict[str, Any]] = [
      "guidance_stop": 0.5, "skip_early": 0.2, "emphasis": "No norm"},
     {"seed": 5, "batch": 2, "compat": "comfyui", "sigmas": (9.0, 2.0, 0.0), "noise_batch": 4, "noise_index": 1,
      "guidance_start": 0.4},
+    {"seed": 5, "steps": 3, "sampler": "Euler", "image": PHOTO, "mask": MASK, "strength": 0.6, "exact_steps": True,
+     "extra_noise": 0.2, "noise_multiplier": 0.8, "mask_blur": 2.0, "mask_invert": True, "mask_soft": True,
+     "masked_content": "noise", "inpaint_area": "masked", "mask_padding": 3, "tiling": "x"},
+    {"seed": 5, "steps": 2, "image": PHOTO, "outpaint": (16, 0, 0, 8)},
+    {"seed": 5, "steps": 2, "image": PHOTO, "resize_mode": "crop"},
+    {"seed": 5, "steps": 2, "hires_scale": 1.5, "hires_upscaler": "Nearest", "hires_steps": 3, "hires_sampler": "Heun",
+     "hires_schedule": "Karras", "hires_prompt": "dog", "hires_negative_prompt": "blue", "hires_guidance_scale": 3.0},
+    {"seed": 5, "steps": 2, "hires_width": 96, "hires_height": 88},
 ]  # fmt: skip
-SEEDS = ([5, 6, 7, 8], [5, 5], [5, 5])
+SEEDS = ([5, 6, 7, 8], [5, 5], [5, 5], [5], [5], [5], [5], [5])
+OF_OTHER_MODELS = {"depth", "image_guidance_scale", "mask_weight", "refiner_switch", "refiner_by"}
+"""Tested where there are such models, in tests/pipeline."""
 
 
 def test_every_option_is_a_keyword() -> None:
     names = {field.name for field in fields(GenerateRequest)} - {"prompt", "negative_prompt"}
     assert set(GenerateOptions.__annotations__) == names
-    assert set(RunOptions.__annotations__) == names - {"width", "height"}
-    assert set().union(*OPTIONS) == set(RunOptions.__annotations__)
+    assert set(PictureOptions.__annotations__) == names - {"width", "height"}
+    assert set(RunOptions.__annotations__) == names - {"width", "height", "image", "mask"}
+    assert set(SizedOptions.__annotations__) == names - {"image", "mask"}
+    assert set().union(*OPTIONS) == set(PictureOptions.__annotations__) - OF_OTHER_MODELS
 
 
 @pytest.mark.parametrize(("options", "seeds"), list(zip(OPTIONS, SEEDS, strict=True)))
@@ -139,7 +154,8 @@ def test_every_option_arrives(options: dict[str, Any], seeds: list[int], tiny_ch
     assert {name: getattr(result.request, name) for name in wanted} == wanted
     assert [image.seed for image in result] == seeds
     # and are not passed over: without it the picture is another
-    plain = {"seed", "batch", "count", "sampler", "schedule", "compat", "steps", "s_tmin", "seed_width", "seed_height"}
+    plain = {"image", "hires_scale", "hires_width", "hires_height", "outpaint", "inpaint_area"}
+    plain |= {"seed", "batch", "count", "sampler", "schedule", "compat", "steps", "s_tmin", "seed_width", "seed_height"}
     for name in sorted(set(options) - plain - {"noise_batch", "ngms_all", "variation_seed", "clip_skip", "emphasis"}):
         rest = {
             key: value
@@ -289,7 +305,7 @@ loaded = {name for name in set(sys.modules) - before if name.startswith("avila_d
 assert loaded == {"avila_diffusion", "avila_diffusion.version"}, loaded
 heavy = {"torch", "numpy", "PIL", "scipy", "safetensors", "tqdm", "dataclasses", "inspect", "typing_extensions"}
 assert not (heavy & set(sys.modules)) - before, heavy & set(sys.modules)
-assert avila_diffusion.__all__ == sorted(avila_diffusion.__all__, key=lambda name: (name.startswith("_"), name))
+assert avila_diffusion.__all__ == sorted(avila_diffusion.__all__, key=lambda name: (name[0].islower() or name[0] == "_", name))
 assert "AvilaDiffusion" not in vars(avila_diffusion)
 from avila_diffusion import *
 assert AvilaDiffusion and GenerateRequest and __version__

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from avila_diffusion.errors import RequestError
 from avila_diffusion.images import Image
 from avila_diffusion.infotext import _PAIR, VERSION, LoraUsed, Parsed, read, write
-from avila_diffusion.request import GenerateRequest
+from avila_diffusion.pictures import Picture
+from avila_diffusion.request import PICTURES, GenerateRequest
 
 PUBLISHED: list[dict[str, Any]] = json.loads((Path(__file__).parent / "infotexts.json").read_text(encoding="utf-8"))
 
@@ -130,6 +131,50 @@ def test_every_field_that_changes_the_picture_comes_back() -> None:
     assert parsed.fields.items() >= expected.items()
 
 
+FROM_A_PICTURE: dict[str, Any] = {
+    "strength": 0.4, "exact_steps": True, "extra_noise": 0.1, "noise_multiplier": 0.9, "resize_mode": "crop",
+    "image_guidance_scale": 2.5, "mask_blur": 2.5, "mask_invert": True, "mask_soft": True, "masked_content": "noise",
+    "inpaint_area": "masked", "mask_padding": 8, "mask_weight": 0.5, "tiling": "x",
+}  # fmt: skip
+IN_TWO_PASSES: dict[str, Any] = {
+    "strength": 0.4, "hires_scale": 1.5, "hires_upscaler": "Latent (nearest-exact)", "hires_steps": 7, "hires_sampler": "DDIM",
+    "hires_schedule": "Karras", "hires_prompt": "a dog, 2: \"x\"", "hires_negative_prompt": "rain", "hires_guidance_scale": 3.5,
+    "tiling": "both", "refiner_switch": 0.7, "refiner_by": "step",
+}  # fmt: skip
+
+
+def test_settings_of_pictures_come_back(black: Any) -> None:
+    picture = Picture.of(black, "image")
+    request = Settings(**FROM_A_PICTURE, image=picture, mask=picture)
+    parsed = read(write(request, 1))
+    again = GenerateRequest(**parsed.request_values(), image=picture, mask=picture).resolved(512)
+    assert again == request
+    # the names by which AUTOMATIC1111 knows them
+    expected = {
+        "Denoising strength": "0.4", "Extra noise": "0.1", "Noise multiplier": "0.9", "Resize mode": "Crop and resize",
+        "Image CFG scale": "2.5", "Mask blur": "2.5", "Mask mode": "Inpaint not masked", "Masked content": "latent noise",
+        "Inpaint area": "Only masked", "Masked area padding": "8", "Conditional mask weight": "0.5",
+    }  # fmt: skip
+    assert parsed.fields.items() >= expected.items()
+    added = Settings(image=picture, outpaint=(8, 0, 16, 0))
+    assert GenerateRequest(**read(write(added, 1)).request_values(), image=picture).resolved(512) == added
+
+
+def test_settings_of_two_passes_come_back() -> None:
+    request = Settings(**IN_TWO_PASSES)
+    parsed = read(write(request, 1, refiner="refiner_v1", refiner_hash="7440042bbd"))
+    assert GenerateRequest(**parsed.request_values()).resolved(512) == request
+    expected = {
+        "Hires upscale": "1.5", "Hires upscaler": "Latent (nearest-exact)", "Hires steps": "7", "Hires sampler": "DDIM",
+        "Hires CFG Scale": "3.5", "Refiner": "refiner_v1 [7440042bbd]", "Refiner switch at": "0.7", "Tiling": "True",
+    }  # fmt: skip
+    assert parsed.fields.items() >= expected.items()
+    sized = Settings(hires_width=640, hires_height=None)
+    parsed = read(write(sized, 1))
+    assert parsed.fields["Hires resize-1"] == "640"
+    assert GenerateRequest(**parsed.request_values()).resolved(512) == sized
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -159,7 +204,8 @@ def test_no_field_of_the_request_is_forgotten() -> None:
         "prompt", "negative_prompt", "width", "height", "guidance_scale", "seed", "eta",  # as hypothesis has them
         "compat", "emphasis", "sigmas", "noise_batch", "noise_index", "batch", "count",
     }  # fmt: skip
-    assert {field.name for field in fields(GenerateRequest)} == elsewhere | EVERYTHING.keys()
+    of_pictures = {*FROM_A_PICTURE, *IN_TWO_PASSES, *PICTURES, "hires_width", "hires_height", "outpaint"}
+    assert {field.name for field in fields(GenerateRequest)} == elsewhere | EVERYTHING.keys() | of_pictures
 
 
 def test_custom_levels_and_comfyuis_batches_come_back() -> None:
@@ -306,6 +352,11 @@ def test_fields_of_others_become_request_values() -> None:
         "height": 768,
         "clip_skip": 2,
         "rng": "nv",
+        "strength": 0.56,
+        "hires_width": 832,
+        "hires_height": 1280,
+        "hires_steps": 38,
+        "hires_upscaler": "Latent",
     }
     assert by_label["sd.cpp with_lcm.png"]["guidance_scale"] == 1.0
 

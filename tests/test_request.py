@@ -21,6 +21,11 @@ FIELDS = {
     "seed_height", "noise_batch", "noise_index", "eta", "s_churn", "s_tmin", "s_tmax", "s_noise", "sigmas", "rho",
     "sigma_min", "sigma_max",
     "guidance_list", "guidance_rescale", "guidance_start", "guidance_stop", "skip_early", "ngms", "ngms_all",
+    "image", "mask", "depth", "strength", "exact_steps", "extra_noise", "noise_multiplier", "resize_mode",
+    "image_guidance_scale", "mask_blur", "mask_invert", "mask_soft", "masked_content", "inpaint_area", "mask_padding",
+    "mask_weight", "outpaint", "hires_scale", "hires_width", "hires_height", "hires_upscaler", "hires_steps",
+    "hires_sampler", "hires_schedule", "hires_prompt", "hires_negative_prompt", "hires_guidance_scale",
+    "refiner_switch", "refiner_by", "tiling",
 }  # fmt: skip
 
 LIMITS: dict[str, tuple[float, float]] = {
@@ -151,11 +156,11 @@ def test_names() -> None:
 
 
 def test_unknown_fields_are_named_with_the_known_ones() -> None:
-    message = refusal(600, prompt="a", scale=7, Steps=3)
+    message = refusal(1000, prompt="a", scale=7, Steps=3)
     assert message.startswith("unknown field Steps, scale; the fields are batch, ")
     assert all(name in message for name in FIELDS)
     assert message.endswith("width")
-    assert refusal(600, **{"x\ny": 1}).startswith("unknown field x y;")
+    assert refusal(1000, **{"x\ny": 1}).startswith("unknown field x y;")
     odd: list[tuple[Any, str]] = [({1: 2, "z": 3}, "unknown field 1, z;"), ({None: 1}, "unknown field None;")]
     odd += [(values, "table of fields") for values in (None, [("steps", 3)], "steps")]
     for values, words in odd:
@@ -172,6 +177,12 @@ def test_from_dict_takes_every_field() -> None:
         "s_tmin": 0.1, "s_tmax": 2.0, "s_noise": 1,
         "sigmas": None, "rho": 7, "sigma_min": 0.1, "sigma_max": 9, "guidance_list": (1, 2.5), "guidance_rescale": 0.7,
         "guidance_start": 0.1, "guidance_stop": 0.9, "skip_early": 0.1, "ngms": 1, "ngms_all": True,
+        "image": None, "mask": None, "depth": None, "strength": 0.5, "exact_steps": True, "extra_noise": 0.1,
+        "noise_multiplier": 0.9, "resize_mode": "fill", "image_guidance_scale": 2, "mask_blur": 1, "mask_invert": True,
+        "mask_soft": True, "masked_content": "nothing", "inpaint_area": "masked", "mask_padding": 3, "mask_weight": 0.5,
+        "outpaint": (1, 2, 3, 4), "hires_scale": 2, "hires_width": None, "hires_height": None, "hires_upscaler": "Lanczos",
+        "hires_steps": 2, "hires_sampler": "Euler", "hires_schedule": "Karras", "hires_prompt": "c",
+        "hires_negative_prompt": "d", "hires_guidance_scale": 4, "refiner_switch": 0.5, "refiner_by": "step", "tiling": "y",
     }  # fmt: skip
     request = GenerateRequest.from_dict(values)
     assert {name: getattr(request, name) for name in FIELDS} == values

@@ -134,6 +134,8 @@ def test_the_model_and_its_options_reach_the_engine(engine: FlatEngine, capsys: 
         "lenient": False,
         "memory": "auto",
         "max_memory": None,
+        "refiner": None,
+        "preview_decoder": None,
     }
     said = capsys.readouterr().err
     assert "a flat model" in said
@@ -156,6 +158,8 @@ def test_plain_model_options_are_left_to_the_engine(engine: FlatEngine) -> None:
         "lenient": False,
         "memory": "auto",
         "max_memory": None,
+        "refiner": None,
+        "preview_decoder": None,
     }
 
 

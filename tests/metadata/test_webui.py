@@ -53,10 +53,10 @@ def test_every_published_infotext_becomes_a_request() -> None:
 def test_what_is_not_carried_over_is_named() -> None:
     forge = found_in(PUBLISHED["54611308453 (Forge)"])
     assert forge.source == "AUTOMATIC1111's kin"
-    assert forge.lost == (
-        "Denoising strength: 0.7", "Hires CFG Scale: 4", "Hires upscale: 1.5", "Hires upscaler: Latent",
-        "dynthres_enabled: True",
-    )  # fmt: skip
+    assert forge.lost == ("dynthres_enabled: True",)
+    assert not forge.pictures
+    request = forge.request()
+    assert (request.hires_scale, request.hires_upscaler, request.hires_guidance_scale) == (1.5, "Latent", 4.0)
     assert "sd3_shift: 3 (not understood)" in forge.notes
     assert (forge.vae, forge.vae_hash) == ("sdxl-vae-fp16-fix.vae.safetensors", "235745af8d")
     next_ = found_in(PUBLISHED["54815018922 (SD.Next, awkward quoting)"])
@@ -65,11 +65,10 @@ def test_what_is_not_carried_over_is_named() -> None:
     assert "ControlNet 0: Model: control-depth" in next_.lost
     odd = found_in("a cat\nSteps: 20, Sampler: Undefined, CFG scale: x, Seed: 1, Size: 9999x512, Tiling: True")
     assert odd.request_values == {
-        "prompt": "a cat", "negative_prompt": "", "steps": 20, "seed": 1, "height": 512, "rng": "nv"
+        "prompt": "a cat", "negative_prompt": "", "steps": 20, "seed": 1, "height": 512, "rng": "nv", "tiling": "both"
     }  # fmt: skip
     assert [one.split("'")[0].split(" is")[0] for one in odd.lost] == [
         "CFG scale: x",
-        "Tiling: True",
         "unknown sampler ",
         "width",
     ]

@@ -127,8 +127,8 @@ class ModelEngine:
 
     def reports(self, passes: Sequence[Pass]) -> tuple[LoraReport, ...]:
         """What became of the LoRAs that it was given, and of those that the passes' prompts name."""
-        found = [report for one in passes for report in self.rack.use(self.loras(one))]
-        return tuple(dict.fromkeys(found))
+        first, *others = (self.rack.use(self.loras(one)) for one in passes)
+        return (*first, *(report for reports in others for report in reports if report not in first))
 
     def drawn(self, request: GenerateRequest) -> GenerateRequest:
         """The request at the size that the networks work at. Raises RequestError for sizes that cannot be made."""
