@@ -188,9 +188,9 @@ class Band:
 
 
 class Conv2d(Layer):
-    """A 2-D convolution, x (batch, in_channels, height, width), zeros around the border; or, where it wraps, the other side.
+    """A 2-D convolution, x (batch, in_channels, height, width), zeros around the border.
 
-    wrap: see `wrap` below.
+    wrap: along x and along y, whether the other side of the map lies past the border instead; set by `wrap`.
     """
 
     def __init__(
