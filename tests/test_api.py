@@ -154,7 +154,7 @@ def test_every_option_arrives(options: dict[str, Any], seeds: list[int], tiny_ch
     assert {name: getattr(result.request, name) for name in wanted} == wanted
     assert [image.seed for image in result] == seeds
     # and are not passed over: without it the picture is another
-    plain = {"image", "hires_scale", "hires_width", "hires_height", "outpaint", "inpaint_area"}
+    plain = {"image", "mask", "hires_scale", "hires_width", "hires_height", "outpaint", "inpaint_area"}
     plain |= {"seed", "batch", "count", "sampler", "schedule", "compat", "steps", "s_tmin", "seed_width", "seed_height"}
     for name in sorted(set(options) - plain - {"noise_batch", "ngms_all", "variation_seed", "clip_skip", "emphasis"}):
         rest = {

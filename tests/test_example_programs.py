@@ -45,13 +45,18 @@ def run(name: str, *arguments: object, folder: Path) -> list[str]:
     return done.stdout.split()
 
 
+def pixels(path: Path) -> Any:
+    with PIL.Image.open(path) as picture:
+        return np.asarray(picture)
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> tuple[Path, Path]:
     """A photograph and a mask."""
-    pixels = np.random.default_rng(3).integers(0, 256, (64, 64, 3), np.uint8)
+    photo = np.random.default_rng(3).integers(0, 256, (64, 64, 3), np.uint8)
     mask = np.zeros((64, 64), np.uint8)
     mask[:, 32:] = 255
-    for name, values in (("photo.png", pixels), ("mask.png", mask)):
+    for name, values in (("photo.png", photo), ("mask.png", mask)):
         PIL.Image.fromarray(values).save(tmp_path / name)
     return tmp_path / "photo.png", tmp_path / "mask.png"
 
@@ -60,10 +65,9 @@ def test_from_a_picture(tiny_checkpoint: Any, widened: Any, pictures: tuple[Path
     model, (image, mask), steps = tiny_checkpoint("sd1"), pictures, ("--steps", 1)
     assert run("image_to_image", model, image, "a cat", *steps, folder=tmp_path) == ["changed.png"]
     assert run("inpaint", model, image, mask, "a cat", "--close", *steps, folder=tmp_path) == ["inpainted.png"]
-    kept = np.asarray(PIL.Image.open(tmp_path / "inpainted.png"))[:, :16]
-    assert (kept == np.asarray(PIL.Image.open(image))[:, :16]).all()
+    assert (pixels(tmp_path / "inpainted.png")[:, :16] == pixels(image)[:, :16]).all()
     assert run("outpaint", model, image, "a cat", "--pixels", 16, *steps, folder=tmp_path) == ["outpainted.png"]
-    assert PIL.Image.open(tmp_path / "outpainted.png").size == (96, 64)
+    assert pixels(tmp_path / "outpainted.png").shape == (64, 96, 3)
     told = run("instruct_pix2pix", widened("sd1", 8), image, "make it winter", *steps, folder=tmp_path)
     assert told == ["instructed.png"]
     assert run("depth", widened("sd2", 5), image, "a cat", *steps, folder=tmp_path) == ["depth.png"]
@@ -83,4 +87,4 @@ def test_more_than_one_pass_or_picture(tiny_checkpoint: Any, tmp_path: Path) -> 
 @pytest.mark.skipif(not TAESD.is_file(), reason="the real file lies beside the project, in ../shared")
 def test_a_small_decoder(tiny_checkpoint: Any, tmp_path: Path) -> None:
     assert run("small_decoder", tiny_checkpoint("sd1"), TAESD, "a cat", "--steps", 2, folder=tmp_path) == ["small.png"]
-    assert PIL.Image.open(tmp_path / "preview-02.png").size == (64, 64)
+    assert pixels(tmp_path / "preview-02.png").shape == (64, 64, 3)

@@ -22,6 +22,11 @@ def save(path: Path, pixels: Any) -> str:
     return str(path)
 
 
+def read(name: str) -> Any:
+    with PIL.Image.open(name) as picture:
+        return np.asarray(picture)
+
+
 def photo(width: int = 64, height: int = 64) -> Any:
     return np.random.default_rng(2).integers(0, 256, (height, width, 3))
 
@@ -116,12 +121,12 @@ def test_inpainting_from_files_and_again(tiny: Callable[..., dict[str, Any]], tm
     masked = save(tmp_path / "m.png", mask)
     asked = ["a cat", "-i", image, "--mask", masked, "--steps", "2", "-s", "3", "--mask-blur", "0", "-o", "made.png"]
     made = tiny(*asked, "--strength", "0.8")
-    pixels = np.asarray(PIL.Image.open("made.png"))
+    pixels = read("made.png")
     assert (pixels[:20] == photo(80, 64)[:20]).all()
     assert "Denoising strength: 0.8" in made["infotext"][0]
     again = ["--from", "made.png", "-i", image, "--mask", masked, "-o", "again.png"]
     tiny(*again)
-    assert (np.asarray(PIL.Image.open("again.png")) == pixels).all()
+    assert (read("again.png") == pixels).all()
     verified = tiny("made.png", "--image", image, "--mask", masked, "--verify", command="replay")
     assert verified["same"]
 
@@ -142,7 +147,7 @@ def test_pictures_are_asked_for_again(
 def test_a_grid_of_all_pictures(tiny: Callable[..., dict[str, Any]]) -> None:
     made = tiny("a cat", "--steps", "1", "-s", "3", "--count", "3", "--grid", "-o", "x.png")
     assert [Path(path).name for path in made["paths"]] == ["x-1.png", "x-2.png", "x-3.png", "x-grid.png"]
-    grid, last = (np.asarray(PIL.Image.open(name)) for name in ("x-grid.png", "x-3.png"))
+    grid, last = read("x-grid.png"), read("x-3.png")
     assert grid.shape == (128, 128, 3)
     assert (grid[64:, :64] == last).all()
     assert not grid[64:, 64:].any()

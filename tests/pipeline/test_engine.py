@@ -16,15 +16,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from avila_diffusion.config import LatentConfig
-from avila_diffusion.errors import Cancelled, NotFinite, RequestError, Unsupported
+from avila_diffusion.errors import Cancelled, NotFinite, RequestError
 from avila_diffusion.images import resize
 from avila_diffusion.limits import MAX_SEED
 from avila_diffusion.models.text_keys import TextKeys
 from avila_diffusion.pipeline import engine as engine_module
 from avila_diffusion.pipeline import plan as plan_module
 from avila_diffusion.pipeline.engine import ModelEngine
-from avila_diffusion.pipeline.latents import Pixels, preview
+from avila_diffusion.pipeline.latents import draw_preview
 from avila_diffusion.request import GenerateRequest
 from avila_diffusion.result import GenerateResult, Progress
 from avila_diffusion.sampling.names import SAMPLERS, resolve_schedule
@@ -106,11 +105,11 @@ def test_previews_are_made_when_they_are_called_and_change_nothing(
 ) -> None:
     engine, made = make_engine(), list[torch.Size]()
 
-    def watched(x0: Tensor, latent: LatentConfig) -> Pixels:
+    def watched(x0: Tensor, *given: Any) -> Pixels:
         made.append(x0.shape)
-        return preview(x0, latent)
+        return draw_preview(x0, *given)
 
-    monkeypatch.setattr(engine_module, "preview", watched)
+    monkeypatch.setattr(engine_module, "draw_preview", watched)
     request = ask(sampler="DPM++ 2M", steps=4, width=72, height=104)
     plain = finish(engine.generate(request))
     assert made == []
@@ -487,21 +486,20 @@ def reshape(name: str, axis: int, channels: int) -> Callable[[State], None]:
 
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 OTHER_MODELS: dict[str, tuple[Callable[[State], None], str]] = {
-    "9 channels": (
-        reshape(FIRST, 1, 9),
-        "^changed is the inpainting variant of sd1; it needs a picture beside the text",
+    "8 channels": (
+        reshape(FIRST, 1, 8),
+        "^changed is a pix2pix model and follows a picture beside the text; give image, or take a base model",
     ),
-    "8 channels": (reshape(FIRST, 1, 8), "^changed is the pix2pix variant of sd1; "),
-    "5 channels": (reshape(FIRST, 1, 5), "^changed is the depth variant of sd1; "),
+    "5 channels": (reshape(FIRST, 1, 5), "^changed is a depth model and .* give depth, or"),
 }
 
 
 @pytest.mark.parametrize("kind", OTHER_MODELS)
-def test_other_models_load_and_are_refused(kind: str, make_engine: Any) -> None:
+def test_models_that_follow_pictures_are_refused_without(kind: str, make_engine: Any) -> None:
     change, words = OTHER_MODELS[kind]
     engine = make_engine(change=change)
     assert engine.model.report.used["unet"] > 0
-    with counted(engine) as made, pytest.raises(Unsupported, match=words) as caught:
+    with counted(engine) as made, pytest.raises(RequestError, match=words) as caught:
         engine.generate(ask())
     assert made == [] and "\n" not in str(caught.value)
 

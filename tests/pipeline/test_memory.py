@@ -153,11 +153,11 @@ def test_pictures_do_not_depend_on_it(make: Any, monkeypatch: pytest.MonkeyPatch
     assert keeper_of(lean.model.unet).held == 0 == keeper_of(lean.model.vae).held
     part = asked(make())[0]
     monkeypatch.setattr(module, "choose_way", lambda *of: Way(kept // 2))
-    monkeypatch.setattr("avila_diffusion.pipeline.engine.choose_way", lambda *of: Way(kept // 2))
+    monkeypatch.setattr("avila_diffusion.pipeline.run.choose_way", lambda *of: Way(kept // 2))
     assert np.array_equal(draw(part, request), expected)
     assert 0 < keeper_of(part.model.unet).held <= kept // 2
     room = least_room(part.model.spec.vae, SIDE // 8, SIDE // 8)
-    monkeypatch.setattr("avila_diffusion.pipeline.engine.choose_way", lambda *of: Way(kept // 2, room))
+    monkeypatch.setattr("avila_diffusion.pipeline.run.choose_way", lambda *of: Way(kept // 2, room))
     assert np.abs(draw(part, request) - expected).max() <= 1
     assert keeper_of(part.model.unet).held == 0, "dropped before decoding in bands"
 
