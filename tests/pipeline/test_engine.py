@@ -105,7 +105,7 @@ def test_previews_are_made_when_they_are_called_and_change_nothing(
 ) -> None:
     engine, made = make_engine(), list[torch.Size]()
 
-    def watched(x0: Tensor, *given: Any) -> Pixels:
+    def watched(x0: Tensor, *given: Any) -> Any:
         made.append(x0.shape)
         return draw_preview(x0, *given)
 
