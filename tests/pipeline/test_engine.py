@@ -21,6 +21,7 @@ from avila_diffusion.errors import Cancelled, NotFinite, RequestError, Unsupport
 from avila_diffusion.images import resize
 from avila_diffusion.models.text_keys import TextKeys
 from avila_diffusion.pipeline import engine as engine_module
+from avila_diffusion.pipeline import latents as latents_module
 from avila_diffusion.pipeline import plan as plan_module
 from avila_diffusion.pipeline.engine import ModelEngine
 from avila_diffusion.pipeline.latents import Pixels, preview
@@ -109,7 +110,7 @@ def test_previews_are_made_when_they_are_called_and_change_nothing(
         made.append(x0.shape)
         return preview(x0, latent)
 
-    monkeypatch.setattr(engine_module, "preview", watched)
+    monkeypatch.setattr(latents_module, "preview", watched)
     request = ask(sampler="DPM++ 2M", steps=4, width=72, height=104)
     plain = finish(engine.generate(request))
     assert made == []
