@@ -117,7 +117,7 @@ def test_other_tools_words_are_understood(engine: FlatEngine, alias: str, field:
 def test_the_model_and_its_options_reach_the_engine(engine: FlatEngine, capsys: pytest.CaptureFixture[str]) -> None:
     line = "generate cat -m dream --vae v --text-encoder a --text-encoder b --prediction v --models-dir m"
     line += " --lora style --lora detail:-.5 --embeddings-dir words"
-    line += " --device cpu --dtype bfloat16 -t 3 --no-mmap"
+    line += " --device cpu --dtype bfloat16 -t 3 --no-mmap --preview-dir seen --preview-decoder tiny"
     assert main(line.split()) == 0
     assert engine.model == Path("m/checkpoint/dream")
     assert engine.models == "m"
@@ -135,7 +135,7 @@ def test_the_model_and_its_options_reach_the_engine(engine: FlatEngine, capsys: 
         "memory": "auto",
         "max_memory": None,
         "refiner": None,
-        "preview_decoder": None,
+        "preview_decoder": Path("m/taesd/tiny"),
     }
     said = capsys.readouterr().err
     assert "a flat model" in said

@@ -202,9 +202,9 @@ def _check_settings(parts: Parts) -> None:
         for key, usual in settings.items():
             allowed = usual if isinstance(usual, tuple) else (usual,)
             if config.get(key) is not None and config[key] not in allowed:
-                config_file = f"{component.removeprefix('tiny ')}/config.json"
+                part = component.removeprefix("tiny ")
                 raise Unsupported(
-                    f"{config_file} says {key} {config[key]!r}; there is no network here but for "
+                    f"{part}/config.json says {key} {config[key]!r}; there is no network here but for "
                     f"{' or '.join(map(repr, allowed)) or 'none'}"
                 )
 
