@@ -109,7 +109,9 @@ def enlarge(latent: Tensor, request: GenerateRequest, scale: int) -> Tensor:
     """The first pass' latent at the size of `enlarged`."""
     mode, smooth = LATENT_UPSCALERS[request.hires_upscaler]
     width, height = enlarged(request)
-    return F.interpolate(latent, size=(height // scale, width // scale), mode=mode, antialias=smooth)
+    # On the processor: MPS cannot smooth, and so the numbers are the same everywhere.
+    size = height // scale, width // scale
+    return F.interpolate(latent.cpu(), size=size, mode=mode, antialias=smooth).to(latent)
 
 
 def cropped(latent: Tensor, size: tuple[int, int]) -> Tensor:
