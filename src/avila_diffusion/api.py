@@ -207,7 +207,8 @@ class AvilaDiffusion:
         negative_prompt: str | None = None,
         **options: Unpack[SizedOptions],
     ) -> GenerateResult:
-        """Paint a part of a picture anew: what is white in the mask. The rest comes back byte for byte."""
+        """Paint a part of a picture anew: what is white in the mask. The rest comes back byte for byte, where the picture keeps
+        its size or inpaint_area is "masked"."""
         return self.text_to_image(prompt, negative_prompt, image=image, mask=mask, **options)
 
     def generate(

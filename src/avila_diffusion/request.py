@@ -393,7 +393,7 @@ class GenerateRequest:
 
 
 def _picture(name: str, value: Any) -> Picture:
-    return Picture.from_json(value) if isinstance(value, Mapping) else Picture.of(value, name)
+    return Picture.from_json(value, name) if isinstance(value, Mapping) else Picture.of(value, name)
 
 
 def _check_area(width: int | None, height: int | None) -> None:

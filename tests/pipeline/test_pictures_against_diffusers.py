@@ -27,7 +27,6 @@ from torch import Tensor
 
 from avila_diffusion.pipeline import begin as begin_module
 from avila_diffusion.pipeline import plan as plan_module
-from avila_diffusion.pipeline import run as run_module
 from avila_diffusion.pipeline.engine import ModelEngine
 from avila_diffusion.pipeline.latents import from_vae
 from avila_diffusion.request import GenerateRequest
@@ -191,7 +190,7 @@ def test_inpainting_with_any_model(make_engine: Any, reference: Any, latents_of:
 def unblended(monkeypatch: pytest.MonkeyPatch) -> None:
     """Inpainting models without AUTOMATIC1111's blending on top, as diffusers runs them."""
     monkeypatch.setattr(plan_module.Plan, "masked", lambda self, denoise, begin, noise: denoise)
-    monkeypatch.setattr(run_module, "blend", lambda painted, latent, keep: painted)
+    monkeypatch.setattr(plan_module.Plan, "finished", lambda self, latent, begin: latent)
 
 
 def test_an_inpainting_model(

@@ -83,7 +83,7 @@ class Beginning:
         painted = torch.ones(1, 1, *picture.shape[2:])
         if self.inputs.mask is not None:
             painted = torch.from_numpy(self.inputs.mask.astype(np.float32) / 255)[None, None]
-            if not self.request.mask_soft:
+            if not self.request.mask_soft or self.request.compat == "comfyui":
                 painted = painted.round()
         return self.encode(picture * (1 - weight * painted))
 
@@ -112,7 +112,7 @@ class Beginning:
         if mask is None:
             return torch.ones(1, 1, *self.size).to(self.like)
         if self.request.compat == "comfyui":
-            return _latent_mask(mask, self.size, self.request).to(self.like)
+            return _latent_mask(mask, self.size, self.request).round().to(self.like)
         whole = torch.from_numpy(mask.astype(np.float32) / 255)[None, None]
         whole = whole if self.request.mask_soft else whole.round()
         return F.interpolate(whole, size=self.size).to(self.like)

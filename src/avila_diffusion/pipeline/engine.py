@@ -104,6 +104,12 @@ class ModelEngine:
                     f"{self.name} is a {variant} model and follows a picture beside the text; "
                     f"give {field_}, or take a base model"
                 )
+        smallest = spec.vae.scale
+        if request.image is not None and request.resize_mode == "latent" and min(request.image.size) < smallest:
+            raise RequestError(
+                f"the image is {'x'.join(map(str, request.image.size))}; resize_mode latent encodes it as it is, which takes "
+                f"{smallest} pixels a side at least: take another resize_mode"
+            )
         if request.refiner_switch is not None and self.refiner is None:
             raise RequestError(
                 "refiner_switch needs a refiner; load the model with refiner=FILE, or leave refiner_switch out"
@@ -112,6 +118,8 @@ class ModelEngine:
         for one in passes:
             self.rack.use(self.loras(one))
         self.read(passes)
+        if any(one.plan.edits and len(self._prompts(one).positive) > 1 for one in passes):
+            raise RequestError("instruct-pix2pix models take one prompt; leave out AND")
         if self.memory.limit is not None:
             choose_way(self, request)
         if request.rng == "gpu":

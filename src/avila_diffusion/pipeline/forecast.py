@@ -26,7 +26,7 @@ from ..models.text_keys import TextKeys
 from ..models.twin import twin
 from ..request import GenerateRequest
 from ..sampling.guidance import Call
-from .passes import Pass, is_latent
+from .passes import Pass, enlarged, is_latent
 from .plan import Plan
 
 if TYPE_CHECKING:
@@ -161,10 +161,16 @@ class Outlook:
         height, width = (scale * side for side in self.latent)
         if request.image is not None and request.resize_mode == "latent":
             return request.image.size[::-1]
-        by_picture = request.hires and not is_latent(request)
-        if request.image is None and not by_picture and self.engine.model.spec.variant != "inpainting":
+        if self._drawn_between:  # before it is cut
+            return enlarged(request)[::-1]
+        if request.image is None and self.engine.model.spec.variant != "inpainting":
             return None
         return height, width
+
+    @property
+    def _drawn_between(self) -> bool:
+        """Whether the first pass' picture is drawn, and encoded again for the second."""
+        return self.request.hires and not is_latent(self.request)
 
     @property
     def encoding(self) -> int:
@@ -204,7 +210,9 @@ class Outlook:
         if self.encoded is not None:
             stage = _encoded(engine, self.encoded)
             encode = rate.seconds(stage.work)
-            grown = max(grown, stage.held + (last.kept if kept is None else 0) if encode_room is None else 0)
+            if self._drawn_between:
+                encode = pictures * (encode + rate.seconds(seen[0].decode.work))
+            grown = max(grown, stage.held + last.kept if encode_room is None else encode_room + BAND_SCRATCH)
         grown = max(grown, last.kept + self.beside)
         # A run that is not told how much it may hold is not rehearsed.
         base = self.base - (self.of_rehearsing if engine.memory.limit is None else 0)
@@ -246,7 +254,7 @@ def _by_kernels(engine: ModelEngine) -> bool:
 
 def _calls(plan: Plan, texts: _Texts) -> tuple[int, int]:
     """Of a picture: (calls that look at the negative prompt, calls that do not)."""
-    total = plan.calls or plan.counted
+    total = plan.counted if plan.calls is None else plan.calls
     if texts.negative is None:
         return total, 0
     steps, nothing = len(plan.sigmas) - 1, torch.empty(0)
@@ -261,12 +269,13 @@ def _calls(plan: Plan, texts: _Texts) -> tuple[int, int]:
 @dataclass(frozen=True)
 class _Texts:
     """What enters of the prompts. positive: tokens of each part's context. negative: likewise, None where it is not looked at.
-    chunks: runs of the text towers.
+    chunks: runs of the text towers. edits: the negative prompt is looked at with the picture and without it.
     """
 
     positive: tuple[int, ...]
     negative: int | None
     chunks: int
+    edits: bool = False
 
     @classmethod
     def of(cls, engine: ModelEngine, one: Pass) -> _Texts:
@@ -275,12 +284,13 @@ class _Texts:
         positive, negative = prompts
         longest = max(max(part) for part in positive)
         runs = sum(map(sum, positive)) + (0 if negative is None else sum(negative))
-        return cls((longest * length,) * len(positive), None if negative is None else max(negative) * length, runs)
+        opposite = None if negative is None else max(negative) * length
+        return cls((longest * length,) * len(positive), opposite, runs, one.plan.edits)
 
     @property
     def batches(self) -> tuple[tuple[int, int], ...]:
         """(rows, tokens) of the network's calls for a guided step; contexts of one length are one batch."""
-        tokens = [*self.positive, *([] if self.negative is None else [self.negative])]
+        tokens = [*self.positive, *([] if self.negative is None else [self.negative] * (1 + self.edits))]
         return tuple((count, length) for length, count in Counter(tokens).items())
 
 
@@ -337,7 +347,7 @@ def _rehearse(engine: ModelEngine, texts: _Texts, latent: tuple[int, int], kept:
             for _ in range(texts.chunks):
                 tower(tokens, dtype=policy.text, skip=told.skip, final_norm=told.final_norm, pooled=told.pooled)
         text = rehearsal.mark()
-        step_of = _Steps(engine, unet, latent)
+        step_of = _Steps(engine, unet, latent, texts.edits)
         contexts = step_of.contexts(texts.batches)
         step_of(contexts)
         first = rehearsal.mark()
@@ -374,12 +384,13 @@ _known_encodings: dict[object, Stage] = {}
 class _Steps:
     """Calls of a UNet's twin, with inputs of the shapes that `Denoiser` gives it."""
 
-    def __init__(self, engine: ModelEngine, unet: Any, latent: tuple[int, int]) -> None:
+    def __init__(self, engine: ModelEngine, unet: Any, latent: tuple[int, int], apart: bool) -> None:
+        """apart: the rows of a call have other latents each, with what is joined to them."""
         self.config, self.dtype = engine.model.spec.unet, engine.policy.unet
-        self.unet, self.size, self.keys = unet, latent, TextKeys()
+        self.unet, self.size, self.apart, self.keys = unet, latent, apart, TextKeys()
 
-    def latent(self, channels: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(1, channels, *self.size, dtype=dtype, device="meta")
+    def latent(self, channels: int, dtype: torch.dtype, rows: int = 1) -> torch.Tensor:
+        return torch.empty(rows, channels, *self.size, dtype=dtype, device="meta")
 
     def contexts(self, batches: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
         width = self.config.context_channels
@@ -392,7 +403,7 @@ class _Steps:
             adm = self.config.adm_channels
             t = torch.empty(1, dtype=told, device="meta")
             self.unet(
-                self.latent(self.config.in_channels, self.dtype),
+                self.latent(self.config.in_channels, self.dtype, len(context) if self.apart else 1),
                 t,
                 context,
                 vector=None if adm is None else torch.empty(len(context), adm, dtype=self.dtype, device="meta"),

@@ -33,6 +33,8 @@ from .branch import Branch
 from .journal_file import claim, hold, not_written, open_journal
 from .records import BEGINNING, FIRST_SEAL, Record, encode, read_data, scan
 
+FIRST_PASS = "first pass"
+"""Name of the stage that the first of two passes ends in."""
 SECONDS_UNSYNCED = 2.0
 """What a power cut may cost, at most."""
 
@@ -244,17 +246,22 @@ class Journal:
         self._add({"kind": "file", "image": image, "path": str(path.absolute()), "written": written}, b"")
 
     def cut(self, at: int) -> None:
-        """Forget, for this object, all that came at step `at` of the sampler and after. For journals that are read.
+        """Forget, for this object, all that came at step `at` of the first pass' sampler and after, a second pass among it.
+        For journals that are read.
 
         Raises JournalProblem where a picture's recorded calls do not reach to that border.
         """
         for image in range(self.pictures):
+            first = self._stages.get((image, FIRST_PASS))
+            if first is not None:  # calls that are recorded behind it are the second pass'
+                self._calls[image] = [call for call in self._calls.get(image, []) if call.offset < first.offset]
+            finished = first is not None or self.finished(image)
             steps = self.steps(image)
             border = next((number for number, step in enumerate(steps) if step >= at), None)
             last = max(steps, default=-1) + 1
-            if self.finished(image) and at > last:
+            if finished and at > last:
                 raise JournalProblem(f"picture {image + 1} took {last} sampler steps; branch at 0 to {last}, not {at}")
-            if at and border is None and not self.finished(image):
+            if at and border is None and not finished:
                 raise JournalProblem(
                     f"picture {image + 1} is recorded up to the border of step {max(last - 1, 0)}, not of {at}; "
                     f"go on with `avila resume {self.path}` first, or branch at {max(last - 1, 0)} or before"

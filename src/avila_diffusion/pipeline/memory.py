@@ -18,6 +18,7 @@ from ..models.layers import Conv2d, Layer, keep_derived
 from ..models.plans import least_room, least_room_to_encode
 from ..options import MemoryMode
 from .forecast import BAND_SCRATCH, Forecast, Outlook
+from .passes import enlarged
 
 if TYPE_CHECKING:
     from ..checkpoint.load import Model
@@ -84,13 +85,20 @@ def choose_way(engine: ModelEngine, request: GenerateRequest) -> Way:
         found = machine_memory()
         if found is None:
             return Way(None)
-        assert request.width is not None and request.height is not None
         left = int(SHARE * found.available) + engine.kept
-        if sum(map(most_kept, engine.models)) + SPARE + SPARE_A_PIXEL * request.width * request.height < left:
+        if sum(map(most_kept, engine.models)) + SPARE + SPARE_A_PIXEL * _most_pixels(request) < left:
             return Way(None)
         return _within(Outlook(engine, request), left, memory)
     outlook = Outlook(engine, request)
     return _within(outlook, int(CERTAIN * limit) - outlook.base, memory)
+
+
+def _most_pixels(request: GenerateRequest) -> int:
+    """Of the largest picture that a resolved request encodes or decodes, at the size that is asked for."""
+    assert request.width is not None and request.height is not None
+    width, height = enlarged(request) if request.hires else (request.width, request.height)
+    given = request.image.size if request.image is not None and request.resize_mode == "latent" else (0, 0)
+    return max(width * height, given[0] * given[1])
 
 
 def _within(outlook: Outlook, room: int, memory: Memory) -> Way:

@@ -13,7 +13,8 @@ from ..errors import RequestError
 from ..images import check_model_size
 from ..limits import LATENT_UPSCALERS, MAX_PIXELS, MAX_SIDE
 from ..request import GenerateRequest
-from ..sampling.names import resolve_sampler, resolve_schedule
+from ..sampling.grids import GRIDS
+from ..sampling.names import SamplerInfo, resolve_sampler, resolve_schedule
 from ..sampling.tables import NoiseTable
 from .plan import Plan, make_plan
 
@@ -53,8 +54,7 @@ def _second(request: GenerateRequest, scale: int) -> tuple[GenerateRequest, tupl
     check_model_size(size[1] * scale, size[0] * scale)
     sampler, joint = (None, None) if request.hires_sampler is None else resolve_sampler(request.hires_sampler)
     schedule = request.schedule if joint is None else joint.name
-    # The options of the first sampler mean another thing to a second one.
-    own: dict[str, Any] = {} if sampler is None or sampler.name == request.sampler else dict.fromkeys(_OPTIONS)
+    own: dict[str, Any] = {} if sampler is None else dict.fromkeys(_foreign(sampler, request))
     second = replace(
         request,
         **own,
@@ -74,6 +74,14 @@ def _second(request: GenerateRequest, scale: int) -> tuple[GenerateRequest, tupl
         hires_height=None,
     )
     return second, size
+
+
+def _foreign(sampler: SamplerInfo, request: GenerateRequest) -> list[str]:
+    """The options of the first pass' sampler that mean nothing to the second one's. AUTOMATIC1111 keeps the eta of samplers
+    that walk timesteps apart from that of all others."""
+    first, _ = resolve_sampler(request.sampler)
+    another_eta = (first.grid in GRIDS) != (sampler.grid in GRIDS)
+    return [name for name in _OPTIONS if name not in sampler.options or (name == "eta" and another_eta)]
 
 
 _OPTIONS = ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise")
@@ -109,7 +117,9 @@ def enlarge(latent: Tensor, request: GenerateRequest, scale: int) -> Tensor:
     """The first pass' latent at the size of `enlarged`."""
     mode, smooth = LATENT_UPSCALERS[request.hires_upscaler]
     width, height = enlarged(request)
-    return F.interpolate(latent, size=(height // scale, width // scale), mode=mode, antialias=smooth)
+    # On the processor: MPS cannot smooth, and so the numbers are the same everywhere.
+    size = height // scale, width // scale
+    return F.interpolate(latent.cpu(), size=size, mode=mode, antialias=smooth).to(latent)
 
 
 def cropped(latent: Tensor, size: tuple[int, int]) -> Tensor:

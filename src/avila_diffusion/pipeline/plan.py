@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config import ModelSpec, Variant
 from ..errors import RequestError
 from ..request import GenerateRequest
-from ..sampling.blending import blend_after, blend_before, blend_renoised
+from ..sampling.blending import blend, blend_after, blend_before, blend_renoised
 from ..sampling.denoiser import Denoiser
 from ..sampling.grids import GRIDS, unipc_image_grid
 from ..sampling.guidance import Call, Denoise, Denoised, Guidance, guide, guide_edit
@@ -30,6 +30,11 @@ from .prompts import Conditions
 def numbers_of(request: GenerateRequest) -> Literal["a1111", "comfyui"]:
     """Whose noise, schedules and starts hold. The diffusers dialect is one of prompts; its numbers are AUTOMATIC1111's."""
     return "comfyui" if request.compat == "comfyui" else "a1111"
+
+
+def edits(request: GenerateRequest, variant: Variant) -> bool:
+    """Whether the guidance of a request is that by text and by picture; variant: of the model."""
+    return variant == "pix2pix" and request.image_guidance_scale != 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +65,12 @@ class Plan:
     def unguided(self) -> bool:
         """Whether the negative prompt is never looked at."""
         scales = self.guidance.scales or (self.guidance.scale,)
-        by_picture = self.variant == "pix2pix" and self.request.image_guidance_scale != 1
-        return not self.sampler.uncond and not by_picture and all(scale == 1 for scale in scales)
+        return not self.sampler.uncond and not self.edits and all(scale == 1 for scale in scales)
+
+    @property
+    def edits(self) -> bool:
+        """Whether the picture guides beside the text, as instruct-pix2pix models have it."""
+        return edits(self.request, self.variant)
 
     @property
     def counted(self) -> int:
@@ -89,9 +98,7 @@ class Plan:
                 conds = tuple(replace(cond, concat=begin.concat) for cond in conds)
                 uncond = None if uncond is None else replace(uncond, concat=begin.concat)
             scale = self.request.image_guidance_scale
-            if self.variant == "pix2pix" and uncond is not None and scale != 1:
-                if len(conds) > 1:
-                    raise RequestError("instruct-pix2pix models take one prompt; leave out AND")
+            if self.edits and uncond is not None:
                 return guide_edit(asked, conds[0], uncond, self.guidance, scale, steps=steps, calls=self.shared)(call)
             return guide(asked, conds, uncond, self.guidance, steps=steps, calls=self.shared)(call)
 
@@ -105,6 +112,13 @@ class Plan:
             return blend_renoised(denoise, begin.latent, begin.keep, noise)
         blended = blend_before if self.sampler.grid in GRIDS else blend_after
         return blended(denoise, begin.latent, begin.keep)
+
+    def finished(self, latent: Tensor, begin: Begin) -> Tensor:
+        """A finished latent, with what is to be kept as it was. ComfyUI's samplers end with that, and it is not mixed with
+        what is half painted once more."""
+        if begin.latent is None or begin.keep is None or numbers_of(self.request) == "comfyui":
+            return latent
+        return blend(latent, begin.latent, begin.keep)
 
     @property
     def _consistency(self) -> bool:
@@ -205,7 +219,7 @@ def make_plan(
         start=request.guidance_start,
         stop=request.guidance_stop,
         skip_early=request.skip_early,
-        ngms=request.ngms,
+        ngms=0.0 if edits(request, spec.variant) else request.ngms,  # which AUTOMATIC1111 does not heed there
         ngms_all=request.ngms_all,
         ngms_level=partial(_timestep, table) if _asks_by_timestep(sampler, request) else None,
     )

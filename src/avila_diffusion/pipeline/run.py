@@ -22,13 +22,13 @@ from ..models.layers import keep_derived, release
 from ..models.vae import LatentDistribution
 from ..request import GenerateRequest
 from ..result import GenerateResult, Progress
-from ..sampling.blending import blend
 from ..sampling.guidance import Call, Denoise, Denoised
 from ..sampling.noise import ImageNoise, noise_source
 from .begin import Begin, Beginning, as_picture
 from .branch import switch
 from .driver import Step, check, drive
 from .inputs import Inputs, Pixels, read_inputs
+from .journal import FIRST_PASS
 from .latents import decode, encode, from_vae, to_pixels
 from .ledger import Ledger, once
 from .loras import lora_hashes
@@ -139,10 +139,9 @@ class Run:
                 assert latent is not None
                 begin = self._second(index, one, noise, latent)
             latent, made = yield from self._sample(one, index, noise, begin, prepare[number], calls)
-            if begin.latent is not None and begin.keep is not None:
-                latent = blend(latent, begin.latent, begin.keep)
+            latent = one.plan.finished(latent, begin)
             calls += made
-            self.ledger.keep(index, "latent" if one is self.passes[-1] else "first pass", latent)
+            self.ledger.keep(index, "latent" if one is self.passes[-1] else FIRST_PASS, latent)
         assert latent is not None
         return latent
 
@@ -172,8 +171,9 @@ class Run:
             return cropped(from_vae(z, self.spec.latent).to(self._like), one.size)
 
         start = self.ledger.stage(index, SECOND, make).to(self._like)
-        hidden = Beginning(self.spec, one.request, None, one.size, self._like, self._encode)
-        return Begin(start, concat=hidden.of(noise, noise_source("nv", 0)).concat)
+        shown = None if self._inputs is None else Inputs(None, depth=self._inputs.depth)
+        beside = Beginning(self.spec, one.request, shown, one.size, self._like, self._encode)
+        return Begin(start, concat=beside.of(noise, noise_source("nv", 0)).concat)
 
     def _sample(
         self,

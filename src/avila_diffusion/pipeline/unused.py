@@ -12,6 +12,7 @@ from ..config import Variant
 from ..request import GenerateRequest
 from ..sampling.names import SCHEDULES, SamplerInfo, ScheduleInfo, resolve_sampler, resolve_schedule
 from ..sampling.restarts import FEWEST
+from .plan import edits
 
 LEVELS = ("rho", "sigma_min", "sigma_max")
 IMAGE = ("outpaint", "exact_steps", "noise_multiplier", "resize_mode")
@@ -41,7 +42,7 @@ def unused(request: GenerateRequest, *, guided: bool, variant: Variant = "base")
     return (
         *_noise(request, sampler),
         *_levels(request, sampler, schedule),
-        *_guidance(request, guided),
+        *_guidance(request, guided, variant),
         *_pictures(request, variant),
     )
 
@@ -93,7 +94,9 @@ def _levels(request: GenerateRequest, sampler: SamplerInfo, schedule: ScheduleIn
         yield f"{_listed(idle)} not used; the schedule {schedule.name} {takes}"
 
 
-def _guidance(request: GenerateRequest, guided: bool) -> Iterator[str]:
+def _guidance(request: GenerateRequest, guided: bool, variant: Variant) -> Iterator[str]:
+    if edits(request, variant) and request.ngms:
+        yield "ngms was not used; with image_guidance_scale the negative prompt is looked at in every call"
     if request.ngms_all and not request.ngms:
         yield "ngms_all was not used; ngms is 0"
     scales = len(request.guidance_list or ())

@@ -136,6 +136,8 @@ def _given(levels: tuple[float, ...]) -> Tensor:
 def calls(sampler: SamplerInfo, sigmas: Tensor) -> int | None:
     """Model calls of a run over these levels at the sampler's default options, None where only the run can tell."""
     steps = len(sigmas) - 1
+    if steps < 1:
+        return 0
     if sampler.calls == "adaptive":
         return None
     if sampler.calls == "restart":
