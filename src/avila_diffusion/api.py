@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 from .errors import AvilaError, Cancelled, JournalProblem, RequestError
-from .given import LoraGiven, PictureGiven, absolute, bytes_of, checked_share, folders_of
+from .given import LoraGiven, PictureGiven, absolute, bytes_of, check_given, checked_share, folders_of
 from .loading import loading, path_of, read_model, read_preview_decoder, read_refiner, recommended, tell_loras
 from .options import GenerateOptions, MemoryMode, PictureOptions, SizedOptions
 from .request import GenerateRequest
@@ -197,6 +197,7 @@ class AvilaDiffusion:
     ) -> GenerateResult:
         """Make pictures that begin with another one, noised by `strength`. image: a path, the bytes of a file, an array, a
         Pillow image or one of ours. Options are those of `text_to_image`; width and height are by default the picture's."""
+        check_given(image=image)
         return self.text_to_image(prompt, negative_prompt, image=image, **options)
 
     def inpaint(
@@ -209,6 +210,7 @@ class AvilaDiffusion:
     ) -> GenerateResult:
         """Paint a part of a picture anew: what is white in the mask. The rest comes back byte for byte, where the picture keeps
         its size or inpaint_area is "masked"."""
+        check_given(image=image, mask=mask)
         return self.text_to_image(prompt, negative_prompt, image=image, mask=mask, **options)
 
     def generate(

@@ -36,6 +36,14 @@ MOST_MEMORY = 10**15
 """Bytes; no machine has as many."""
 
 
+def check_given(**pictures: object) -> None:
+    """Raises RequestError for a picture that is None, as what reads one returns where there is none: without it the run would
+    be another one."""
+    for name, picture in pictures.items():
+        if picture is None:
+            raise RequestError(f"{name} is None; give a path, the bytes of a file, an image or an array of pixels")
+
+
 def absolute(place: Any) -> Any:
     """Paths as texts that mean the same from every current folder; in lists and pairs too."""
     if isinstance(place, list | tuple):

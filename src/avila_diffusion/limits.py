@@ -25,6 +25,9 @@ EMPHASES: dict[str, str] = {
     "None": "brackets and BREAK are words like others",
 }
 
+LATENT_CELL = 8
+"""Pixels of a picture's side that one of its latent stands for: of a picture that is encoded as it is, the least."""
+
 RESIZE_MODES: dict[str, str] = {
     "resize": "to the size asked for, whatever the proportions",
     "crop": "to cover it; what is over is cut off",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import WeightMismatch
+from .errors import MissingPart, WeightMismatch
 from .given import LoraGiven, absolute, loras_of, name_of
 
 if TYPE_CHECKING:
@@ -102,7 +102,11 @@ def read_refiner(
 
     if path is None:
         return None
-    model = load_model(find_model(name_of("a refiner", path)), mapped=mapped)
+    file = find_model(name_of("a refiner", path))
+    try:
+        model = load_model(file, mapped=mapped)
+    except MissingPart:  # it draws nothing itself: where it has no VAE, it need not be given one
+        model = load_model(file, vae=base.vae_path or base.path, mapped=mapped)
     ours, its = base.spec, model.spec
     if (
         its.latent_space != ours.latent_space

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from .errors import RequestError
 from .limits import (
     CHOICES,
+    LATENT_CELL,
     MAX_BATCH,
     MAX_GUIDANCE,
     MAX_OUTPAINT,
@@ -288,6 +289,11 @@ class GenerateRequest:
             raise RequestError("mask needs a picture to be painted into; give image too, or leave out mask")
         if self.masked and self.resize_mode == "latent":
             raise RequestError("resize_mode latent has no picture at its new size to mask; take another resize_mode")
+        if self.image is not None and self.resize_mode == "latent" and min(self.image.size) < LATENT_CELL:
+            raise RequestError(
+                f"image is {'x'.join(map(str, self.image.size))}, and resize_mode latent encodes it as it is, from "
+                f"{LATENT_CELL}x{LATENT_CELL} on; give a larger picture, or take another resize_mode"
+            )
         if self.hires_scale is not None and (self.hires_width is not None or self.hires_height is not None):
             raise RequestError("hires_scale and hires_width or hires_height are two sizes; give one of the two")
         if self.hires and self.image is not None:

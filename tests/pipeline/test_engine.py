@@ -23,7 +23,7 @@ from avila_diffusion.models.text_keys import TextKeys
 from avila_diffusion.pipeline import engine as engine_module
 from avila_diffusion.pipeline import plan as plan_module
 from avila_diffusion.pipeline.engine import ModelEngine
-from avila_diffusion.pipeline.latents import Pixels, draw_preview
+from avila_diffusion.pipeline.latents import draw_preview
 from avila_diffusion.request import GenerateRequest
 from avila_diffusion.result import GenerateResult, Progress
 from avila_diffusion.sampling.names import SAMPLERS, resolve_schedule

@@ -58,6 +58,7 @@ class Run:
         self.drawn = engine.drawn(request)
         self.passes = engine.passes(request)
         self.way = Way(None)
+        self.refined = None if engine.refiner is None else False
 
     def events(self, *, asked: GenerateRequest) -> Iterator[Progress | GenerateResult]:
         """Progress, the result last. asked: the request before it was resolved, for what of it was not used."""
@@ -92,7 +93,7 @@ class Run:
             seconds=time.perf_counter() - began,
             report=engine.model.report,
             drawn_at=None if self.drawn == request else (self.drawn.width or 0, self.drawn.height or 0),
-            notes=(*notes, *unused(asked, guided=guided, variant=self.spec.variant)),
+            notes=(*notes, *unused(asked, guided=guided, variant=self.spec.variant, refined=self.refined)),
         )
 
     def _conditioned(self, one: Pass, *, last: bool) -> Callable[[], Callable[[Begin], Denoise]]:
@@ -211,6 +212,8 @@ class Run:
                 if not isinstance(event, Step):
                     return event, made
                 made = event.number
+                if event.call.refined:
+                    self.refined = True
                 yield Progress(
                     stage="sample",
                     image=index,

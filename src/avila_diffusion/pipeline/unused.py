@@ -10,6 +10,7 @@ from dataclasses import fields
 
 from ..config import Variant
 from ..request import GenerateRequest
+from ..sampling.grids import GRIDS
 from ..sampling.names import SCHEDULES, SamplerInfo, ScheduleInfo, resolve_sampler, resolve_schedule
 from ..sampling.restarts import FEWEST
 from .plan import edits
@@ -29,11 +30,13 @@ HIRES = (
 GUIDED = ("guidance_rescale", "skip_early", "ngms")
 
 
-def unused(request: GenerateRequest, *, guided: bool, variant: Variant = "base") -> tuple[str, ...]:
+def unused(
+    request: GenerateRequest, *, guided: bool, variant: Variant = "base", refined: bool | None = None
+) -> tuple[str, ...]:
     """One line for each field, or kin of fields, that a request sets and its run does not look at.
 
     request: as it was asked for; resolved ones have lost some. guided: whether the negative prompt is looked at.
-    variant: of the model.
+    variant: of the model. refined: whether a refiner was asked, None where there is none.
     """
     sampler, joint = resolve_sampler(request.sampler)
     schedule = resolve_schedule(request.schedule)
@@ -44,6 +47,8 @@ def unused(request: GenerateRequest, *, guided: bool, variant: Variant = "base")
         *_levels(request, sampler, schedule),
         *_guidance(request, guided, variant),
         *_pictures(request, variant),
+        *_second_pass(request, sampler),
+        *_refiner(request, refined),
     )
 
 
@@ -78,7 +83,9 @@ def _noiseless(request: GenerateRequest, sampler: SamplerInfo) -> str | None:
 
 def _levels(request: GenerateRequest, sampler: SamplerInfo, schedule: ScheduleInfo) -> Iterator[str]:
     asked = [name for name in LEVELS if getattr(request, name) is not None]
-    if sampler.grid != "schedule" and request.compat != "comfyui":
+    # DPM fast and DPM adaptive run over the chosen schedule where they begin with a picture.
+    itself = sampler.grid in GRIDS or (sampler.grid != "schedule" and request.image is None)
+    if itself and request.compat != "comfyui":
         if schedule.key != "automatic":
             asked.insert(0, f"schedule {schedule.name}")
         if asked:
@@ -127,6 +134,8 @@ def _pictures(request: GenerateRequest, variant: Variant) -> Iterator[str]:
         yield from idle(MASK, "there is no mask")
     elif request.inpaint_area == "whole":
         yield from idle(("mask_padding",), "the whole picture is drawn")
+    else:
+        yield from idle(("resize_mode",), "what is masked is cut out in the proportions that are drawn")
     if request.mask is None:
         yield from idle(("mask_invert",), "there is no mask")
     if not request.hires:
@@ -137,6 +146,22 @@ def _pictures(request: GenerateRequest, variant: Variant) -> Iterator[str]:
         yield from idle(("image_guidance_scale",), "the model is not of the instruct-pix2pix kind")
     if variant != "inpainting":
         yield from idle(("mask_weight",), "the model is not an inpainting model")
+
+
+def _second_pass(request: GenerateRequest, first: SamplerInfo) -> Iterator[str]:
+    """hires_schedule, where the second pass' sampler has a grid of its own. `_levels` speaks of the first pass."""
+    if not request.hires or request.hires_schedule is None or request.compat == "comfyui":
+        return
+    sampler = first if request.hires_sampler is None else resolve_sampler(request.hires_sampler)[0]
+    if sampler.grid in GRIDS and resolve_schedule(request.hires_schedule).key != "automatic":
+        yield f"hires_schedule was not used; {sampler.name} chooses its noise levels itself"
+
+
+def _refiner(request: GenerateRequest, refined: bool | None) -> Iterator[str]:
+    if refined is None and request.refiner_by != "timestep":
+        yield "refiner_by was not used, because there is no refiner"
+    if refined is False:
+        yield "the refiner was not used; the last call came before refiner_switch"
 
 
 def _listed(names: list[str]) -> str:
