@@ -25,6 +25,7 @@ DOWN, UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 FOUR = {"block_out_channels": (320, 640, 1280, 1280)}
 UNETS: dict[str, dict[str, Any]] = {
     "sd1": {**FOUR, "cross_attention_dim": 768, "attention_head_dim": 8},
+    "sd1_inpainting": {**FOUR, "in_channels": 9, "cross_attention_dim": 768, "attention_head_dim": 8},
     "sd2": {
         **FOUR,
         "cross_attention_dim": 1024,
@@ -56,10 +57,17 @@ UNETS: dict[str, dict[str, Any]] = {
         "projection_class_embeddings_input_dim": 2560,
     },
 }
+TOWERS = {
+    "sd1": {"l": "cond_stage_model.transformer."},
+    "sd1_inpainting": {"l": "cond_stage_model.transformer."},
+    "sd2": {"h": "cond_stage_model.model."},
+    "sdxl_base": {"l": "conditioner.embedders.0.transformer.", "g": "conditioner.embedders.1.model."},
+    "sdxl_refiner": {"g": "conditioner.embedders.0.model."},
+}
 WIDTHS = {"l": (768, 12, 12, "quick_gelu"), "h": (1024, 24, 16, "gelu"), "g": (1280, 32, 20, "gelu")}
 
 
-def _read(path: str, prefix: str) -> dict[str, Tensor]:
+def read(path: str, prefix: str) -> dict[str, Tensor]:
     with safe_open(path, "pt") as file:
         return {
             name.removeprefix(prefix): file.get_tensor(name).float()
@@ -77,17 +85,20 @@ def _fill(model: Any, state: dict[str, Tensor], names: dict[str, str]) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def run_unet(family: str, path: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def make_unet(family: str, path: str) -> Any:
     with torch.device("meta"):
         model: Any = UNet2DConditionModel(**UNETS[family])
-    _fill(model, _read(path, "model.diffusion_model."), unet_from_diffusers(model.state_dict()))
-    extra = {}
+    return _fill(model, read(path, "model.diffusion_model."), unet_from_diffusers(model.state_dict()))
+
+
+def run_unet(family: str, path: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    model, extra = make_unet(family, path), {}
     if "ids" in inputs:
         extra["added_cond_kwargs"] = {"text_embeds": inputs["pooled"], "time_ids": inputs["ids"]}
     return {"unet": model(inputs["x"], inputs["t"], inputs["context"], **extra).sample}
 
 
-def run_vae(family: str, path: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def make_vae(path: str) -> Any:
     model: Any = AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),
         layers_per_block=2,
@@ -95,7 +106,11 @@ def run_vae(family: str, path: str, inputs: dict[str, Tensor]) -> dict[str, Tens
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
     )
-    _fill(model, _read(path, "first_stage_model."), vae_from_diffusers(model.state_dict()))
+    return _fill(model, read(path, "first_stage_model."), vae_from_diffusers(model.state_dict()))
+
+
+def run_vae(family: str, path: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    model = make_vae(path)
     moments = model.encode(inputs["picture"]).latent_dist
     return {"decoded": model.decode(inputs["z"]).sample, "mean": moments.mean, "logvar": moments.logvar}
 
@@ -150,15 +165,9 @@ def _transformers_names(state: dict[str, Tensor], layers: int) -> dict[str, Tens
 
 
 def run_text(family: str, path: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    prefixes = {
-        "sd1": {"l": "cond_stage_model.transformer."},
-        "sd2": {"h": "cond_stage_model.model."},
-        "sdxl_base": {"l": "conditioner.embedders.0.transformer.", "g": "conditioner.embedders.1.model."},
-        "sdxl_refiner": {"g": "conditioner.embedders.0.model."},
-    }[family]
     outputs = {}
-    for kind, prefix in prefixes.items():
-        for name, tensor in run_tower(kind, _read(path, prefix), inputs["tokens"]).items():
+    for kind, prefix in TOWERS[family].items():
+        for name, tensor in run_tower(kind, read(path, prefix), inputs["tokens"]).items():
             outputs[f"{kind}.{name}"] = tensor
     return outputs
 
