@@ -286,7 +286,7 @@ NAN, INFINITE = numpy.full((4, 4), numpy.nan), numpy.full((4, 4, 3), numpy.inf)
         (PIL.Image.new("RGB", (0, 5)), "is 0x5"),
         (b"", "is not a PNG, JPEG, WebP, AVIF or GIF picture"),
         (b"hello", "is not a PNG"),
-        ("", r"\. cannot be read"),
+        ("", "is an empty name; give the path of a picture"),
         ("none.png", r"none\.png cannot be read \(No such file"),
         (Path("no\nsuch.png"), r"no such\.png cannot be read"),
         ("a\0.png", r"a \.png cannot be read \(embedded null"),

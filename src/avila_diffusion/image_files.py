@@ -117,7 +117,7 @@ def check_size(size: tuple[int, int], name: str) -> None:
         raise FileProblem(f"{name} is {width}x{height}, without a pixel; give another picture")
     if width * height > MAX_READ_PIXELS:
         most = f"{MAX_READ_PIXELS / 1e6:.1f} million pixels"
-        raise FileProblem(f"{name} is {width}x{height}; pictures of up to {most} are read")
+        raise FileProblem(f"{name} is {width}x{height}; pictures of up to {most} are read, make it smaller")
 
 
 def upright_size(data: bytes, name: str) -> tuple[int, int]:

@@ -68,7 +68,9 @@ class Picture:
         if isinstance(value, str | os.PathLike):
             from .image_files import file_content
 
-            path = Path(os.fsdecode(value))
+            if not (name := os.fsdecode(value)):
+                raise RequestError(f"{what} is an empty name; give the path of a picture")
+            path = Path(name)
             picture = cls(file_content(path, f"{what} {_one_line(str(path))}", MAX_BYTES), path.name)
         elif isinstance(value, bytes | bytearray | memoryview):
             if len(value) > MAX_BYTES:

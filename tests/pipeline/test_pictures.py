@@ -18,7 +18,7 @@ from avila_diffusion.pipeline import begin as begin_module
 from avila_diffusion.pipeline.engine import ModelEngine
 from avila_diffusion.request import GenerateRequest
 from avila_diffusion.result import GenerateResult, Progress
-from avila_diffusion.sampling.noise import PhiloxSource
+from avila_diffusion.sampling.noise import ImageNoise, PhiloxSource
 
 Finish = Callable[[Iterator[Progress | GenerateResult]], GenerateResult]
 Latents = Callable[[ModelEngine, GenerateRequest], list[Tensor]]
@@ -59,6 +59,21 @@ def test_exact_steps_and_comfyui_run_them_all(make_engine: Any) -> None:
     assert not calls_of(engine, asked(image=photo(), strength=0.0, compat="comfyui"))
     with pytest.raises(RequestError, match="strength above 0"):
         engine.accept(asked(image=photo(), strength=0.0, exact_steps=True))
+
+
+@pytest.mark.parametrize("sampler", ["DDIM", "UniPC", "PLMS"])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_no_steps_of_samplers_that_walk_timesteps(
+    sampler: str, steps: int, make_engine: Any, latents_of: Latents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At strength 0 they give the picture back with a trace of noise."""
+    monkeypatch.setattr(ImageNoise, "encoding", lambda self: None)
+    engine = make_engine()
+    asking = asked(image=photo(), strength=0.0, sampler=sampler, steps=steps)
+    assert not calls_of(engine, asking)
+    (latent,) = latents_of(engine, asking)
+    (plain,) = latents_of(engine, replace(asking, compat="comfyui", sampler="Euler"))
+    assert 0 < float((latent - plain).abs().max()) < 0.2
 
 
 @pytest.mark.parametrize("sampler", ["Euler", "Euler a", "DPM++ 2M SDE", "LMS"])
@@ -235,8 +250,6 @@ def test_a_tiled_picture_has_no_seam(axis: str, make_engine: Any, latents_of: La
     plain = asked(tiling=axis, sampler="Euler", guidance_scale=2.0)
     (latent,) = latents_of(engine, plain)
     rolled = {"x": (3,), "y": (2,), "both": (2, 3)}[axis]
-    from avila_diffusion.sampling.noise import ImageNoise
-
     right = ImageNoise.initial
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ImageNoise, "initial", lambda self, shape: right(self, shape).roll((4,) * len(rolled), rolled))

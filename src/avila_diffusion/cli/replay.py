@@ -39,10 +39,9 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     replay.add_argument(
         "--lenient", action="store_true", help="leave out what of a LoRA does not fit the model, as `generate` does"
     )
-    for name in ("image", "mask", "depth"):
-        replay.add_argument(
-            f"--{name}", metavar="FILE", help=f"the {name} that it was made from, which it does not hold"
-        )
+    for short, name in (("-i", "image"), (None, "mask"), (None, "depth")):
+        names = [f"--{name}"] if short is None else [short, f"--{name}"]
+        replay.add_argument(*names, metavar="FILE", help=f"the {name} that it was made from, which it does not hold")
     replay.add_argument("--models-dir", metavar="DIR", help="where names of models are looked up")
     replay.add_argument("--embeddings-dir", metavar="DIR", help="textual inversions; default: in the models folders")
     replay.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps")

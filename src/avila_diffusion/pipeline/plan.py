@@ -264,7 +264,7 @@ def _walked(
     if request.sigmas is not None:
         of = steps  # those that are given are all there are
     whole = sampler_sigmas(sampler, schedule, of, table, levels, image=True)
-    if sampler.grid == "unipc" and compat != "comfyui":
+    if sampler.grid == "unipc" and compat != "comfyui" and run:
         sigmas, level = unipc_image_grid(of, run, table)
     else:
         sigmas, level = image_sigmas(sampler, whole, of, run, compat=compat)
