@@ -1,7 +1,8 @@
 """Runs that begin with pictures, and one that a refiner ends, at full width in float32 against diffusers' pipelines: final
 latents of 256x256 pictures to 1e-4 of their maximum.
 
-Run by `scripts/test --full`: about 16 GB of memory, 14 GB of disk. The figures are printed.
+Run by `scripts/test --full`: about 16 GB of memory, 14 GB of disk, some minutes a run; SDXL and its refiner a quarter of an
+hour. The figures are printed.
 """
 
 from __future__ import annotations
