@@ -113,7 +113,7 @@ def test_without_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 PHOTO = Picture.of(np.random.default_rng(1).integers(0, 256, (48, 80, 3), np.uint8), "image")
-MASK = Picture.of(np.pad(np.full((16, 16), 20, np.uint8), ((16, 16), (32, 32)), constant_values=250), "mask")
+MASK = Picture.of(np.pad(np.full((16, 16), 20, np.uint8), ((16, 16), (32, 32)), constant_values=255), "mask")
 OPTIONS: list[dict[str, Any]] = [
     {"seed": 5, "steps": 2, "sampler": "DPM2 a", "schedule": "Exponential", "guidance_scale": 2.5, "batch": 2, "count": 2,
      "clip_skip": 2, "rng": "cpu", "eta": 0.5, "ensd": 1, "sigma_min": 0.05, "sigma_max": 9.0, "s_noise": 1.01,

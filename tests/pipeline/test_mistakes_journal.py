@@ -36,10 +36,10 @@ MISTAKES = [
     ("journal.py", "        elif read_data(self._stream, known, self.path) != data:", "        elif False:"),
     ("journal.py", "if step >= at), None)", "if step > at), None)"),
     ("journal.py", "        self._stages, self._files = {}, {}\n\n    def _raw", "\n    def _raw"),
-    ("journal.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB"),
+    ("journal_file.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB"),
     ("journal.py", "return Denoised(x0.to(call.x.device), unguided)", "return Denoised(x0.to(call.x.device))"),
     ("ledger.py", "image = self.first + index\n\n        def", "image = index\n\n        def"),
-    ("ledger.py", "self.journal.keep(self.first + index,", "self.journal.keep(index,"),
+    ("ledger.py", "self.journal.keep(self.first + index, stage, tensor)", "self.journal.keep(index, stage, tensor)"),
     ("ledger.py", "call.step < self.branch.at", "call.step > self.branch.at"),
     ("branch.py", "replace(call, step=call.step + at)", "call"),
     ("branch.py", "while call.step < at:", "while call.step <= at:"),
@@ -192,7 +192,7 @@ def notice_branches(rooms: SimpleNamespace, path: Path, calls: list[Any]) -> Non
 def test_the_check_passes_on_the_package_as_it_is(
     copy: Callable[[str, str, str], SimpleNamespace], tmp_path: Path
 ) -> None:
-    check(copy("ledger.py", "made[0](call)", "made[-1](call)"), tmp_path)
+    check(copy("ledger.py", "return made[0]\n", "return made[-1]\n"), tmp_path)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="one of the mistakes is in what only Unix runs")

@@ -238,9 +238,7 @@ def test_pictures_are_encoded_as_they_are_where_they_have_a_cell(make_engine: An
         made = finish(engine.generate(asked(image=photo(*size), resize_mode="latent", steps=1)))
         assert made.to_numpy().shape == (64, 64, 3)
     for size in ((1, 1), (7, 300)):
-        with pytest.raises(
-            RequestError, match=f"image is {size[0]}x{size[1]}; resize_mode latent .* another resize_mode"
-        ):
+        with pytest.raises(RequestError, match=f"image is {size[0]}x{size[1]}, and resize_mode latent .* resize_mode"):
             engine.accept(asked(image=photo(*size), resize_mode="latent"))
 
 

@@ -163,8 +163,11 @@ def test_the_size_is_the_pictures(make_engine: Any) -> None:
 def test_the_encoders_distribution_is_drawn_from_a_stream_of_its_own(
     make_engine: Any, latents_of: Latents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = make_engine()
-    engine.model.vae.encoder.conv_out.bias.data[4:] = 1.0  # a wide distribution
+
+    def widen(state: dict[str, Tensor]) -> None:
+        state["first_stage_model.encoder.conv_out.bias"][4:] = 1.0  # a wide distribution
+
+    engine = make_engine(change=widen)
     request = asked(image=photo(), strength=0.0, sampler="Euler", guidance_scale=1.0)
     begun: list[Any] = []
     right = begin_module.Beginning.of

@@ -104,12 +104,6 @@ class ModelEngine:
                     f"{self.name} is a {variant} model and follows a picture beside the text; "
                     f"give {field_}, or take a base model"
                 )
-        smallest = spec.vae.scale
-        if request.image is not None and request.resize_mode == "latent" and min(request.image.size) < smallest:
-            raise RequestError(
-                f"the image is {'x'.join(map(str, request.image.size))}; resize_mode latent encodes it as it is, which takes "
-                f"{smallest} pixels a side at least: take another resize_mode"
-            )
         if request.refiner_switch is not None and self.refiner is None:
             raise RequestError(
                 "refiner_switch needs a refiner; load the model with refiner=FILE, or leave refiner_switch out"
