@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import contextlib
+import io
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,12 +38,19 @@ def widened(tiny_state: Callable[[str], dict[str, Tensor]], tmp_path: Path) -> C
 
 
 def run(name: str, *arguments: object, folder: Path) -> list[str]:
-    """An example's lines; one thread, networks this small only lose by a second."""
-    env = dict(os.environ, PYTHONPATH=str(ROOT / "src"), AVILA_CACHE=str(folder / "cache"), OMP_NUM_THREADS="1")
-    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, encoding="utf-8", check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+    """An example's words; in this process, where torch is loaded already."""
+    said = io.StringIO()
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.chdir(folder)
+        patch.setenv("AVILA_CACHE", str(folder / "cache"))
+        patch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        torch.set_num_threads(1)  # networks this small only lose by a second
+        try:
+            runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+        finally:
+            torch.set_num_threads(threads)
+    return said.getvalue().split()
 
 
 def pixels(path: Path) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 from avila_diffusion.cli import main
 
@@ -95,8 +96,10 @@ def test_mistakes_are_told_in_one_line(
 @pytest.fixture
 def tiny(
     tiny_checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., dict[str, Any]]:
-    """Runs `avila generate` on a tiny model; the JSON that it prints."""
+) -> Iterator[Callable[..., dict[str, Any]]]:
+    """Runs `avila generate` on a tiny model; the JSON that it prints. One thread: so small a network loses by a second."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     monkeypatch.setenv("AVILA_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
 
@@ -111,7 +114,8 @@ def tiny(
         found: dict[str, Any] = json.loads(out.getvalue())
         return found
 
-    return run
+    yield run
+    torch.set_num_threads(threads)
 
 
 def test_inpainting_from_files_and_again(tiny: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
