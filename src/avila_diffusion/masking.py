@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     Pixels = NDArray[numpy.uint8]
 
 Mode = Literal["resize", "crop", "fill"]
-Upscaler = Literal["None", "Lanczos", "Nearest"]
 
 _LANCZOS = PIL.Image.Resampling.LANCZOS
 _FILTERS = {"Lanczos": _LANCZOS, "Nearest": PIL.Image.Resampling.NEAREST}

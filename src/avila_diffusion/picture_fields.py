@@ -73,7 +73,7 @@ def refined(request: GenerateRequest, name: str | None, digest: str | None) -> d
         return {}
     values: dict[str, object] = {
         "Refiner": name if digest is None else f"{name} [{digest}]",
-        "Refiner switch at": number_text(0.8 if request.refiner_switch is None else request.refiner_switch),
+        "Refiner switch at": number_text(request.refined_from),
     }
     return values | ({"Refiner switch by sampling steps": True} if request.refiner_by == "step" else {})
 

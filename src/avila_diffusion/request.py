@@ -50,6 +50,16 @@ Tiling = Literal["none", "x", "y", "both"]
 
 PICTURES = ("image", "mask", "depth")
 """The fields that are pictures."""
+SECOND_PASS = (
+    "hires_upscaler",
+    "hires_steps",
+    "hires_sampler",
+    "hires_schedule",
+    "hires_prompt",
+    "hires_negative_prompt",
+    "hires_guidance_scale",
+)
+"""The fields that only a second pass looks at, beside its size."""
 PROMPTS = ("prompt", "negative_prompt", "hires_prompt", "hires_negative_prompt")
 
 
@@ -310,6 +320,11 @@ class GenerateRequest:
     def masked(self) -> bool:
         """Whether a part of the picture is painted and the rest is kept."""
         return self.image is not None and (self.mask is not None or self.outpaint is not None)
+
+    @property
+    def refined_from(self) -> float:
+        """The share at which a refiner takes over."""
+        return 0.8 if self.refiner_switch is None else self.refiner_switch
 
     @property
     def hires(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import RequestError
 from ..infotext import LoraUsed
-from ..request import GenerateRequest
+from ..request import SECOND_PASS, GenerateRequest
 
 _TOGETHER = (
     ("compat", "rng", "noise_batch", "noise_index"),
@@ -19,18 +19,7 @@ _TOGETHER = (
     ("sampler",),
     ("sigmas", "schedule", "steps"),
     ("guidance_start", "guidance_stop"),
-    (
-        "hires_scale",
-        "hires_width",
-        "hires_height",
-        "hires_upscaler",
-        "hires_steps",
-        "hires_sampler",
-        "hires_schedule",
-        "hires_prompt",
-        "hires_negative_prompt",
-        "hires_guidance_scale",
-    ),
+    ("hires_scale", "hires_width", "hires_height", *SECOND_PASS),
 )
 """Fields of a request that can be right or wrong only together, in the order in which they are tried."""
 

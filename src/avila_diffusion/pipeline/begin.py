@@ -57,7 +57,7 @@ class Beginning:
         draws = noise.encoding()
         latent = keep = None
         if self._picture is not None:
-            latent = from_vae(_drawn(self._picture, draws), self.spec.latent).to(self.like)
+            latent = from_vae(draw_latent(self._picture, draws), self.spec.latent).to(self.like)
             if latent.shape[2:] != self.size:
                 latent = F.interpolate(latent, size=self.size, mode="bilinear")
         if self.inputs is not None and self.inputs.mask is not None and latent is not None:
@@ -90,7 +90,7 @@ class Beginning:
     def _concat(self, draws: NoiseSource | None) -> Tensor | None:
         """What the network's further input channels are given."""
         if self.spec.variant == "inpainting":
-            hidden = from_vae(_drawn(self._hidden, draws), self.spec.latent).to(self.like)
+            hidden = from_vae(draw_latent(self._hidden, draws), self.spec.latent).to(self.like)
             if hidden.shape[2:] != self.size:
                 hidden = F.interpolate(hidden, size=self.size, mode="bilinear")
             return torch.cat([self._painted(), hidden], dim=1)
@@ -140,7 +140,8 @@ def _latent_mask(mask: Mask, size: tuple[int, int], request: GenerateRequest) ->
     return painted if request.mask_soft else painted.round()
 
 
-def _drawn(found: LatentDistribution, draws: NoiseSource | None) -> Tensor:
+def draw_latent(found: LatentDistribution, draws: NoiseSource | None) -> Tensor:
+    """A latent of what an encoder found: drawn by these numbers, its mean without them."""
     if draws is None:
         return found.mode
     return found.sample(draws.draw(tuple(found.mean.shape[1:])).unsqueeze(0).to(found.mean))

@@ -195,7 +195,7 @@ class Outlook:
             if engine.refiner is not None and one is self.passes[-1]:
                 refined = self._pass(number, kept, engine.refiner)
             guided, alone = _calls(one.plan, texts)
-            share = 0.0 if refined is None else 1 - (0.8 if request.refiner_switch is None else request.refiner_switch)
+            share = 0.0 if refined is None else 1 - request.refined_from
             for stages, part in ((found, 1 - share), (refined, share)):
                 if stages is not None:
                     each, plain = (rate.seconds(stage.work) for stage in (stages.step, stages.alone))

@@ -24,7 +24,7 @@ from ..request import GenerateRequest
 from ..result import GenerateResult, Progress
 from ..sampling.guidance import Call, Denoise, Denoised
 from ..sampling.noise import ImageNoise, noise_source
-from .begin import Begin, Beginning, as_picture
+from .begin import Begin, Beginning, as_picture, draw_latent
 from .branch import switch
 from .driver import Step, check, drive
 from .inputs import Inputs, Pixels, read_inputs
@@ -168,8 +168,7 @@ class Run:
                 return cropped(enlarge(latent, self.drawn, scale), one.size)
             pixels = upscaled(to_pixels(self._decode(latent)), *enlarged(self.drawn), self.drawn.hires_upscaler)
             found, draws = self._encode(as_picture(pixels)), noise.encoding()
-            z = found.mode if draws is None else found.sample(draws.draw(tuple(found.mean.shape[1:])).to(found.mean))
-            return cropped(from_vae(z, self.spec.latent).to(self._like), one.size)
+            return cropped(from_vae(draw_latent(found, draws), self.spec.latent).to(self._like), one.size)
 
         start = self.ledger.stage(index, SECOND, make).to(self._like)
         shown = None if self._inputs is None else Inputs(None, depth=self._inputs.depth)
@@ -194,9 +193,8 @@ class Run:
         if branch is not None and begun.sampler != one.plan.sampler:
             after = replace(one.plan, sigmas=begun.sigmas)
             run = switch(run, branch.at, begun.sigmas, partial(after.run, noise))
-        at = self.request.refiner_switch if self.request.refiner_switch is not None else 0.8
         if self.engine.refiner is not None and one is self.passes[-1]:
-            run = refining(run, one.plan, at, self.request.refiner_by)
+            run = refining(run, one.plan, self.request.refined_from, self.request.refiner_by)
 
         ready = once(lambda: one.plan.masked(prepare()(begin), begin, drawn))
 

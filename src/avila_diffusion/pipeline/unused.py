@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields
 
 from ..config import Variant
-from ..request import GenerateRequest
+from ..request import SECOND_PASS, GenerateRequest
 from ..sampling.grids import GRIDS
 from ..sampling.names import SCHEDULES, SamplerInfo, ScheduleInfo, resolve_sampler, resolve_schedule
 from ..sampling.restarts import FEWEST
@@ -18,15 +18,6 @@ from .plan import edits
 LEVELS = ("rho", "sigma_min", "sigma_max")
 IMAGE = ("outpaint", "exact_steps", "noise_multiplier", "resize_mode")
 MASK = ("mask_blur", "mask_soft", "masked_content", "inpaint_area", "mask_padding")
-HIRES = (
-    "hires_upscaler",
-    "hires_steps",
-    "hires_sampler",
-    "hires_schedule",
-    "hires_prompt",
-    "hires_negative_prompt",
-    "hires_guidance_scale",
-)
 GUIDED = ("guidance_rescale", "skip_early", "ngms")
 
 
@@ -139,7 +130,7 @@ def _pictures(request: GenerateRequest, variant: Variant) -> Iterator[str]:
     if request.mask is None:
         yield from idle(("mask_invert",), "there is no mask")
     if not request.hires:
-        yield from idle(HIRES, "there is no hires_scale, hires_width or hires_height")
+        yield from idle(SECOND_PASS, "there is no hires_scale, hires_width or hires_height")
     if variant != "depth":
         yield from idle(("depth",), "the model follows none")
     if variant != "pix2pix":
