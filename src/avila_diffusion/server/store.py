@@ -168,7 +168,9 @@ def _open(path: Path) -> sqlite3.Connection:
         path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(path, isolation_level=None, timeout=1.0, check_same_thread=True)
     except (OSError, sqlite3.Error) as error:
-        raise OutputProblem(f"{path.parent} cannot hold the server's jobs ({error}); choose another --data-dir") from None
+        raise OutputProblem(
+            f"{path.parent} cannot hold the server's jobs ({error}); choose another --data-dir"
+        ) from None
     try:
         connection.row_factory = sqlite3.Row
         # The one who writes first holds it for good: two servers on one folder would draw the same jobs.
@@ -179,7 +181,9 @@ def _open(path: Path) -> sqlite3.Connection:
         connection.execute("BEGIN IMMEDIATE")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > VERSION:
-            raise FileProblem(f"{path} was written by a newer avila (format {version}, this one knows {VERSION}); update it")
+            raise FileProblem(
+                f"{path} was written by a newer avila (format {version}, this one knows {VERSION}); update it"
+            )
         if version == 0:
             for statement in SCHEMA.split(";"):
                 connection.execute(statement)
@@ -201,5 +205,3 @@ def _told(path: Path, error: BaseException) -> BaseException:
     if "malformed" in said or "not a database" in said:
         return FileProblem(f"{path} is damaged ({said}); move it away to begin anew, its pictures stay")
     return OutputProblem(f"{path} cannot be written ({said}); free some space or choose another --data-dir")
-
-
