@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from .tally import Tally
+
 if TYPE_CHECKING:
+    from .job import Job
     from .service import Health
 
 MEDIA_TYPE = CONTENT_TYPE_LATEST
@@ -16,7 +19,7 @@ _ANSWERS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30, 120)
 _STATES = ("queued", "running", "paused")
 
 
-class Metrics:
+class Metrics(Tally):
     """Counters of one server, in a registry of its own, so that several may live in one process."""
 
     def __init__(self) -> None:
@@ -38,15 +41,13 @@ class Metrics:
         )
         self._ran = Histogram("avila_job_run_seconds", "How long jobs ran.", buckets=_SECONDS, registry=self.registry)
         self._steps = Counter("avila_model_calls", "Model calls that were made.", registry=self.registry)
-        self._rate = Gauge(
-            "avila_steps_per_second", "Model calls a second, of the job that ran last.", registry=self.registry
-        )
+        self._rate = Gauge("avila_steps_per_second", "Model calls a second, by the last one.", registry=self.registry)
         self._pictures = Counter("avila_pictures", "Pictures that were finished.", registry=self.registry)
         self._rejected = Counter(
             "avila_calls_rejected", "Calls that were refused, by reason.", ["reason"], registry=self.registry
         )
         self._restarts = Counter(
-            "avila_worker_restarts", "Times the worker had to be started anew.", registry=self.registry
+            "avila_worker_restarts", "Times the worker was started again, by reason.", ["why"], registry=self.registry
         )
         self._answers = Counter(
             "avila_http_answers", "Answers, by route and status.", ["method", "route", "status"], registry=self.registry
@@ -58,35 +59,37 @@ class Metrics:
         self._ready = Gauge("avila_ready", "1 where the server can draw.", registry=self.registry)
         self._memory = Gauge("avila_worker_memory_bytes", "What the worker holds.", registry=self.registry)
 
-    def accepted(self, dialect: str) -> None:
-        """A job was taken."""
-        self._accepted.labels(dialect).inc()
-
-    def ended(self, state: str, dialect: str, waited: float | None, ran: float | None) -> None:
-        """A job has ended. waited, ran: seconds, None where it did not."""
-        self._ended.labels(state, dialect).inc()
-        if waited is not None:
-            self._waited.observe(max(0.0, waited))
-        if ran is not None:
-            self._ran.observe(max(0.0, ran))
-
-    def stepped(self, calls: int, seconds: float) -> None:
-        """So many model calls were made, in so many seconds."""
-        self._steps.inc(max(0, calls))
-        if seconds > 0:
-            self._rate.set(calls / seconds)
-
-    def picture(self) -> None:
-        """A picture was finished."""
-        self._pictures.inc()
+    def accepted(self, job: Job) -> None:
+        """A job was committed."""
+        self._accepted.labels(job.dialect).inc()
 
     def rejected(self, reason: str) -> None:
         """A call was refused. reason: one of few words."""
         self._rejected.labels(reason).inc()
 
-    def restarted(self) -> None:
-        """The worker was started anew."""
-        self._restarts.inc()
+    def started(self, job: Job, waited: float) -> None:
+        """A job's first picture was begun, so many seconds after it was accepted."""
+        self._waited.observe(max(0.0, waited))
+
+    def ended(self, job: Job, ran: float | None) -> None:
+        """A job ended, so many seconds after it was begun; None where it never was."""
+        self._ended.labels(job.state, job.dialect).inc()
+        if ran is not None:
+            self._ran.observe(max(0.0, ran))
+
+    def called(self, job: Job, seconds: float) -> None:
+        """One call of the model was made."""
+        self._steps.inc()
+        if seconds > 0:
+            self._rate.set(1 / seconds)
+
+    def drawn(self, job: Job) -> None:
+        """A picture is finished."""
+        self._pictures.inc()
+
+    def restarted(self, why: str) -> None:
+        """The worker process was started again."""
+        self._restarts.labels(why).inc()
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """A call was answered. route: the template of its path. status: 0 where nobody waited for it."""
