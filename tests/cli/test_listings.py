@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from avila_diffusion.cli import main
-from avila_diffusion.cli.listings import calls_formula
+from avila_diffusion.sampling.rows import calls_formula
 from avila_diffusion.sampling.names import SAMPLERS, SCHEDULES
 
 

@@ -295,6 +295,6 @@ def _reason(status: int) -> str:
         408: "slow_body",
         413: "body_size",
         421: "host",
-        429: "queue_full",
+        429: "queue",
     }
     return names.get(status, "other")
