@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import AvilaError
-from . import native, openai, page, sdapi
+from . import native, openai, openapi, page, sdapi
 from .guard import Guard
 from .refusals import Incident, Refused, status_and_headers
 from .service import Service
@@ -58,7 +58,8 @@ def error_answer(path: str, error: AvilaError, status: int) -> Response:
 
 
 def _routes(service: Service) -> list[BaseRoute]:
-    return [*native.routes(service), *sdapi.routes(service), *openai.routes(service), *page.routes(service)]
+    parts = (native, sdapi, openai, page)
+    return [*openapi.ROUTES, *(route for part in parts for route in part.routes(service))]
 
 
 def _lifespan(service: Service) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:

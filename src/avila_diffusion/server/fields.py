@@ -34,6 +34,27 @@ _LISTS: Mapping[str, tuple[str, float, float, int, int]] = {
     "outpaint": ("integer", 0, MAX_OUTPAINT, 4, 4),
 }
 """Fields that are lists: of what, the least and the most of a value, the fewest and the most values."""
+_MORE = {
+    "prompt": "What to draw. (word:1.2) weighs, <lora:name:0.8> lays a LoRA on the model.",
+    "negative_prompt": "What to stay away from.",
+    "steps": "Sampling steps; by default the model's own, else 20.",
+    "variation_seed": "The noise that the seed's is brought closer to, by variation_strength.",
+    "image": "The picture to begin with.",
+    "inpaint_area": "What of the picture is drawn.",
+    "hires_scale": "A second pass at so many times the size.",
+    "hires_width": "Width of the second pass, in place of hires_scale.",
+    "hires_height": "Height of the second pass, in place of hires_scale.",
+    "hires_upscaler": "How the first pass is made larger.",
+    "hires_steps": "Of the second pass; by default steps.",
+    "hires_sampler": "Of the second pass; by default sampler.",
+    "hires_schedule": "Of the second pass; by default schedule.",
+    "hires_prompt": "Of the second pass; by default prompt.",
+    "hires_negative_prompt": "Of the second pass; by default negative_prompt.",
+    "hires_guidance_scale": "Of the second pass; by default guidance_scale.",
+    "refiner_switch": "From which share on the refiner draws; by default 0.8.",
+    "refiner_by": "What refiner_switch measures.",
+}
+"""What the docstring of `GenerateRequest` says in running text, or says for Python only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +120,7 @@ class Field:
 def request_fields() -> tuple[Field, ...]:
     """All fields of `GenerateRequest`, in its order."""
     told = _descriptions(GenerateRequest.__doc__ or "", [field.name for field in fields(GenerateRequest)])
+    told |= _MORE
     return tuple(_field(field.name, field.default, told.get(field.name, "")) for field in fields(GenerateRequest))
 
 

@@ -39,7 +39,7 @@ async def facts(request: Request) -> Response:
     _roles(role)
     entry = service.models.find(request.path_params["name"], role)
     told = await asyncio.to_thread(service.models.facts, entry)
-    return JSONResponse({**entry_json(entry), **facts_json(told)})
+    return JSONResponse({**entry_json(entry), "file_size": entry.size, **facts_json(told)})
 
 
 async def rescan(request: Request) -> Response:
@@ -105,11 +105,11 @@ def entry_json(entry: Entry) -> dict[str, Any]:
 
 
 def facts_json(told: Facts) -> dict[str, Any]:
-    """What is known of a model file; `size` is the file's already, so the pictures' is `picture_size`."""
+    """What is known of a model file. size: of its pictures, by default."""
     return {
         "family": told.family,
         "variant": told.variant,
-        "picture_size": told.size,
+        "size": told.size,
         "fixed_size": told.fixed_size,
         "prediction": told.prediction,
         "defaults": dict(told.defaults),
