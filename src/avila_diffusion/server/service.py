@@ -8,7 +8,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -64,8 +64,8 @@ class Service(Core):
         limits = self.settings.limits
         if not -MAX_PRIORITY <= asked.priority <= MAX_PRIORITY:
             raise RequestError(f"priority is {asked.priority}; it must be from -{MAX_PRIORITY} to {MAX_PRIORITY}")
-        given = asked if asked.vae is not None or self.default_vae is None else replace(asked, vae=self.default_vae)
-        request, using = await asyncio.to_thread(resolve, given, self.models, self.settings, self.default_model)
+        known = self.models, self.settings, self.default_model, self.default_vae
+        request, using = await asyncio.to_thread(resolve, asked, *known)
         seconds = limits.job_seconds if asked.seconds is None else asked.seconds
         now = time.time()
         job = Job(
