@@ -32,7 +32,9 @@ def fetch(url: str, hosts: Collection[str]) -> bytes:
     except ValueError:
         raise RequestError("the URL of the picture cannot be read; give one such as https://host/picture.png") from None
     if parts.scheme not in ("http", "https") or parts.username or parts.password:
-        raise NotAllowed("a picture is fetched by http or https, without a user; give such a URL, or the picture in base64")
+        raise NotAllowed(
+            "a picture is fetched by http or https, without a user; give such a URL, or the picture in base64"
+        )
     if host not in hosts and f"{host}:{port}" not in hosts:
         raise NotAllowed(f"pictures are not fetched from {host[:80]!a}; give the picture itself, in base64")
     address = _address(host, port)
@@ -51,7 +53,9 @@ def _address(host: str, port: int) -> str:
         raise RequestError(f"{host} was not found ({error}); give the picture in base64") from None
     address = str(found[0][4][0])
     if address != host and not ipaddress.ip_address(address.partition("%")[0]).is_global:
-        raise NotAllowed(f"{host} is an address of a private network; allow the address itself, or give the picture in base64")
+        raise NotAllowed(
+            f"{host} is an address of a private network; allow the address itself, or give the picture in base64"
+        )
     return address
 
 

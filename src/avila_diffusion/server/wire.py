@@ -1,8 +1,9 @@
 """What server and worker say to each other: one JSON object a line, through the worker's standard input and output.
 
 To the worker, `do`:
-    draw    unit, job, part, first (index of its first picture), client, request, model (name, path, vae, refiner, using: the names;
-            None: the procedural generator), key (of the LoRAs that its prompts name), folder, interrupted, preview_every
+    draw    unit, job, part, first (index of its first picture), client, request, model (name, path, vae, refiner, using:
+            the names; None: the procedural generator), key (of the LoRAs that its prompts name), folder, interrupted,
+            preview_every
     stop    unit: put it away now; its journal stays
     early   unit, how ("skip", "finish"): see `avila_diffusion.result.Early`
     load    model; unload
