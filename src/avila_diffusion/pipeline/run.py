@@ -24,6 +24,7 @@ from ..request import GenerateRequest
 from ..result import Early, GenerateResult, Progress
 from ..sampling.guidance import Call, Denoise, Denoised
 from ..sampling.noise import ImageNoise, noise_source
+from ..second_pass import enlarged, is_latent
 from .begin import Begin, Beginning, as_picture, draw_latent
 from .branch import switch
 from .driver import Step, check, drive
@@ -33,7 +34,7 @@ from .latents import decode, encode, from_vae, to_pixels
 from .ledger import Ledger, once
 from .loras import lora_hashes
 from .memory import Way, choose_way
-from .passes import Pass, cropped, enlarge, enlarged, is_latent
+from .passes import Pass, cropped, enlarge
 from .plan import make_plan
 from .refining import refining
 from .telling import told

@@ -1,4 +1,4 @@
-"""What the worker draws with: the model that it holds, and one part of a job as a unit of work that is advanced call by call."""
+"""What the worker draws with: the model that it holds, and one part of a job, advanced call by call."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Studio:
         self._model, self._key = found, key
         report = [] if found.report is None else found.report.lines()
         seconds = time.monotonic() - began
-        self.say("loaded", model=model["name"], seconds=seconds, report=report, using=[*key[:3]])
+        self.say("loaded", model=model["name"], seconds=seconds, report=report, using=model["using"])
 
     def unload(self) -> None:
         """Hold none."""

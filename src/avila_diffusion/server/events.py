@@ -39,6 +39,10 @@ class EventLog:
         else:
             self._kept.append(event)
         self.ended = kind == "end"
+        self.wake()
+
+    def wake(self) -> None:
+        """Let those that wait look again."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 

@@ -16,9 +16,13 @@ from types import MappingProxyType
 from typing import Any
 
 from ..checkpoint import bundled
+from ..checkpoint.detect import detect
 from ..checkpoint.folders import ROLES, list_models
+from ..checkpoint.inspection import inspect
+from ..checkpoint.parts import gather
+from ..checkpoint.safetensors import read_header
 from ..config import ModelSpec
-from ..errors import FileProblem, ModelNotFound, PickleRefused
+from ..errors import FileProblem, ModelNotFound, PickleRefused, Unsupported
 from ..hashes import SHORT, FileHash, hash_in_background, known_hash
 from .names import Names, near, one_line
 
@@ -30,6 +34,8 @@ _KIN = {"vae": "taesd", "taesd": "vae"}
 _PICKLES = frozenset((".ckpt", ".pt", ".pth", ".bin"))
 _PICKLED_OK = frozenset(("lora", "embedding"))
 """Roles whose pickled files are read as they are, without running anything in them."""
+_Stamp = tuple[Path | None, int, float]
+"""A file as it was scanned: where, bytes, time of its change."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,9 @@ class ModelIndex:
         self.models_dir = models_dir
         self._scanned = _Scanned.of({CHECKPOINT: _built_in()}, ())
         self._scanning = asyncio.Lock()
-        self._facts: dict[tuple[Path, int, float], Facts] = {}
+        self._facts: dict[_Stamp, Facts] = {}
+        self._specs: dict[tuple[_Stamp, _Stamp], ModelSpec] = {}
+        self._aliases: dict[_Stamp, str | None] = {}
         self._hashing: dict[tuple[str, str], FileHash] = {}
         self._lock = threading.Lock()
 
@@ -161,9 +169,9 @@ class ModelIndex:
         self._take_hashes()
         return list(self._scanned.entries.get(role, ()))
 
-    def find(self, text: str, role: str = CHECKPOINT) -> Entry:
+    def find(self, text: str, role: str = CHECKPOINT, *, hashes: bool = True) -> Entry:
         """The entry that is meant: by its name, with or without folders or suffix, its title, its short or whole hash, or a
-        name and a hash in brackets, of which the name counts; in any case where it fits no other.
+        name and a hash in brackets, of which the name counts; in any case where it fits no other. hashes False: by names alone.
 
         Raises ModelNotFound with the nearest names, or with the candidates where there are several, and PickleRefused for a
         file that is to be converted first. Touches no file.
@@ -174,17 +182,35 @@ class ModelIndex:
         self._take_hashes()
         for one in (role, *([_KIN[role]] if role in _KIN else [])):
             names = self._scanned.names.get(one)
-            matches = [] if names is None else names.find(wanted)
+            matches = [] if names is None else names.find(wanted, hashes=hashes)
             if matches:
                 return _usable(_only(wanted, matches, role))
         raise ModelNotFound(self._explained(wanted, role))
 
+    def find_lora(self, name: str) -> Entry:
+        """The LoRA that a prompt's tag names: by its file's names, or by the one that it was trained under, as `find_lora` of
+        `checkpoint.lora` finds it. Reads heads of LoRAs where no file has the name. Raises as `find`."""
+        try:
+            return self.find(name, "lora", hashes=False)
+        except ModelNotFound:
+            trained = [one for one in self.entries("lora") if self._alias(one) == name]
+            if not trained:
+                raise
+            return _only(name, trained, "lora")
+
     def default(self, asked: str | None = None) -> Entry:
-        """The checkpoint used where none is asked for: `asked`, else the first that can be used, else the bundled one, else
-        the generator without a model. Raises as `find`."""
+        """The checkpoint used where none is asked for: `asked`, else the first that can be loaded, else the bundled one, else
+        the generator without a model. Reads heads of files: call it off the event loop. Raises as `find`."""
         if asked is not None:
             return self.find(asked)
-        return next(one for one in self.entries() if not one.needs_conversion)
+        return next(one for one in self.entries() if one.path is None or self._loads(one))
+
+    def _loads(self, entry: Entry) -> bool:
+        """Whether a file is a checkpoint and all is there."""
+        try:
+            return not entry.needs_conversion and self.facts(entry).spec is not None
+        except (FileProblem, ModelNotFound):
+            return False
 
     def hash(self, entry: Entry) -> None:
         """Begin to hash a file in the background, unless it is known; `entries` shows the digest when it is there."""
@@ -210,7 +236,7 @@ class ModelIndex:
 
     def knows(self, entry: Entry) -> bool:
         """Whether `facts` answers from memory."""
-        return entry.path is None or (entry.path, entry.size, entry.changed) in self._facts
+        return entry.path is None or _stamp(entry) in self._facts
 
     def facts(self, entry: Entry) -> Facts:
         """What a file is, from its head; kept. Reads the file where it is not `knows`: call it off the event loop then.
@@ -219,11 +245,41 @@ class ModelIndex:
         """
         if entry.path is None:
             return NO_MODEL
-        key = (entry.path, entry.size, entry.changed)
+        key = _stamp(entry)
         found = self._facts.get(key)
         if found is None:
             found = self._facts[key] = _told(entry, entry.path)
         return found
+
+    def spec(self, entry: Entry, vae: Entry | None = None) -> ModelSpec | None:
+        """What a pipeline needs to know of a model, perhaps with another VAE; None for "procedural". Reads files where it is
+        not known yet. Raises FileProblem where it cannot be loaded so."""
+        if entry.path is None:
+            return None
+        if vae is None or vae.path is None:
+            facts = self.facts(entry)
+            if facts.spec is None:
+                raise FileProblem(facts.problem or f"{entry.name} is no checkpoint; avila inspect says what it is")
+            return facts.spec
+        key = (_stamp(entry), _stamp(vae))
+        if key not in self._specs:
+            spec, problem = _spec_of(entry.path, vae.path)
+            if spec is None:
+                raise FileProblem(problem)
+            self._specs[key] = spec
+        return self._specs[key]
+
+    def _alias(self, entry: Entry) -> str | None:
+        """The name that a LoRA was trained under, from its head; kept."""
+        if entry.path is None or entry.path.suffix.lower() != ".safetensors":
+            return None
+        key = _stamp(entry)
+        if key not in self._aliases:
+            try:
+                self._aliases[key] = read_header(entry.path).metadata.get("ss_output_name")
+            except FileProblem:  # a damaged neighbour is nobody's alias
+                self._aliases[key] = None
+        return self._aliases[key]
 
     async def facts_of(self, entry: Entry) -> Facts:
         """The same, off the event loop where it reads a file."""
@@ -259,6 +315,10 @@ class ModelIndex:
             return f"{said}; the nearest: {', '.join(found)}"
         more = f" and {len(listed) - 8:,} more" if len(listed) > 8 else ""
         return f"{said}; there are {', '.join(listed[:8])}{more}"
+
+
+def _stamp(entry: Entry) -> _Stamp:
+    return entry.path, entry.size, entry.changed
 
 
 def _spoken(role: str) -> str:
@@ -326,8 +386,6 @@ def _state(path: Path) -> tuple[int, float]:
 
 
 def _told(entry: Entry, path: Path) -> Facts:
-    from ..checkpoint.inspection import inspect
-
     try:
         found = inspect(path)
     except (FileProblem, ModelNotFound) as error:
@@ -354,10 +412,6 @@ def _told(entry: Entry, path: Path) -> Facts:
 
 def _spec_of(path: Path, vae: Path | None = None) -> tuple[ModelSpec | None, str]:
     """(what a pipeline needs to know, "") or (None, why it cannot be had)."""
-    from ..checkpoint.detect import detect
-    from ..checkpoint.parts import gather
-    from ..errors import Unsupported
-
     try:
         return detect(gather(path, vae=vae))[0], ""
     except (FileProblem, Unsupported) as error:

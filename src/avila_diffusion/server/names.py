@@ -31,8 +31,9 @@ class Names(Generic[Item]):
                 self._tables.append((fold, table))
         self._digests = [(digest, item) for item, _, digest in listed if digest is not None]
 
-    def find(self, text: str) -> list[Item]:
-        """All that the strictest reading fits: a name, a name and a hash in brackets, a hash. Backslashes are slashes."""
+    def find(self, text: str, *, hashes: bool = True) -> list[Item]:
+        """All that the strictest reading fits: a name, a name and a hash in brackets, a hash alone unless `hashes` is False.
+        Backslashes are slashes."""
         if len(text) > LONGEST:
             return []
         wanted = text.replace("\\", "/")
@@ -42,8 +43,8 @@ class Names(Generic[Item]):
                 if matches := table.get(fold(candidate)):
                     hashed = self._hashed(bracket[1]) if bracket and len(matches) > 1 else []
                     return [one for one in matches if one in hashed] or list(matches)
-        if bracket:
-            return self._hashed(bracket[1])
+        if bracket or not hashes:
+            return self._hashed(bracket[1]) if bracket and hashes else []
         return self._hashed(wanted) if _DIGITS.fullmatch(wanted) else []
 
     def _hashed(self, digits: str) -> list[Item]:

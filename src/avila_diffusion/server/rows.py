@@ -30,8 +30,8 @@ def insert(
 ) -> int:
     """A new job. Returns its number. Raises sqlite3.IntegrityError where the client's key is taken."""
     done = connection.execute(
-        "INSERT INTO jobs (id, client, state, priority, dialect, task, key, digest, request, given, files, extra, size, created,"
-        " deadline) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        "INSERT INTO jobs (id, client, state, priority, dialect, task, key, digest, request, given, files, extra, size,"
+        " created, deadline) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
         (
             job.id,
             job.client,
@@ -77,8 +77,8 @@ def end(
 ) -> sqlite3.Row | None:
     """End a job, unless it has ended: then nothing is changed. Returns the state it has now."""
     connection.execute(
-        "UPDATE jobs SET state = ?, finished = ?, started = coalesce(started, ?), problem = ?, notes = ?, retries = ?, interrupted = ?"
-        " WHERE number = ? AND state NOT IN ('done', 'failed', 'cancelled')",
+        "UPDATE jobs SET state = ?, finished = ?, started = coalesce(started, ?), problem = ?, notes = ?, retries = ?,"
+        " interrupted = ? WHERE number = ? AND state NOT IN ('done', 'failed', 'cancelled')",
         (
             state,
             finished,

@@ -1,4 +1,4 @@
-"""Jobs on disk: SQLite with one connection in one thread. What was written is on the disk, fsync and all, when the caller goes on.
+"""Jobs on disk: SQLite with one connection in one thread. What was written is safe, fsync and all, when the caller goes on.
 
 Many callers at once share one commit: the thread takes all that waits, runs each in a savepoint of its own, commits once,
 and answers all.

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from .drawing import Studio, Unit, told
@@ -162,7 +163,7 @@ def held() -> int | None:
 
 
 def _listen(stream: BinaryIO, worker: Worker) -> None:
-    """Pass on what the server says. When it is gone so is this process, in the middle of a call too: the journal has the rest."""
+    """Pass on what the server says. When it is gone so is this process, in the middle of a call: the journal has the rest."""
     while line := stream.readline():
         try:
             message = decode(line)
@@ -180,8 +181,7 @@ def _be_modest() -> None:
         with contextlib.suppress(OSError):
             os.nice(5)
     with contextlib.suppress(OSError):
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:  # noqa: PTH123
-            score.write("500")
+        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
 
 
 def main() -> int:
