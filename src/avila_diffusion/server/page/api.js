@@ -13,6 +13,8 @@ export class ApiError extends Error {
     super(message);
     this.status = status;
     this.kind = kind;
+    /** @type {string | null} name of the request's field that it is about */
+    this.field = null;
   }
 }
 
@@ -64,7 +66,9 @@ export function writeJson(value) {
  * One call. Answers parsed JSON, or the Response with `raw`.
  * @param {string} method
  * @param {string} path below /api/v1
- * @param {{json?: any, bytes?: Blob, raw?: boolean, quiet?: boolean}} [options] quiet: a server away is not reported
+ * @param {{json?: any, bytes?: Blob, raw?: boolean, quiet?: boolean, as?: string | null,
+ *   key?: string}} [options] quiet: a server away is
+ *   not reported; as: the name of another client whose job it is, null for one without a name; key: of idempotency
  * @returns {Promise<any>}
  */
 export async function call(method, path, options = {}) {
@@ -81,11 +85,13 @@ export async function call(method, path, options = {}) {
 /**
  * @param {string} method
  * @param {string} path
- * @param {{json?: any, bytes?: Blob, quiet?: boolean}} options
+ * @param {{json?: any, bytes?: Blob, quiet?: boolean, as?: string | null, key?: string}} options
  */
-async function answered(method, path, { json, bytes, quiet = false }) {
+async function answered(method, path, { json, bytes, quiet = false, as = client, key }) {
   /** @type {Record<string, string>} */
-  const headers = { "X-Avila-Client": client, Accept: "application/json" };
+  const headers = { Accept: "application/json" };
+  if (as !== null) headers["X-Avila-Client"] = as;
+  if (key) headers["Idempotency-Key"] = key;
   if (json !== undefined) headers["Content-Type"] = "application/json";
   if (bytes) headers["Content-Type"] = bytes.type || "application/octet-stream";
   try {
@@ -110,7 +116,7 @@ async function problemOf(response) {
   const wait = response.headers.get("retry-after");
   const later = response.status === 429 && wait ? ` ${t("error.later", { n: Math.ceil(Number(wait)) })}` : "";
   const message = (told?.message ?? t("error.status", { status: response.status })) + later;
-  return new ApiError(message, response.status, told?.kind ?? "Unknown");
+  return Object.assign(new ApiError(message, response.status, told?.kind ?? "Unknown"), { field: told?.field ?? null });
 }
 
 function found() {

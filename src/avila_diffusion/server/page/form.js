@@ -192,18 +192,17 @@ export function check() {
 }
 
 /**
- * A refusal of the server: as one line, and at the field that it names.
- * @param {{message: string, status: number}} error
+ * A refusal of the server: as one line, and at the field that it is about.
+ * @param {{message: string, status: number, field?: string | null}} error
  */
 export function showProblem(error) {
   alertLine(error.message);
   if (error.status !== 422 && error.status !== 404) return;
-  const words = error.message.match(/[a-z][a-z_]+/g) ?? [];
-  let name = words.find((word) => word in inputs) ?? null;
+  // Messages begin with the name of their field, but for unknown names: "unknown sampler 'x'".
+  let name = error.field ?? (error.message.slice(0, 40).match(/[a-z][a-z_]+/g) ?? []).find((word) => word in inputs);
   if (name === "strength" && value("hires_on") && !given.picture.file) name = "hires_strength";
-  if (words[0] === "outpaint") name = "outpaint_left";
-  // Only a message that is about the field, not one that happens to use such a word late.
-  if (name && error.message.indexOf(name) < 40) fieldProblem(name, error.message, false);
+  if (name === "outpaint") name = "outpaint_left";
+  if (name && name in inputs) fieldProblem(name, error.message, false);
 }
 
 /** @param {string} name @param {string} words @param {boolean} [loud] */

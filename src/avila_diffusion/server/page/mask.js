@@ -19,6 +19,7 @@ let acts = [];
 /** @type {Act[]} */
 let undone = [];
 let erase = false;
+let empty = true;
 /** @type {Extract<Act, {kind: "stroke"}> | null} */
 let stroke = null;
 
@@ -26,7 +27,7 @@ let stroke = null;
 export const mask = {
   /** Whether nothing is painted. */
   get empty() {
-    return isEmpty();
+    return empty;
   },
   /** The mask as a PNG of the picture's size: white is painted anew. */
   toPng() {
@@ -110,6 +111,7 @@ function act(act, said) {
 }
 
 function refresh() {
+  empty = isEmpty();
   paint(byId("mask-canvas"));
   const small = byId("mask-small");
   if (picture.file) {
@@ -119,7 +121,7 @@ function refresh() {
   }
   byId("mask-undo").disabled = !acts.length;
   byId("mask-redo").disabled = !undone.length;
-  byId("mask-state").textContent = t(isEmpty() ? "mask.empty" : "mask.painted");
+  byId("mask-state").textContent = t(empty ? "mask.empty" : "mask.painted");
   changed();
 }
 

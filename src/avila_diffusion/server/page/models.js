@@ -100,8 +100,9 @@ export async function modelChanged(chosen = true) {
     return;
   }
   if (asked !== name) return;
-  facts = told.facts ?? told;
-  known.own = Math.max(facts.fixed_size || facts.size < 256 ? 512 : facts.size, 64) || 512;
+  facts = told;
+  // What draws at one small size is enlarged to what is asked for: then its own size is no measure.
+  known.own = !facts.picture_size || facts.fixed_size || facts.picture_size < 256 ? 512 : facts.picture_size;
   showFacts();
   takeDefaults();
   showPresets();
@@ -124,7 +125,7 @@ function takeDefaults() {
 
 function showFacts() {
   const model = known.models.find((one) => one.name === asked);
-  const parts = [[facts.family, facts.variant].filter(Boolean).join(" "), facts.size ? `${facts.size} px` : "",
+  const parts = [[facts.family, facts.variant].filter(Boolean).join(" "), facts.picture_size ? `${facts.picture_size} px` : "",
     model?.size ? size(model.size) : ""];
   byId("model-line").textContent = parts.filter(Boolean).join(" · ");
 }
@@ -150,7 +151,7 @@ export function showReport() {
   const name = value("model");
   byId("report-title").textContent = modelWords(name);
   const rows = facts
-    ? [["facts.family", [facts.family, facts.variant].filter(Boolean).join(" ")], ["facts.size", facts.size && `${facts.size} px`],
+    ? [["facts.family", [facts.family, facts.variant].filter(Boolean).join(" ")], ["facts.size", facts.picture_size && `${facts.picture_size} px`],
        ["facts.prediction", facts.prediction], ...Object.entries(facts.defaults ?? {}).map(([key, said]) => [`field.${key}`, said])]
     : [];
   const list = rows.filter(([, said]) => said !== null && said !== undefined && said !== "")
