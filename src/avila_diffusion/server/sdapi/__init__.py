@@ -1,7 +1,7 @@
 """AUTOMATIC1111's HTTP API, as its version 1.10 behaves: /sdapi/v1/… and /internal/…
 
-    fields.py  bodies, brought to their types; mapping.py  a body → what the service takes, with second_pass.py, init_images.py and
-    scripts.py; options.py  the options, which hold between calls
+    fields.py  bodies, brought to their types; mapping.py  a body → what the service takes, with second_pass.py,
+    init_images.py and scripts.py; options.py  the options, which hold between calls
     generate.py  txt2img, img2img; answers.py  what they answer; progress.py  how far, and stop
     lists.py  what there is; settings_routes.py  options and models; extras.py  pictures without a model
 
@@ -37,8 +37,8 @@ def routes(service: Service) -> list[BaseRoute]:
 
 
 def error_response(error: AvilaError, status: int) -> Response:
-    """An error in this dialect's shape: {"detail": [{"loc", "msg", "type"}]} for fields of a body, else {"error", "detail", "body",
-    "errors"} with one line."""
+    """An error in this dialect's shape: for fields of a body {"detail": [{"loc", "msg", "type"}]}, else one line in {"error",
+    "detail", "body", "errors"}."""
     if isinstance(error, InvalidBody) and status == 422:
         return JSONResponse({"detail": error.details}, status)
     kind = type(error).__name__

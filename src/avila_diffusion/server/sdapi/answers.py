@@ -54,7 +54,7 @@ async def answer(service: Service, job: Job, asked: Asked) -> Response:
     if asked.body["send_images"]:
         settled = asked.settled
         for result in job.results:
-            data = await result_bytes(service, job, result.index, settled.format, settled.quality)  # type: ignore[arg-type]
+            data = await result_bytes(service, job, result.index, settled.format, settled.quality)
             images.append(data)
     inpainting = await _is_inpainting(service, job)
     # Megabytes of base64: not on the event loop.

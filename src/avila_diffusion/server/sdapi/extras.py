@@ -80,7 +80,7 @@ class _Extras:
         resizing = _resizing(body)
         if not body["image"].strip():
             raise invalid("image", "image is missing; send a picture as base64", "value_error.missing")
-        picture = await asyncio.to_thread(picture_of, body["image"], "image", self._service.settings.limits)
+        picture = await self._picture(body["image"], "image")
         made, told = await self._resized(picture, resizing)
         return JSONResponse({"html_info": told, "image": made})
 
@@ -94,7 +94,7 @@ class _Extras:
             raise invalid("imageList", message)
         images, infos = [], []
         for index, given in enumerate(body["imageList"]):
-            picture = await asyncio.to_thread(picture_of, _data_of(given, index), f"imageList[{index}]", limits)
+            picture = await self._picture(_data_of(given, index), f"imageList[{index}]")
             made, told = await self._resized(picture, resizing)
             images.append(made)
             infos.append(told)
@@ -105,10 +105,14 @@ class _Extras:
         body = read_fields(await read_json(request), {"image": Field("text", "")})
         if not body["image"].strip():
             return JSONResponse({"info": "", "items": {}, "parameters": {}})
-        picture = await asyncio.to_thread(picture_of, body["image"], "image", self._service.settings.limits)
+        picture = await self._picture(body["image"], "image")
         async with self._turn:
             image = await asyncio.to_thread(read_image, picture.data)
         return JSONResponse(told_by(image))
+
+    async def _picture(self, text: str, what: str) -> Picture:
+        settings = self._service.settings
+        return await asyncio.to_thread(picture_of, text, what, settings.limits, settings.fetch_hosts)
 
     async def _resized(self, picture: Picture, resizing: Resizing) -> tuple[str, str]:
         """(the picture as base64 of a PNG, what was done as HTML)."""
@@ -140,7 +144,7 @@ class Resizing:
 
     def check(self, size: tuple[int, int], most: int) -> None:
         """Raises RequestError where the result would have more than `most` pixels."""
-        width, height = self.size(size)
+        width, height = size if self.first is None else self.size(size)
         if width * height > most:
             raise RequestError(f"the picture would be {width:,}x{height:,}; at most {most:,} pixels are made")
 
@@ -206,14 +210,13 @@ def _data_of(given: Any, index: int) -> str:
 
 def _resize(picture: Picture, resizing: Resizing) -> tuple[str, str]:
     image = read_image(picture.data)
-    texts = {KEY: ", ".join(filter(None, (image.infotext, resizing.told()))), RECORD_KEY: image.record}
+    text = ", ".join(filter(None, (image.infotext, resizing.told())))
     chunks = PngInfo()
-    for name, text in texts.items():
-        if text:
-            chunks.add_itxt(name, text) if not text.isascii() else chunks.add_text(name, text)
+    if text:  # our own record is left behind: it tells how to make the picture at its old size
+        chunks.add_text(KEY, text)
     buffer = io.BytesIO()
     resizing.apply(PIL.Image.fromarray(image.pixels)).save(buffer, "PNG", pnginfo=chunks)
-    told = html.escape(texts[KEY] or "").replace("\n", "<br>\n")
+    told = html.escape(text).replace("\n", "<br>\n")
     return base64.b64encode(buffer.getvalue()).decode("ascii"), f"<p>{told}</p>" if told else ""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..settings import Limits
+from ..settings import Settings
 from ..waiting import picture_of
 from .fields import Body, InvalidBody, invalid
 
@@ -35,7 +35,7 @@ class NoInitImage(InvalidBody):
     """Image to image without an image, which AUTOMATIC1111 answers with 404."""
 
 
-def picture_values(body: Body, limits: Limits) -> dict[str, Any]:
+def picture_values(body: Body, settings: Settings) -> dict[str, Any]:
     """The picture to begin with, the mask, and what goes with them. Raises InvalidBody, FileProblem, TooLarge, NotAllowed."""
     images = body["init_images"] or []
     if not images or not images[0].strip():
@@ -46,14 +46,14 @@ def picture_values(body: Body, limits: Limits) -> dict[str, Any]:
         message = f"init_images has {len(images)} pictures; one is taken here, send a request for each"
         raise invalid("init_images", message)
     values: dict[str, Any] = {
-        "image": picture_of(images[0], "init_images", limits),
+        "image": picture_of(images[0], "init_images", settings.limits, settings.fetch_hosts),
         "resize_mode": RESIZE_MODES[body["resize_mode"]],
     }
     values |= {
         PICTURE_FIELDS[name]: body[name] for name in ("image_cfg_scale", "initial_noise_multiplier") if name in body
     }
     if body["mask"] and body["mask"].strip():
-        values |= {"mask": picture_of(body["mask"], "mask", limits)} | _masking(body)
+        values |= {"mask": picture_of(body["mask"], "mask", settings.limits, settings.fetch_hosts)} | _masking(body)
     return values
 
 

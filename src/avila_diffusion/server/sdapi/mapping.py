@@ -89,7 +89,7 @@ def read_asked(route: Route, raw: Mapping[str, Any], options: Options, service: 
     refiner, refined = refiner_named(body)
     values = {**DEFAULTS, **request_values(settled.values, sampler), **values, **_common(body), **refined}
     if route == "img2img":
-        values |= _over(told.values, picture_values(body, service.settings.limits), body, PICTURE_FIELDS)
+        values |= _over(told.values, picture_values(body, service.settings), body, PICTURE_FIELDS)
     elif body["enable_hr"]:
         values |= _over(told.values, hires_values(body, service.models, settled.model), body, HIRES_FIELDS)
     elif "enable_hr" in body:

@@ -11,6 +11,7 @@ from ...sampling.catalogue import SamplerInfo
 from ..models import Entry
 from ..problems import TooLarge
 from ..service import Service
+from ..waiting import Format
 from .fields import Field, invalid, read_value
 
 AUTOMATIC, NO_VAE = "Automatic", "None"
@@ -27,10 +28,10 @@ def _option(kind: Any, ours: str, default: Any) -> Field:
     return Field(kind, default, low, high)
 
 
-SAMPLES_FORMATS = ("png", "jpg", "jpeg", "webp")
+_FORMATS: dict[str, Format] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
 KNOWN: dict[str, Field] = {
     "CLIP_stop_at_last_layers": _option("whole", "clip_skip", 1),
-    "samples_format": Field("text", "png", choices=SAMPLES_FORMATS),
+    "samples_format": Field("text", "png", choices=tuple(_FORMATS)),
     "jpeg_quality": Field("whole", 80, 1, 100),
     "eta_noise_seed_delta": Field("whole", 0, -MAX_SEED, MAX_SEED),
     "randn_source": Field("text", "GPU", choices=tuple(_RNGS)),
@@ -82,16 +83,17 @@ _OFF: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Settled:
-    """What holds for one request. model: name in the index; vae: likewise, None for the model's own. values: of KNOWN."""
+    """What holds for one request. model: name in the index; vae: likewise, "None" for the model's own, None for the service's
+    default. values: of KNOWN."""
 
     model: str
     vae: str | None
     values: Mapping[str, Any]
 
     @property
-    def format(self) -> str:
-        """ "png", "jpeg" or "webp": what pictures are sent as."""
-        return str(self.values["samples_format"]).replace("jpg", "jpeg")
+    def format(self) -> Format:
+        """What pictures are sent as."""
+        return _FORMATS[self.values["samples_format"]]
 
     @property
     def quality(self) -> int:
@@ -110,11 +112,12 @@ class Options:
 
     def shown(self) -> dict[str, Any]:
         """All of them, flat."""
-        model = self._service.models.find(self._service.default_model)
+        named = self._service.default_model
+        model = next((entry for entry in self._service.models.entries() if entry.name == named), None)
         values = {name: known.default for name, known in KNOWN.items()} | self._set
         told = {
-            "sd_model_checkpoint": model.title,
-            "sd_checkpoint_hash": model.digest or "",
+            "sd_model_checkpoint": named if model is None else model.title,
+            "sd_checkpoint_hash": (None if model is None else model.digest) or "",
             "sd_vae": self._service.default_vae or self._vae,
         }
         return _TOLD | self._kept | values | told
@@ -134,8 +137,13 @@ class Options:
         asked = overrides.get("sd_model_checkpoint") or model or self._service.default_model
         entry = self._service.models.find(_named("sd_model_checkpoint", asked, within))
         vae = overrides.get("sd_vae")
-        named = self._service.default_vae or self._vae if vae is None else _named("sd_vae", vae, within)
-        return Settled(entry.name, self.vae_of(named, entry), values)
+        if vae is not None:
+            chosen = self._vae_of(_named("sd_vae", vae, within), entry)
+        elif self._service.default_vae is not None:
+            chosen = None
+        else:
+            chosen = self._vae_of(self._vae, entry)
+        return Settled(entry.name, chosen, values)
 
     def change(self, values: Mapping[str, Any]) -> None:
         """Set options. Raises InvalidBody, ModelNotFound, and TooLarge for more than anybody sets; then nothing is changed."""
@@ -165,15 +173,14 @@ class Options:
         entry = self._service.models.find(_named("sd_model_checkpoint", asked, ("body",)))
         return None if entry.name == self._service.default_model else entry
 
-    def vae_of(self, named: str, model: Entry) -> str | None:
-        """The VAE that a name means: "None" is the model's own, "Automatic" the file named as the model if there is one."""
-        if named.casefold() == NO_VAE.casefold():
-            return None
-        if named.casefold() == AUTOMATIC.casefold():
-            wanted = (f"{model.stem}.vae".casefold(), model.stem.casefold())
-            found = (vae.name for vae in self._service.models.entries("vae") if vae.stem.casefold() in wanted)
-            return next(found, None)
-        return self._service.models.find(named, "vae").name
+    def _vae_of(self, named: str, model: Entry) -> str:
+        """The VAE that a name means: "Automatic" is the file that is named as the model if there is one, else its own."""
+        named = self._named_vae(named)
+        if named != AUTOMATIC:
+            return named
+        wanted = (f"{model.stem}.vae".casefold(), model.stem.casefold())
+        beside = (vae.name for vae in self._service.models.entries("vae") if vae.stem.casefold() in wanted)
+        return next(beside, NO_VAE)
 
     def _named_vae(self, named: str) -> str:
         for word in (AUTOMATIC, NO_VAE):
