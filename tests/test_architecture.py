@@ -69,6 +69,7 @@ ROOMS = {
     "images": Room(("images",), ("errors", "request", "exif", "image_files")),
     "pictures": Room(("pictures",), ("errors",), inside=("images", "image_files", "pixel_arrays")),
     "masking": Room(("masking",), ("limits", "images")),
+    "second pass": Room(("second_pass",), ("errors", "images", "limits", "request")),
     "grid": Room(("grid",), ("errors", "images", "image_files")),
     "metadata": Room(
         ("metadata", "metadata.*"),

@@ -12,7 +12,7 @@ from .given import LoraGiven, PictureGiven, absolute, bytes_of, check_given, che
 from .loading import loading, path_of, read_model, read_preview_decoder, read_refiner, recommended, tell_loras
 from .options import GenerateOptions, MemoryMode, PictureOptions, SizedOptions
 from .request import GenerateRequest
-from .result import GenerateResult, Progress
+from .result import Early, GenerateResult, Progress
 from .sampling.names import resolve_sampler
 from .styling import styled
 
@@ -36,7 +36,7 @@ class Engine(Protocol):
     """What makes pictures of requests: a loaded model, or the procedural generator."""
 
     def generate(
-        self, request: GenerateRequest, cancel: threading.Event | None = None
+        self, request: GenerateRequest, cancel: threading.Event | None = None, *, early: Early | None = None
     ) -> Iterator[Progress | GenerateResult]: ...
 
 
@@ -219,32 +219,33 @@ class AvilaDiffusion:
         *,
         cancel: threading.Event | None = None,
         journal: str | Path | Ledger | None = None,
+        early: Early | None = None,
     ) -> Iterator[Progress | GenerateResult]:
         """Run a request: an iterator of `Progress` events whose last item is the `GenerateResult`.
 
         journal: a new file to which every answer of the model is written, so that `avila resume` can go on with the run; or
         the ledger of one that is open.
-        Set `cancel`, or close the iterator, to stop between two model calls; then Cancelled is raised, or nothing.
+        Set `cancel`, or close the iterator, to stop between two model calls; then Cancelled is raised, or nothing. early: set
+        its fields between two events to end sooner, with what there is then.
         """
         if cancel is not None and not isinstance(cancel, threading.Event):
             raise RequestError(f"cancel must be a threading.Event, not {type(cancel).__name__}")
         if not isinstance(request, GenerateRequest):
             raise RequestError(f"generate takes a GenerateRequest, not {type(request).__name__}; see text_to_image")
         if journal is None:
-            return self._engine.generate(request, cancel)
+            return self._engine.generate(request, cancel, early=early)
         if isinstance(journal, str | Path):
-            return self._journalled(self.resolved(request), cancel, journal)
-        return _naming_the_journal(self._model_engine().generate(request, cancel, journal), journal.journal)
+            return self._journalled(self.resolved(request), cancel, journal, early)
+        return _naming_the_journal(self._model_engine().generate(request, cancel, journal, early), journal.journal)
 
     def _journalled(
-        self, request: GenerateRequest, cancel: threading.Event | None, path: str | Path
+        self, request: GenerateRequest, cancel: threading.Event | None, path: str | Path, early: Early | None
     ) -> Iterator[Progress | GenerateResult]:
         from .pipeline.ledger import Ledger
 
         with self.new_journal(path, request) as journal:
-            yield from _naming_the_journal(
-                self._model_engine().generate(journal.request, cancel, Ledger(journal)), journal
-            )
+            run = self._model_engine().generate(journal.request, cancel, Ledger(journal), early)
+            yield from _naming_the_journal(run, journal)
 
     def plan(
         self,

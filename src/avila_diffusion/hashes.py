@@ -103,6 +103,15 @@ def own_hash(metadata: Mapping[str, str]) -> str | None:
     return told[:SHORT_LORA] if _SHA256.fullmatch(told) else None
 
 
+def known_hash(path: str | Path, *, tensors_only: bool = False) -> str | None:
+    """The sha256 of a file where it is remembered, without reading the file; None where it is not, or the file has changed."""
+    wanted = FileHash(_absolute(path), tensors_only=tensors_only)
+    try:
+        return _remembered(_Entry.of(wanted, wanted.path.stat()))
+    except (OSError, ValueError):
+        return None
+
+
 def hash_in_background(path: str | Path, *, tensors_only: bool = False) -> FileHash:
     """The hash of a file without waiting for it: from the cache, or read by a thread that never keeps Python alive.
 

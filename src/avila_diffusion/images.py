@@ -103,7 +103,7 @@ class Image:
             if suffix in FORMATS:
                 raise OutputProblem(f"{target} is named as a {FORMATS[suffix]}; use save() or a name that ends in .png")
             target = _file_name(target.with_name(f"{target.name}.png"))
-        return _write(target, self._encoded("PNG", 0))
+        return _write(target, self.encoded("PNG", 0))
 
     def save(self, path: str | os.PathLike[str], *, quality: int = 90, overwrite: bool = True) -> Path:
         """Write PNG, JPEG, WebP or AVIF, as the suffix says; PNG without one. Returns the path.
@@ -117,7 +117,7 @@ class Image:
         suffix = target.suffix.lower()
         if suffix not in FORMATS:
             raise OutputProblem(f"{target} ends in {suffix!r}; a picture can be .png, .jpg, .jpeg, .webp or .avif")
-        encoded = self._encoded(FORMATS[suffix], quality)
+        encoded = self.encoded(FORMATS[suffix], quality)
         if overwrite:
             return _write(target, encoded)
         target = next_free_path(target.parent, target.stem, target.suffix)
@@ -127,7 +127,8 @@ class Image:
             target.unlink(missing_ok=True)
             raise
 
-    def _encoded(self, format_name: str, quality: int) -> bytes:
+    def encoded(self, format_name: str, quality: int = 90) -> bytes:
+        """The file's bytes. format_name: "PNG", "JPEG", "WEBP" or "AVIF". Raises OutputProblem where it cannot be made."""
         text, record = _writable(self.infotext), _writable(self.record)
         options: dict[str, Any] = {}
         if format_name == "AVIF" and not PIL.features.check("avif"):

@@ -38,9 +38,27 @@ class Progress:
     preview: Callable[[], Image] | None = field(default=None, compare=False, repr=False)
 
 
+@dataclass
+class Early:
+    """How whoever advances a run asks it to end early, between two events.
+
+    skip: the picture that is drawn now is finished with what there is; the run takes it back then. finish: that picture is
+    the run's last one.
+    """
+
+    skip: bool = False
+    finish: bool = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether sampling is to end now."""
+        return self.skip or self.finish
+
+
 @dataclass(frozen=True, eq=False)
 class GenerateResult(Sequence[Image]):
-    """The pictures of a run, in order of their seeds. With one picture it can be used like that picture itself.
+    """The pictures of a run, in order of their seeds; fewer than asked for where it was ended early. With one picture it can
+    be used like that picture itself.
 
     request: as it was run, nothing left open. seconds: wall time. report: the model's load report, if there is a model.
     drawn_at: width and height at which the model drew, where the pictures were resized from that.

@@ -24,7 +24,7 @@ from ..models.layers import keeper_of
 from ..models.taesd import TinyVAE
 from ..models.text_keys import TextKeys
 from ..request import GenerateRequest
-from ..result import GenerateResult, Progress
+from ..result import Early, GenerateResult, Progress
 from ..sampling.denoiser import Denoiser
 from ..sampling.guidance import Denoise
 from ..sampling.noise import noise_source
@@ -81,13 +81,17 @@ class ModelEngine:
         return self.model.spec.defaults.size or self.model.spec.size
 
     def generate(
-        self, request: GenerateRequest, cancel: threading.Event | None = None, ledger: Ledger | None = None
+        self,
+        request: GenerateRequest,
+        cancel: threading.Event | None = None,
+        ledger: Ledger | None = None,
+        early: Early | None = None,
     ) -> Iterator[Progress | GenerateResult]:
         """Progress events, the GenerateResult last. What cannot be run is refused before any work is done.
 
-        ledger: what the run answers from and writes to, by default nothing.
+        ledger: what the run answers from and writes to, by default nothing. early: what may ask it to end with what there is.
         """
-        run = Run(self, self.accept(request), cancel, Ledger() if ledger is None else ledger)
+        run = Run(self, self.accept(request), cancel, Ledger() if ledger is None else ledger, early)
         return _tidy(run.events(asked=request))
 
     def accept(self, request: GenerateRequest) -> GenerateRequest:

@@ -26,7 +26,8 @@ from ..models.text_keys import TextKeys
 from ..models.twin import twin
 from ..request import GenerateRequest
 from ..sampling.guidance import Call
-from .passes import Pass, enlarged, is_latent
+from ..second_pass import enlarged, is_latent
+from .passes import Pass
 from .plan import Plan
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from ..machine import memory as machine_memory
 from ..models.layers import Conv2d, Layer, keep_derived
 from ..models.plans import least_room, least_room_to_encode
 from ..options import MemoryMode
+from ..second_pass import enlarged
 from .forecast import BAND_SCRATCH, Forecast, Outlook
-from .passes import enlarged
 
 if TYPE_CHECKING:
     from ..checkpoint.load import Model

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ..config import ModelSpec
 from ..errors import RequestError
-from ..images import check_model_size
-from ..limits import LATENT_UPSCALERS, MAX_PIXELS, MAX_SIDE
+from ..limits import LATENT_UPSCALERS
 from ..request import GenerateRequest
 from ..sampling.grids import GRIDS
 from ..sampling.names import SamplerInfo, resolve_sampler, resolve_schedule
 from ..sampling.tables import NoiseTable
+from ..second_pass import enlarged, latent_size
 from .plan import Plan, make_plan
 
 
@@ -47,11 +47,7 @@ def passes_of(drawn: GenerateRequest, spec: ModelSpec, table: NoiseTable) -> tup
 def _second(request: GenerateRequest, scale: int) -> tuple[GenerateRequest, tuple[int, int]]:
     """(the second pass as a request of its own, height and width of its latent)."""
     width, height = enlarged(request)
-    cut_x, cut_y = _overhang(request, width, height, scale)
-    size = height // scale - cut_y, width // scale - cut_x
-    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        raise RequestError(f"the second pass would be {width}x{height}; at most {MAX_PIXELS:,} pixels are drawn")
-    check_model_size(size[1] * scale, size[0] * scale)
+    size = latent_size(request, scale)
     sampler, joint = (None, None) if request.hires_sampler is None else resolve_sampler(request.hires_sampler)
     schedule = request.schedule if joint is None else joint.name
     own: dict[str, Any] = {} if sampler is None else dict.fromkeys(_foreign(sampler, request))
@@ -85,32 +81,6 @@ def _foreign(sampler: SamplerInfo, request: GenerateRequest) -> list[str]:
 
 
 _OPTIONS = ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise")
-
-
-def enlarged(request: GenerateRequest) -> tuple[int, int]:
-    """Width and height that the first pass is enlarged to. Where both were asked for it covers them, and is cut afterwards."""
-    width, height = request.width or 0, request.height or 0
-    if request.hires_scale is not None:
-        return int(width * request.hires_scale), int(height * request.hires_scale)
-    across, down = request.hires_width, request.hires_height
-    if across is None:
-        assert down is not None
-        return down * width // height, down
-    if down is None or width / height < across / down:
-        return across, across * height // width
-    return down * width // height, down
-
-
-def _overhang(request: GenerateRequest, width: int, height: int, scale: int) -> tuple[int, int]:
-    """Columns and rows of latent that are cut off, where both sides were asked for."""
-    if request.hires_width is None or request.hires_height is None:
-        return 0, 0
-    return (width - request.hires_width) // scale, (height - request.hires_height) // scale
-
-
-def is_latent(request: GenerateRequest) -> bool:
-    """Whether the second pass begins with the first one's latent, not with its picture."""
-    return request.hires_upscaler in LATENT_UPSCALERS
 
 
 def enlarge(latent: Tensor, request: GenerateRequest, scale: int) -> Tensor:

@@ -21,9 +21,10 @@ from ..masking import upscaled
 from ..models.layers import keep_derived, release
 from ..models.vae import LatentDistribution
 from ..request import GenerateRequest
-from ..result import GenerateResult, Progress
+from ..result import Early, GenerateResult, Progress
 from ..sampling.guidance import Call, Denoise, Denoised
 from ..sampling.noise import ImageNoise, noise_source
+from ..second_pass import enlarged, is_latent
 from .begin import Begin, Beginning, as_picture, draw_latent
 from .branch import switch
 from .driver import Step, check, drive
@@ -33,7 +34,7 @@ from .latents import decode, encode, from_vae, to_pixels
 from .ledger import Ledger, once
 from .loras import lora_hashes
 from .memory import Way, choose_way
-from .passes import Pass, cropped, enlarge, enlarged, is_latent
+from .passes import Pass, cropped, enlarge
 from .plan import make_plan
 from .refining import refining
 from .telling import told
@@ -48,12 +49,19 @@ SECOND = "second pass"
 
 
 class Run:
-    """One run of a resolved request that the engine accepted. ledger: what it answers from and writes to."""
+    """One run of a resolved request that the engine accepted. ledger: what it answers from and writes to. early: where it is
+    asked to end with what there is."""
 
     def __init__(
-        self, engine: ModelEngine, request: GenerateRequest, cancel: threading.Event | None, ledger: Ledger
+        self,
+        engine: ModelEngine,
+        request: GenerateRequest,
+        cancel: threading.Event | None,
+        ledger: Ledger,
+        early: Early | None = None,
     ) -> None:
         self.engine, self.request, self.cancel, self.ledger = engine, request, cancel, ledger
+        self.early = Early() if early is None else early
         self.spec, self.policy = engine.model.spec, engine.policy
         self.drawn = engine.drawn(request)
         self.passes = engine.passes(request)
@@ -81,6 +89,9 @@ class Run:
             latent = yield from self._draw(index, prepare)
             yield Progress(stage="decode", image=index, images=images, step=0, of=0)
             made.append(Image(self._finish(to_pixels(self._decode(latent))), seed=seed))
+            self.early.skip = False
+            if self.early.finish:
+                break
         short = {key: known for key, found in hashes.items() if (known := _wait(found, self.cancel)) is not None}
         check(self.cancel)
         guided = any(not one.plan.unguided for one in self.passes)
@@ -142,6 +153,8 @@ class Run:
             latent, made = yield from self._sample(one, index, noise, begin, prepare[number], calls)
             latent = one.plan.finished(latent, begin)
             calls += made
+            if self.early.asked:  # it is not what the journal's run ends in
+                return latent
             self.ledger.keep(index, "latent" if one is self.passes[-1] else FIRST_PASS, latent)
         assert latent is not None
         return latent
@@ -221,6 +234,8 @@ class Run:
                     sigma=event.call.sigma,
                     preview=partial(self.engine.preview, event.denoised.x0),
                 )
+                if self.early.asked:
+                    return event.denoised.x0, made
         raise AssertionError("a sampler ended without a latent")
 
     def _decode(self, latent: Tensor) -> Tensor:

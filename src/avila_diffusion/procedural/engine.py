@@ -11,7 +11,7 @@ from ..errors import Cancelled, RequestError
 from ..images import Image
 from ..infotext import VERSION, write_fields
 from ..request import GenerateRequest
-from ..result import GenerateResult, Progress
+from ..result import Early, GenerateResult, Progress
 
 NAME = "avila procedural"
 SIZE = 512
@@ -24,16 +24,16 @@ class ProceduralEngine:
     and the result says so."""
 
     def generate(
-        self, request: GenerateRequest, cancel: threading.Event | None = None
+        self, request: GenerateRequest, cancel: threading.Event | None = None, *, early: Early | None = None
     ) -> Iterator[Progress | GenerateResult]:
         """One event before each picture, the GenerateResult last. Raises Cancelled between two pictures, and RequestError for
-        a picture to begin with."""
+        a picture to begin with. early: may ask for no more pictures."""
         if request.image is not None:
             raise RequestError("image needs a model to draw with; load one, or leave image out")
-        return self._run(request.resolved(SIZE), cancel, _unused(request))
+        return self._run(request.resolved(SIZE), cancel, _unused(request), Early() if early is None else early)
 
     def _run(
-        self, request: GenerateRequest, cancel: threading.Event | None, notes: tuple[str, ...]
+        self, request: GenerateRequest, cancel: threading.Event | None, notes: tuple[str, ...], early: Early
     ) -> Iterator[Progress | GenerateResult]:
         from .render import draw  # here: scipy takes half a second to load, and a model's engine begins as one of these
 
@@ -48,6 +48,9 @@ class ProceduralEngine:
             made.append(
                 Image(pixels, infotext=write_fields(request.prompt, request.negative_prompt, fields), seed=seed)
             )
+            early.skip = False
+            if early.finish:
+                break
         _check(cancel)
         yield GenerateResult(tuple(made), request, seconds=time.perf_counter() - began, notes=notes)
 

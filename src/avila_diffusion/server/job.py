@@ -42,7 +42,8 @@ class Result:
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """Why a job failed. kind: name of the error's class, "Crashed", "OutOfMemoryError", "TimedOut". message: one line.
-    asked: what was asked for could not be done (4xx), where otherwise the world was wrong (5xx). lasting: it would fail again."""
+    asked: what was asked for could not be done (4xx), where otherwise the world was wrong (5xx). lasting: it would fail
+    again."""
 
     kind: str
     message: str

@@ -55,8 +55,8 @@ class Settings:
     beside loopback's and `host`. origins: web pages of other origins that may call (CORS). fetch_hosts: from which pictures
     may be fetched by URL, none by default. drain: seconds that running jobs have to end after SIGTERM.
     device, dtype, threads, memory, max_memory, mmap: as `AvilaDiffusion.with_model` takes them. preview_every: model calls
-    between two previews, 0 for none. preview_decoder: see `with_model`. engine: "auto", or "procedural" for no models at all.
-    user: the name that HTTP Basic goes with, whose password is the token; any by default.
+    between two previews, 0 for none. preview_decoder: see `with_model`. warm_up: import what models need before the first
+    job comes.
     """
 
     data: Path
@@ -78,5 +78,6 @@ class Settings:
     mmap: bool = True
     preview_every: int = 1
     preview_decoder: str | None = None
+    warm_up: bool = True
     limits: Limits = field(default_factory=Limits)
     retention: Retention = field(default_factory=Retention)

@@ -12,10 +12,10 @@ class Submission:
     """One job that somebody wants.
 
     values: fields of GenerateRequest, pictures as Picture or as its `to_json`; what is missing is the model's own default,
-    then the request's. client: whose it is (`guard.client_of`). model, vae, refiner: any of their names, None for the default
-    (`Service.default_model`), the model's own, none. key: idempotency key; digest: of the body that came with it. task: the client's own
-    name for the job. priority: -100 to 100, larger goes first among the client's own. extra: plain values that the dialect
-    wants to find again in `Job.extra`. size: bytes of the body, for the limit of the queue.
+    then the request's. client: whose it is (`guard.client_of`). model, vae, refiner: any of their names, None for the
+    default (`Service.default_model`), the model's own, none. key: idempotency key; digest: of the body that came with it.
+    task: the client's own name for the job. priority: -100 to 100, larger goes first among the client's own. extra: plain
+    values that the dialect wants to find again in `Job.extra`. size: bytes of the body, for the limit of the queue.
     seconds: until it must have ended.
     """
 

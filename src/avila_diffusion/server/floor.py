@@ -1,0 +1,393 @@
+"""The floor: what the worker has in hand, what it is given next, and what is done with what it says.
+
+It changes jobs while they run and tells the service when a part is drawn or a job must end; only the service commits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import AvilaError, FileProblem
+from .dispatch import Line, Place
+from .events import EventLog
+from .job import Job, Preview, Problem, Progress, Using
+from .rows import Stamps
+from .settings import Settings
+from .supervisor import Supervisor
+from .tally import Tally
+from .wire import Message
+
+RETRIES = 2
+"""Times that a job is tried again after the worker died at it without having got any further."""
+PATIENT_SECONDS = 5.0
+"""How long a call may go on after its job's time is over, beyond three usual calls, before the worker counts as hung."""
+
+
+@dataclass(eq=False)
+class Held:
+    """A live job with what only the core knows of it. stamps: of its files when it was accepted. unit: name of the part that
+    the worker has in hand. moved: it got further since it was last taken in hand. ending: it is about to end."""
+
+    job: Job
+    place: Place
+    log: EventLog
+    stamps: Stamps
+    size: int
+    deadline: float | None
+    folder: Path
+    unit: str | None = None
+    moved: bool = False
+    ending: bool = False
+    ran: float = 0.0
+    since: float = 0.0
+
+    def say_state(self, position: int | None = None) -> None:
+        """Tell who follows it."""
+        self.log.add("state", {"state": self.job.state, "position": position})
+
+
+class Core(Protocol):
+    """What the floor asks of the service."""
+
+    settings: Settings
+    tally: Tally
+    held: dict[str, Held]
+
+    def model_message(self, using: Using) -> Message:
+        """Names and paths for the worker. Raises an AvilaError where one is not there any more."""
+        ...
+
+    def part_drawn(self, held: Held, message: Message) -> None:
+        """A part is on the disk."""
+        ...
+
+    def must_end(self, held: Held, problem: Problem) -> None:
+        """It failed."""
+        ...
+
+    def disk_is_full(self, message: str) -> None:
+        """Nothing is begun until it is not."""
+        ...
+
+
+@dataclass
+class Floor:
+    """See the module. open: whether parts are begun."""
+
+    core: Core
+    line: Line = field(default_factory=Line)
+    open: bool = True
+    loaded: Using | None = None
+    report: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        settings = self.core.settings
+        said = {name: getattr(settings, name) for name in _TOLD}
+        self.worker = Supervisor(said, self._heard, self._died)
+        self._units: dict[str, Held] = {}
+        self._turn: str | None = None
+        self._calls: dict[Using | None, float] = {}
+        self._waiting: list[tuple[str, asyncio.Future[None]]] = []
+        self._handlers: Mapping[str, Callable[[Message], None]] = {
+            "ready": lambda message: self.wake(),
+            "loading": self._loading,
+            "loaded": self._loaded,
+            "refused": self._refused,
+            "unloaded": self._unloaded,
+            "turn": self._takes_turn,
+            "begun": self._begun,
+            "progress": self._progress,
+            "preview": self._preview,
+            "done": self._done,
+            "failed": self._failed,
+            "stopped": self._stopped,
+        }
+
+    def wake(self) -> None:
+        """Give the worker what is due."""
+        if not self.open or not self.worker.ready:
+            return
+        places = [held.place for held in self.core.held.values() if self._may_run(held)]
+        idle = [place for place in places if self.core.held[place.job.id].unit is None]
+        loading = self.line.using is not None and self.line.using != self.loaded
+        wanted = None if loading else self.line.to_load(places, time.monotonic())
+        if wanted is not None:
+            if any(held.place.using is not None for held in self._units.values()):
+                for name, held in self._units.items():
+                    if held.place.using is not None:
+                        self.worker.tell({"do": "stop", "unit": name})
+                return
+            self.line.holding(wanted, time.monotonic(), 0.0)
+        for place in self.line.to_begin(idle, {held.job.client for held in self._units.values()}):
+            self._begin(self.core.held[place.job.id])
+
+    def _may_run(self, held: Held) -> bool:
+        return held.job.state in ("queued", "running") and not held.ending
+
+    def _begin(self, held: Held) -> None:
+        job, part = held.job, held.place.parts
+        using = held.place.using
+        try:
+            model = None if using is None else self.core.model_message(using)
+            _check_unchanged(held.stamps)
+        except AvilaError as error:
+            self.core.must_end(held, Problem(kind=type(error).__name__, message=str(error), asked=True))
+            return
+        self._begun_units += 1
+        name = f"{job.id}.{part}.{self._begun_units}"  # never the same: what is said of an earlier attempt is not of this one
+        self.line.serve(job.client)
+        held.unit, held.moved, held.since = name, False, time.monotonic()
+        self._units[name] = held
+        if job.started is None:
+            job.started = time.time()
+            self.core.tally.started(job, job.started - job.created)
+        job.state = "running"
+        held.say_state(0)
+        self.worker.tell(
+            {
+                "do": "draw",
+                "unit": name,
+                "job": job.id,
+                "part": part,
+                "first": part * job.request.batch,
+                "client": job.client,
+                "request": job.request.part(part).to_dict(),
+                "model": model,
+                "key": _lora_key(job),
+                "folder": str(held.folder),
+                "interrupted": job.interrupted,
+                "preview_every": self.core.settings.preview_every,
+            }
+        )
+
+    def put_away(self, held: Held) -> None:
+        """Take a job out of the worker's hands, at the next call at the latest."""
+        if held.unit is not None:
+            self.worker.tell({"do": "stop", "unit": held.unit})
+            self._release(held.unit)
+
+    def end_early(self, held: Held, how: str) -> None:
+        """See `result.Early`."""
+        if held.unit is not None:
+            self.worker.tell({"do": "early", "unit": held.unit, "how": how})
+
+    async def load(self, using: Using | None) -> None:
+        """Let the worker hold this, None: nothing. Raises AvilaError where it cannot."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if using is None:
+            self._waiting.append(("", future))
+            self.worker.tell({"do": "unload"})
+        else:
+            message = self.core.model_message(using)
+            self._waiting.append((message["name"], future))
+            self.worker.tell({"do": "load", "model": message})
+        await future
+
+    def watch(self, now: float) -> None:
+        """To be called twice a second: ends what lasts too long. now: seconds since 1970."""
+        self.worker.check()
+        for held in list(self.core.held.values()):
+            if held.deadline is not None and now > held.deadline and not held.ending:
+                line = f"it was not done in the {held.deadline - held.job.created:.0f} seconds that it had"
+                unit = held.unit
+                self.core.must_end(held, Problem(kind="TimedOut", message=line, lasting=False))
+                if unit is not None:
+                    self._overdue = unit
+        busy, since = self.worker.busy, self.worker.busy_since
+        usual = max(self._calls.values(), default=0.0)
+        overdue = busy is not None and busy == self._overdue and since > PATIENT_SECONDS + 3 * usual
+        if busy is not None and (overdue or since > self.core.settings.limits.call_seconds):
+            self._overdue = None
+            self.worker.kill(f"hung: one call took {since:.0f} seconds")
+        self.wake()
+
+    _overdue: str | None = None
+    _begun_units: int = 0
+
+    # What the worker says.
+
+    def _heard(self, message: Message) -> None:
+        self._handlers[message["is"]](message)
+
+    def _loading(self, message: Message) -> None:
+        for held in self._units.values():
+            if held.place.using is not None:
+                held.job.progress.stage = "load"
+                held.log.progress(held.job.progress)
+
+    def _loaded(self, message: Message) -> None:
+        self.worker.worked()
+        using = Using(**message["using"])
+        self.loaded, self.report = using, tuple(message["report"])
+        self.line.holding(using, time.monotonic(), message["seconds"])
+        self._settle(message["model"], None)
+        self.wake()
+
+    def _refused(self, message: Message) -> None:
+        self.line.using = self.loaded
+        self._settle(message["model"], FileProblem(message["message"]))
+
+    def _unloaded(self, message: Message) -> None:
+        self.loaded, self.report, self.line.using = None, (), None
+        self._settle("", None)
+        self.wake()
+
+    def _settle(self, name: str, error: AvilaError | None) -> None:
+        for wanted, future in [one for one in self._waiting if one[0] == name]:
+            self._waiting.remove((wanted, future))
+            if not future.done():
+                _ = future.set_result(None) if error is None else future.set_exception(error)
+
+    def _takes_turn(self, message: Message) -> None:
+        self._turn = message["unit"]
+
+    def _begun(self, message: Message) -> None:
+        held = self._units.get(message["unit"])
+        if held is not None and held.place.using is not None:
+            held.job.report = self.report
+
+    def _progress(self, message: Message) -> None:
+        held = self._units.get(message["unit"])
+        if held is None:
+            return
+        self.worker.worked()
+        job = held.job
+        if message["stage"] in ("sample", "draw") and message["step"]:
+            held.moved = True
+            held.job.retries = 0
+            usual = self._calls.get(held.place.using, message["seconds"])
+            self._calls[held.place.using] = 0.8 * usual + 0.2 * message["seconds"]
+            self.core.tally.called(job, message["seconds"])
+        image = held.place.parts * job.request.batch + message["image"]
+        share = message["step"] / message["of"] if message["of"] and message["stage"] == "sample" else 0.0
+        fraction = (image + (0.98 if message["stage"] == "decode" else 0.97 * share)) / job.images
+        job.progress = Progress(
+            stage=message["stage"],
+            image=image,
+            step=message["step"],
+            of=message["of"],
+            fraction=max(fraction, 0.0),
+            eta=self._eta(held, fraction),
+            sigma=message["sigma"],
+        )
+        held.log.progress(job.progress)
+
+    def _eta(self, held: Held, fraction: float) -> float | None:
+        if held.job.started is None or fraction <= 0.0:
+            return None
+        done = (held.place.parts * held.job.request.batch) / held.job.images
+        here = fraction - done
+        if here <= 0.005:
+            return None
+        return (time.monotonic() - held.since) / here * (1 - fraction)
+
+    def _preview(self, message: Message) -> None:
+        held = self._units.get(message["unit"])
+        if held is None:
+            return
+        number = 1 if held.job.preview is None else held.job.preview.number + 1
+        image = held.place.parts * held.job.request.batch + message["image"]
+        held.job.preview = Preview(number, image, base64.b64decode(message["data"]), message["media_type"])
+        held.log.preview(held.job.preview)
+
+    def _done(self, message: Message) -> None:
+        held = self._units.get(message["unit"])
+        if held is not None:
+            self.worker.worked()
+            self.core.part_drawn(held, message)
+
+    def _failed(self, message: Message) -> None:
+        held = self._units.get(message["unit"])
+        if self.line.using != self.loaded:
+            self.line.using = self.loaded  # what could not be loaded did not take the old one's place
+        if held is None:
+            return
+        self._release(message["unit"])
+        if message["full"]:
+            held.job.state = "queued"
+            self.core.disk_is_full(message["message"])
+        elif message["kind"] == "JournalProblem" and held.job.retries < RETRIES:
+            self._again(held, "its journal could not be gone on with")
+            with contextlib.suppress(OSError):
+                (held.folder / f"{held.place.parts}.journal").unlink(missing_ok=True)
+        else:
+            names = ("kind", "message", "asked", "lasting")
+            self.core.must_end(held, Problem(**{name: message[name] for name in names}))
+        self.wake()
+
+    def _stopped(self, message: Message) -> None:
+        held = self._units.get(message["unit"])
+        if held is not None:
+            self._release(message["unit"])
+            if held.job.state == "running":
+                held.job.state = "queued"
+                held.say_state()
+        self.wake()
+
+    def released(self, held: Held) -> None:
+        """Its part is committed, or it has ended."""
+        if held.unit is not None:
+            self._release(held.unit)
+
+    def _release(self, unit: str) -> None:
+        held = self._units.pop(unit, None)
+        if held is not None:
+            held.unit = None
+
+    def _again(self, held: Held, why: str) -> None:
+        held.job.retries += 1
+        held.job.state = "queued"
+        held.log.add("note", {"text": f"{why}; it is tried again ({held.job.retries} of {RETRIES})"})
+        held.say_state()
+
+    def _died(self, why: str) -> None:
+        """The worker is gone. The job whose turn it was is suspected, unless it had got further; all are begun again."""
+        self.core.tally.restarted("hang" if why.startswith("hung") else "crash")
+        self.loaded, self.line.using, self.report = None, None, ()
+        units, self._units = dict(self._units), {}
+        for _, future in self._waiting:
+            if not future.done():
+                future.set_exception(FileProblem(f"the worker {why} while it loaded the model"))
+        self._waiting.clear()
+        for name, held in units.items():
+            held.unit = None
+            if name != self._turn or held.moved:
+                held.job.state = "queued"
+                held.say_state()
+            elif held.job.retries >= RETRIES:
+                line = f"the process that draws {why} {RETRIES + 1} times at this job; it is not tried again"
+                self.core.must_end(held, Problem(kind="Crashed", message=line))
+            else:
+                self._again(held, f"the process that draws {why}")
+        self._turn = None
+
+
+_TOLD = ("device", "dtype", "threads", "memory", "max_memory", "mmap", "preview_decoder", "models_dir", "warm_up")
+
+
+def _check_unchanged(stamps: Stamps) -> None:
+    for path, stamp in stamps.items():
+        try:
+            status = Path(path).stat()
+        except OSError:
+            raise FileProblem(
+                f"{Path(path).name} is not there any more; rescan the models and submit the job again"
+            ) from None
+        if (status.st_size, status.st_mtime_ns) != tuple(stamp):
+            raise FileProblem(
+                f"the model file {Path(path).name} has changed since the job was accepted; submit the job again"
+            )
+
+
+def _lora_key(job: Job) -> Any:
+    """What its prompts put into the model: jobs that agree in it may take turns without changing the model at each."""
+    prompts = (job.request.prompt, job.request.hires_prompt or "")
+    found = sorted({part.partition(">")[0] for prompt in prompts for part in prompt.split("<lora:")[1:]})
+    return "|".join(found)
