@@ -167,8 +167,8 @@ def test_one_host_header(build: Build, headers: Pairs) -> None:
 
 
 def test_names_that_were_bound_or_told(tmp_path: Path) -> None:
-    def allowed(host: str, **given: Any) -> bool:
-        parts = split_authority(host)
+    def allowed(text: str, /, **given: Any) -> bool:
+        parts = split_authority(text)
         return parts is not None and Hosts(Settings(data=tmp_path, **given)).allow(parts[0])
 
     assert allowed("192.168.1.5:7860", host="192.168.1.5")

@@ -23,6 +23,8 @@ from .native.shapes import PREFIX
 
 JSON = "application/json"
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADklEQVR4nGNgGAWDEwAAAZgAAQ6jY8cAAAAASUVORK5CYII="
+_RAISES = re.compile(r"\s*Raises [^.]*\.")
+"""Sentences of docstrings that are for Python."""
 _NAMED = re.compile(r"\{(\w+)(?::\w+)?\}")
 
 
@@ -159,7 +161,7 @@ _SECURITY = {
 def _operation(route: Route, method: str, path: str) -> dict[str, Any]:
     ours = path.startswith((f"{PREFIX}/", "/health/", "/metrics", "/openapi.json"))
     known = OPERATIONS.get((method, path), _PLAIN if ours or method != "POST" else _FREE)
-    told = inspect.getdoc(route.endpoint) or path
+    told = _RAISES.sub("", inspect.getdoc(route.endpoint) or "").strip() or route.name
     summary, _, rest = told.partition("\n\n")
     found: dict[str, Any] = {
         "summary": " ".join(summary.split()),
