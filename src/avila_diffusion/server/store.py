@@ -75,6 +75,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._closed = False
         self._waiting: queue.SimpleQueue[tuple[Work, Callable[[Any], None], Callable[[BaseException], None]] | None]
         self._waiting = queue.SimpleQueue()
         opened: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
@@ -86,6 +87,8 @@ class Store:
 
     async def do(self, work: Callable[[sqlite3.Connection], Made]) -> Made:
         """What `work` returns of the connection, once what it wrote is safe. Raises OutputProblem where it cannot be."""
+        if self._closed:
+            raise OutputProblem("the server stops; ask it again when it is back")
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Made] = loop.create_future()
 
@@ -109,6 +112,7 @@ class Store:
 
     def close(self) -> None:
         """After all that waits was done. A second time does nothing."""
+        self._closed = True
         if self._thread.is_alive():
             self._waiting.put(None)
             self._thread.join()
