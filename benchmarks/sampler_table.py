@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from avila_diffusion.cli.listings import calls_formula
+from avila_diffusion.sampling.rows import calls_formula
 from avila_diffusion.sampling.names import SAMPLERS, SCHEDULES, SamplerInfo
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "samplers.md"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from avila_diffusion.cli import main
-from avila_diffusion.cli.listings import calls_formula
 from avila_diffusion.sampling.names import SAMPLERS, SCHEDULES
+from avila_diffusion.sampling.rows import calls_formula
 
 
 @pytest.mark.parametrize(("command", "table"), [("samplers", SAMPLERS), ("schedules", SCHEDULES)])

@@ -1,6 +1,7 @@
 """Sampling: numbers only, no network, no file, no text. Importing this package does not import torch.
 
 names       what samplers and schedules are called (no torch); catalogue, schedule_catalogue: the facts of each
+rows        the same facts as plain values, for programs (no torch)
 tables      the training noise as a table; lcm: that of latent consistency models
 levels      the schedules, as functions; published: lists of levels
 schedules   the noise levels of a run; grids: those of samplers that have their own; restarts: the way of Restart

@@ -1,0 +1,83 @@
+"""txt2img and img2img: a job is submitted, waited for, and answered with its pictures."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ..bodies import read_json
+from ..guard import client_of
+from ..service import Service
+from ..submission import Submission
+from ..waiting import outcome
+from .answers import answer, error_answer
+from .init_images import NoInitImage
+from .mapping import Asked, read_asked
+from .mapping import Route as Kind
+from .options import Options
+
+
+def routes(service: Service, options: Options) -> list[Route]:
+    """The routes that make pictures."""
+    kept = _Generate(service, options)
+    return [
+        Route("/sdapi/v1/txt2img", kept.txt2img, methods=["POST"]),
+        Route("/sdapi/v1/img2img", kept.img2img, methods=["POST"]),
+    ]
+
+
+class _Generate:
+    def __init__(self, service: Service, options: Options) -> None:
+        self._service = service
+        self._options = options
+
+    async def txt2img(self, request: Request) -> Response:
+        """Pictures of a prompt."""
+        return await self._generate(request, "txt2img")
+
+    async def img2img(self, request: Request) -> Response:
+        """Pictures that begin with another one, or a part of it painted anew."""
+        try:
+            return await self._generate(request, "img2img")
+        except NoInitImage as error:
+            return error_answer("HTTPException", str(error), 404)
+
+    async def _generate(self, request: Request, route: Kind) -> Response:
+        raw = await read_json(request)
+        asked = await asyncio.to_thread(read_asked, route, raw, self._options, self._service)
+        submission = await asyncio.to_thread(_submission, request, raw, asked)
+        job = await self._service.submit(submission)
+        if not asked.body["override_settings_restore_afterwards"]:
+            self._options.change(asked.body["override_settings"] or {})
+        # A client that is gone wants nothing, unless the picture is to be kept or may be asked for again.
+        keep = asked.body["save_images"] or submission.key is not None
+        job = await outcome(self._service, job, request, keep=keep)
+        return await answer(self._service, job, asked)
+
+
+def _submission(request: Request, raw: Mapping[str, Any], asked: Asked) -> Submission:
+    key = request.headers.get("idempotency-key")
+    return Submission(
+        values=asked.values,
+        client=client_of(request),
+        model=asked.settled.model,
+        vae=asked.settled.vae,
+        refiner=asked.refiner,
+        dialect="sdapi",
+        key=key,
+        digest=None if key is None else _digest(asked.route, raw),
+        task=asked.body["force_task_id"] or None,
+        size=int(request.headers.get("content-length") or 0),
+        extra={"route": asked.route, "styles": asked.body["styles"] or []},
+    )
+
+
+def _digest(route: Kind, raw: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([route, raw], sort_keys=True).encode("utf-8", "replace")).hexdigest()
