@@ -56,6 +56,17 @@ def cache_folder() -> Path:
     return (shared if shared.is_absolute() else Path.home() / ".cache") / "avila"
 
 
+def data_folder() -> Path:
+    """Where this user's programs keep what must not get lost. Raises RuntimeError where the user has no home folder."""
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        return Path(local) if local else Path.home() / "AppData" / "Local"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support"
+    shared = Path(os.environ.get("XDG_DATA_HOME", ""))
+    return shared if shared.is_absolute() else Path.home() / ".local" / "share"
+
+
 def processor_name() -> str:
     """The processor's name as its maker sells it."""
     if sys.platform == "win32":

@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """The whole command line as it is read by `avila`."""
-    from . import doctor, generate, info, listings, models, plan, prompt, replay, resume, train
+    from . import doctor, generate, info, listings, models, plan, prompt, replay, resume, serve, train
 
     parser = Parser(prog="avila", description="Pictures from Stable Diffusion checkpoints.", epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"avila {__version__}")
@@ -39,6 +39,7 @@ def build_parser() -> Parser:
     models.add_commands(commands)
     listings.add_commands(commands)
     train.add_commands(commands)
+    serve.add_commands(commands)
     doctor.add_commands(commands)
     return parser
 

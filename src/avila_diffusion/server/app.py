@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..errors import AvilaError
 from . import native, openai, openapi, page, sdapi
 from .guard import Guard
+from .metrics import Metrics
 from .refusals import Incident, Refused, status_and_headers
 from .service import Service
 from .settings import Settings
@@ -36,16 +37,20 @@ def create_app(settings: Settings, service: Service | None = None, *, running: b
     service: by default a new one. It is started and stopped with the application, but for `running`: then whoever made it
     has started it, and stops it.
     """
-    service = Service(settings) if service is None else service
+    service = Service(settings, Metrics()) if service is None else service
+    if not isinstance(service.tally, Metrics):  # nobody counts yet
+        service.tally = Metrics()
+    metrics = service.tally
     app = Starlette(
         routes=_routes(service),
-        middleware=[Middleware(Guard, service=service, answer=error_answer), Middleware(_Incidents)],
+        middleware=[Middleware(Guard, service=service, metrics=metrics, answer=error_answer), Middleware(_Incidents)],
         exception_handlers={AvilaError: _told, HTTPException: _http_told, ClientDisconnect: _gone},
         lifespan=None if running else _lifespan(service),
     )
     app.router.redirect_slashes = False
     app.state.service = service
     app.state.settings = settings
+    app.state.metrics = metrics
     return app
 
 
@@ -120,12 +125,12 @@ class _Incidents:
             await self._app(scope, receive, watched)
         except (AvilaError, ClientDisconnect):
             raise
-        except Exception as error:
+        except Exception:
             if scope["type"] != "http":
                 raise
             number = secrets.token_hex(4)
             log.exception("incident %s at %s %s", number, scope["method"], getattr(scope.get("route"), "path", "?"))
             if begun:
-                raise ConnectionAbortedError(f"incident {number}, in the middle of an answer") from error
+                return  # the server closes the connection on half an answer
             told = Incident(f"something went wrong that should not have; it is incident {number} in the server's log")
             await error_answer(scope["path"], told, 500)(scope, receive, send)

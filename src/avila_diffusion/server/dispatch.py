@@ -26,7 +26,7 @@ class Place:
 
     @property
     def rank(self) -> tuple[float, float, int]:
-        """Among its client's own: by priority, then what is soon done (what was passed often counts as shorter), then by age."""
+        """Among its client's own: by priority, then what is soon done (what was passed often counts as shorter), by age."""
         return -self.job.priority, (self.of - self.parts) / (1 + self.passed), self.job.number
 
 

@@ -28,6 +28,7 @@ from .refusals import Refused, status_and_headers
 from .settings import Settings
 
 if TYPE_CHECKING:
+    from .metrics import Metrics
     from .service import Service
 
 log = logging.getLogger("avila.server.guard")
@@ -92,9 +93,10 @@ def check_binding(settings: Settings) -> None:
 class Guard:
     """ASGI middleware; outermost, so that nothing is answered without it."""
 
-    def __init__(self, app: ASGIApp, service: Service, answer: ErrorAnswer) -> None:
+    def __init__(self, app: ASGIApp, service: Service, metrics: Metrics, answer: ErrorAnswer) -> None:
         self._app = app
         self._service = service
+        self._metrics = metrics
         self._answer = answer
         settings = service.settings
         self._settings = settings
@@ -180,6 +182,8 @@ class Guard:
 
     def _client(self, scope: Scope, headers: Headers, shown: Shown) -> str:
         address = scope["client"][0] if scope.get("client") else "local"
+        if not _ADDRESS.fullmatch(address):  # a proxy passed on what it was told
+            address = "unknown"
         name = headers.get(CLIENT_HEADER)
         if name is None and scope["method"] == "GET" and b"client=" in scope["query_string"]:
             name = parse_qs(scope["query_string"].decode("latin-1")).get("client", [None])[0]
@@ -210,7 +214,7 @@ class Guard:
         """Answer an error of the guard itself."""
         status, extra = status_and_headers(error)
         log.info("refused %s with %d: %s", scope["method"], status, error)
-        self._service.metrics.rejected(_reason(status))
+        self._metrics.rejected(_reason(status))
         if answered.status is not None:
             return  # half an answer is out; the server closes the connection on it
         response = self._answer(scope["path"], error, status)
@@ -220,7 +224,7 @@ class Guard:
     def _count(self, scope: Scope, status: int | None, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")  # never the path itself: there are as many as callers like
         method = scope["method"] if scope["method"] in METHODS else "other"
-        self._service.metrics.answered(method, route, status or 0, seconds)
+        self._metrics.answered(method, route, status or 0, seconds)
         log.debug("%s %s %s %.1f ms", method, route, status, seconds * 1000)
 
 
@@ -262,6 +266,7 @@ class _Answered:
         ]
 
 
+_ADDRESS = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _STATIC = re.compile(r"/(?:page/[^/]+)?")
 
 

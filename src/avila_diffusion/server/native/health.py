@@ -32,8 +32,8 @@ async def ready(request: Request) -> Response:
 
 async def metrics(request: Request) -> Response:
     """Counters in Prometheus' text format."""
-    service = service_of(request)
-    return Response(service.metrics.exposition(service.health()), headers={"Content-Type": MEDIA_TYPE})
+    told = request.app.state.metrics.exposition(service_of(request).health())
+    return Response(told, headers={"Content-Type": MEDIA_TYPE})
 
 
 ROUTES = [

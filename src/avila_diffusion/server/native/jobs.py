@@ -156,7 +156,7 @@ def whole_parameter(request: Request, name: str, default: Any, low: int, high: i
         return default
     if not (text.isascii() and text.lstrip("-").isdecimal() and len(text) < 20):
         raise RequestError(f"{name} is {text[:40]!r}; it must be a whole number")
-    checkwhole_parameter(name, int(text), low, high)
+    check_whole(name, int(text), low, high)
     return int(text)
 
 

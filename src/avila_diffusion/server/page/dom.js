@@ -66,10 +66,7 @@ export function translate(root) {
     const selector = `[data-${attribute.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}]`;
     for (const node of root.querySelectorAll(selector)) set(node, node.dataset[attribute]);
   };
-  each("i18n", (node, key) => {
-    // "i18n" matches at the letter and the digits too: [data-i18n] is the attribute's own name.
-    node.textContent = t(key);
-  });
+  each("i18n", (node, key) => (node.textContent = t(key)));
   each("i18nLabel", (node, key) => {
     node.setAttribute("aria-label", t(key));
     if (node.tagName === "BUTTON") node.title = t(key);
