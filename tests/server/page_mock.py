@@ -64,7 +64,7 @@ def picture(seed: int, width: int, height: int, infotext: str | None = None, for
 
 @dataclass
 class Mock:
-    """pace: seconds a step. token: asked for where it is set. refuse: status and error of the next job. sent: bodies of jobs."""
+    """pace: seconds a step. token: asked for where it is set. refuse: status and error of the next job. sent: its bodies."""
 
     pace: float = 0.03
     token: str | None = None
@@ -368,7 +368,9 @@ def create_mock(mock: Mock) -> Starlette:
             Route(f"{base}/styles", listing("styles", styles)),
             Route(
                 f"{base}/limits",
-                lambda request: JSONResponse({"fields": {"steps": {"minimum": 1, "maximum": 500, "default": 20}}}),
+                lambda request: JSONResponse(
+                    {"fields": {"steps": {"min": 1, "max": 1000, "default": 20}}, "server": {"steps": 500}}
+                ),
             ),
             Route(f"{base}/metadata", metadata, methods=["POST"]),
             Route(f"{base}/session", session, methods=["POST"]),

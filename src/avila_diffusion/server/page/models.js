@@ -29,7 +29,7 @@ export async function loadLists() {
   fill("schedule", names(schedules, "schedules"), "hires_schedule");
   fill("hires_upscaler", names(upscalers, "upscalers"));
   setStyles(Array.isArray(styles) ? styles : styles?.styles ?? []);
-  applyLimits(limits?.fields ?? {});
+  applyLimits(limits?.fields ?? {}, limits?.server ?? {});
 }
 
 /**
