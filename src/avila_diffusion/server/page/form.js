@@ -33,7 +33,10 @@ export function buildForm(parts) {
   }
   inputs.prompt.rows = 3;
   for (const name of ["prompt", "negative_prompt", "hires_prompt", "hires_negative_prompt"]) promptKeys(inputs[name]);
-  for (const name of FOLDED) byId(`fold-${name}`).addEventListener("toggle", () => growAll());
+  for (const name of FOLDED) byId(`fold-${name}`).addEventListener("toggle", () => {
+    growAll();
+    changed();
+  });
   const form = byId("form");
   form.addEventListener("input", (/** @type {Event} */ event) => {
     const name = /** @type {any} */ (event.target).name;
