@@ -112,15 +112,6 @@ def find(connection: sqlite3.Connection, id: str) -> Job | None:
     return None if row is None else _job(connection, row)
 
 
-def newest_of_task(connection: sqlite3.Connection, task: str, client: str | None) -> Job | None:
-    """The newest job of this task name."""
-    row = connection.execute(
-        f"SELECT {_WHOLE} FROM jobs WHERE task = ? AND (? IS NULL OR client = ?) ORDER BY number DESC LIMIT 1",
-        (task, client, client),
-    ).fetchone()
-    return None if row is None else _job(connection, row)
-
-
 def listed(
     connection: sqlite3.Connection, client: str | None, states: Collection[State], limit: int, before: int | None
 ) -> list[Job]:

@@ -51,7 +51,6 @@ CREATE TABLE jobs (
 );
 CREATE INDEX jobs_state ON jobs (state);
 CREATE INDEX jobs_client ON jobs (client, number);
-CREATE INDEX jobs_task ON jobs (task) WHERE task IS NOT NULL;
 CREATE UNIQUE INDEX jobs_key ON jobs (client, key) WHERE key IS NOT NULL;
 CREATE TABLE results (
     job INTEGER NOT NULL REFERENCES jobs (number) ON DELETE CASCADE,
