@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from avila_diffusion.sampling.rows import calls_formula
 from avila_diffusion.sampling.names import SAMPLERS, SCHEDULES, SamplerInfo
+from avila_diffusion.sampling.rows import calls_formula
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "samplers.md"
 GRIDS = {"schedule": "schedule", "ddim": "DDIM's own", "unipc": "uniform in time", "range": "its two ends"}

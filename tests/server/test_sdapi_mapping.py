@@ -235,7 +235,7 @@ WRONG: list[tuple[Route, dict[str, Any], type[AvilaError], str]] = [
     ("img2img", {"init_images": ["!!!"]}, AvilaError, "init_images"),
     ("img2img", {"init_images": [base64.b64encode(b"hello").decode()]}, FileProblem, "init_images"),
     ("img2img", {"init_images": [png(65, 64)]}, AvilaError, "init_images"),
-    ("img2img", {"init_images": ["http://127.0.0.1/a.png"]}, NotAllowed, ""),
+    ("img2img", {"init_images": ["http://127.0.0.1/a.png"]}, NotAllowed, "base64"),
     ("img2img", {"init_images": [png()], "mask": "zzz"}, AvilaError, "mask"),
     ("img2img", {"init_images": [png()], "mask": png(), "mask_blur_x": 2}, InvalidBody, "mask_blur_x is 2 and mask_blur_y 4"),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""kill -9 of the server: every acknowledged job ends once, with the bytes of an undisturbed run. tests/full has the long form."""
+"""kill -9 of the server: every acknowledged job ends once, with the bytes of an undisturbed run. test_long has more of it."""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ from collections import OrderedDict
 from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ..errors import AvilaError, ModelNotFound, OutputProblem
+from ..errors import AvilaError, FileProblem, ModelNotFound, OutputProblem
 from . import rows
 from .dispatch import Place
 from .events import EventLog, ending
@@ -28,13 +28,16 @@ from .store import Store
 from .tally import Tally
 from .wire import Message
 
+Made = TypeVar("Made")
+
 PROCEDURAL = "procedural"
 TICK_SECONDS = 0.5
 PROBE_BYTES = 1 << 20
 PROBE_SECONDS = 5.0
 SWEEP_SECONDS = 60.0
 REMEMBERED = 1000
-"""Ended jobs that are still known by their task's name."""
+REMEMBERED_BYTES = 64 << 20
+"""Ended jobs that are still known by their task's name, and the bytes of what they asked for."""
 
 
 class Core:
@@ -45,7 +48,7 @@ class Core:
         self.models = ModelIndex(settings.models_dir)
         self.started = time.time()
         self.held: dict[str, Held] = {}
-        self.recent: OrderedDict[str, Job] = OrderedDict()
+        self.recent: OrderedDict[str, tuple[Job, int]] = OrderedDict()
         self.default_vae: str | None = None
         self._default: str | None = settings.model
         self._draining = False
@@ -70,6 +73,7 @@ class Core:
         if self.settings.model is not None:
             self._default = self.models.find(self.settings.model).name
         self._jobs_folder.mkdir(parents=True, exist_ok=True)
+        await self._store.do(partial(rows.give_up_unreadable, finished=time.time()))
         for job, stamps, parts, size, deadline in await self._store.do(rows.unended):
             if job.state != "paused":
                 job.state = "queued"
@@ -102,6 +106,7 @@ class Core:
             self._ticker.cancel()
         if self.floor is not None:
             await self.floor.worker.stop()
+            self.floor.give_up("the server stops")
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=5.0)
         for held in self.held.values():
@@ -121,10 +126,9 @@ class Core:
     @property
     def default_model(self) -> str:
         """The model where none is asked for: the one that was set, else the first of the user's, else the bundled one."""
-        names = [entry.name for entry in self.models.entries()]
-        if self._default in names:
-            return self._default or PROCEDURAL
-        return names[0] if names else PROCEDURAL
+        if self._default is not None and any(entry.name == self._default for entry in self.models.entries()):
+            return self._default
+        return self.models.default().name
 
     @default_model.setter
     def default_model(self, name: str) -> None:
@@ -169,17 +173,35 @@ class Core:
         paths = [
             path for name, path in self.model_message(using).items() if name in ("path", "vae", "refiner") and path
         ]
-        found = {path: Path(path).stat() for path in paths}
+        try:
+            found = {path: Path(path).stat() for path in paths}
+        except OSError as error:
+            name = Path(error.filename or "a model").name
+            raise FileProblem(f"{name} cannot be read any more ({error.strerror}); rescan the models") from None
         return {path: (status.st_size, status.st_mtime_ns) for path, status in found.items() if Path(path).is_file()}
 
     # What the floor tells.
 
     def part_drawn(self, held: Held, message: Message) -> None:
         """Commit a part; with the last one, the end."""
-        if not held.ending:
+        if not held.committing:
+            held.committing = True
             self._spawn(self._commit_part(held, message))
 
     async def _commit_part(self, held: Held, message: Message) -> None:
+        try:
+            await self._commit(held, message)
+        except OutputProblem:
+            pass  # the part's journal has everything: it is drawn again when there is room
+        finally:
+            held.committing = False
+            if self.floor is not None:
+                self.floor.released(held)
+            if held.job.state == "running":
+                held.job.state = "queued"
+            self._wake()
+
+    async def _commit(self, held: Held, message: Message) -> None:
         job, part = held.job, held.place.parts
         drawn = tuple(Result(**one) for one in message["results"])
         results = (*(one for one in job.results if one.index < part * job.request.batch), *drawn)
@@ -191,32 +213,33 @@ class Core:
             rows.add_part(connection, job, part, drawn)
             return rows.end(connection, job, "done", None, finished) if last else None
 
-        try:
-            row = await self._do(work)
-        except OutputProblem:
-            job.state = "queued"  # its journal has everything; it is drawn again when there is room
-            if self.floor is not None:
-                self.floor.released(held)
-            return
+        row = await self._do(work)
+        held.place.parts, job.results = part + 1, results
+        for one in drawn:
+            self.tally.drawn(job)
+            held.log.add("picture", _result(one))
         with contextlib.suppress(OSError):
             (held.folder / f"{part}.journal").unlink(missing_ok=True)
-        held.place.parts = part + 1
-        if not held.ending:
-            job.results = results
-            for one in drawn:
-                self.tally.drawn(job)
-                held.log.add("picture", _result(one))
         if row is not None:
             self._ended(held, row["state"], None, finished)
-        elif self.floor is not None:
-            self.floor.released(held)
-            if job.state == "running":
-                job.state = "queued"
-        self._wake()
+        elif job.interrupted:  # since the commit was begun
+            await self._end(held, "done", None)
 
     def must_end(self, held: Held, problem: Problem) -> None:
         """A job failed."""
-        self._spawn(self._end(held, "failed", problem))
+        if not held.ending:
+            held.ending = True
+            self._spawn(self._finish(held, "failed", problem))
+
+    def must_finish(self, held: Held) -> None:
+        """A job ends with the pictures that it has."""
+        if not held.ending:
+            held.ending = True
+            self._spawn(self._finish(held, "done", None))
+
+    def changed(self, held: Held) -> None:
+        """Bring a live job's record up to date."""
+        self._spawn(self._do(partial(rows.change, job=held.job)))
 
     def disk_is_full(self, message: str) -> None:
         """Stop beginning anything until there is room."""
@@ -225,16 +248,20 @@ class Core:
             self.floor.open = False
 
     async def _end(self, held: Held, state: State, problem: Problem | None) -> None:
-        if held.ending:
-            return
-        held.ending, finished = True, time.time()
+        if not held.ending:
+            held.ending = True
+            await asyncio.shield(self._spawn(self._finish(held, state, problem)))
+
+    async def _finish(self, held: Held, state: State, problem: Problem | None) -> None:
+        """Commit an end; another one that was committed before it stands."""
+        finished = time.time()
         try:
             row = await self._do(partial(rows.end, job=held.job, state=state, problem=problem, finished=finished))
         except BaseException:
             held.ending = False
             raise
         if self.floor is not None:
-            self.floor.put_away(held)
+            self.floor.put_away(held, forget=True)
         self._ended(held, state if row is None else row["state"], problem, finished)
         with contextlib.suppress(OSError):
             for journal in held.folder.glob("*.journal"):
@@ -247,9 +274,7 @@ class Core:
             return
         held.ending = True
         if job.task is not None:
-            self.recent[job.id] = job
-            while len(self.recent) > REMEMBERED:
-                self.recent.popitem(last=False)
+            self._remember(held)
         job.state, job.finished, job.preview = state, finished, None
         job.problem = problem if state == "failed" else None
         if state == "done":
@@ -263,23 +288,35 @@ class Core:
         held.log.add("end", ending(job))
         self._wake()
 
+    def _remember(self, held: Held) -> None:
+        """An ended job may be asked for by its task's name for a while; with its pictures it may be large."""
+        self.recent[held.job.id] = held.job, held.size
+        while len(self.recent) > REMEMBERED or sum(size for _, size in self.recent.values()) > REMEMBERED_BYTES:
+            self.recent.popitem(last=False)
+
     # In the background.
 
     async def _tick(self) -> None:
+        """Whatever goes wrong in one round, there is a next one: deadlines, hangs and full disks are seen nowhere else."""
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            assert self.floor is not None
-            self.floor.watch(time.time())
-            now = time.monotonic()
-            if self._trouble is not None and now - self._probed >= PROBE_SECONDS:
-                self._probed = now
-                if await asyncio.to_thread(self._can_write):
-                    self._trouble, self.floor.open = None, not self._draining
-                    self.floor.wake()
-            if now - self._swept >= SWEEP_SECONDS:
-                self._swept = now
-                with contextlib.suppress(AvilaError):
-                    await self.sweep()
+            try:
+                await self._round()
+            except Exception as error:
+                asyncio.get_running_loop().call_exception_handler({"message": "in the service", "exception": error})
+
+    async def _round(self) -> None:
+        assert self.floor is not None
+        self.floor.watch(time.time())
+        now = time.monotonic()
+        if self._trouble is not None and now - self._probed >= PROBE_SECONDS:
+            self._probed = now
+            if await asyncio.to_thread(self._can_write):
+                self._trouble, self.floor.open = None, not self._draining
+                self.floor.wake()
+        if now - self._swept >= SWEEP_SECONDS:
+            self._swept = now
+            self._spawn(self.sweep())
 
     async def sweep(self) -> int:
         """Delete ended jobs beyond what is kept. Returns how many."""
@@ -297,10 +334,19 @@ class Core:
         return self.settings.data / "jobs"
 
     def _remove_orphans(self, known: set[str]) -> None:
-        """Folders of jobs that no record has: of a job that was deleted while the server died."""
+        """Folders of jobs that no record has, of a job that was deleted while the server died; and what a killed process has
+        left in the others."""
         for folder in self._jobs_folder.iterdir():
             if folder.name not in known and folder.is_dir():
                 shutil.rmtree(folder, ignore_errors=True)
+                continue
+            with contextlib.suppress(OSError):
+                left = [
+                    *folder.glob(".avila-*.partial"),
+                    *([] if folder.name in self.held else folder.glob("*.journal")),
+                ]
+                for path in left:
+                    path.unlink(missing_ok=True)
 
     def _can_write(self) -> bool:
         probe = self.settings.data / ".probe"
@@ -325,10 +371,11 @@ class Core:
             self.disk_is_full(str(error))
             raise
 
-    def _spawn(self, what: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.ensure_future(what)
+    def _spawn(self, what: Coroutine[Any, Any, Made]) -> asyncio.Task[Made]:
+        task = asyncio.get_running_loop().create_task(what)
         self._tasks.add(task)
         task.add_done_callback(self._settled)
+        return task
 
     def _settled(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

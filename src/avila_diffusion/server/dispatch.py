@@ -61,7 +61,7 @@ class Line:
         here = self.using is not None and any(place.using == self.using for place in places)
         if here and now - self.since < LOAD_TIMES * self.seconds:
             return None
-        return min(others, key=lambda place: (-place.job.priority, place.job.number)).using
+        return min(others, key=lambda place: (self.served.get(place.job.client, 0), place.rank)).using
 
     def to_begin(self, places: Sequence[Place], active: Collection[str]) -> list[Place]:
         """The jobs whose next part begins now. active: clients that have one in hand."""

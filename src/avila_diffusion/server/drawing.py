@@ -38,6 +38,8 @@ class Studio:
         self._procedural: AvilaDiffusion | None = None
         self._model: AvilaDiffusion | None = None
         self._key: tuple[Any, ...] | None = None
+        self._using: Message | None = None
+        self._seconds = 0.0
 
     def warm_up(self) -> None:
         """Import what a model needs, so that the first job does not wait for it."""
@@ -56,26 +58,40 @@ class Studio:
         assert self._model is not None
         return self._model
 
-    def load(self, model: Message) -> None:
-        """Hold this model; where it cannot be loaded, the one that is there stays."""
+    def load(self, model: Message, *, told: bool = False) -> None:
+        """Hold this model; where it cannot be loaded, the one that is there stays. told: somebody waits to hear of it, also
+        where it is there already."""
         key = _key(model)
-        if key == self._key:
+        if key != self._key:
+            began = time.monotonic()
+            self.say("loading", model=model["name"])
+            self.cold = False
+            found = self._read(model)
+            self._model = None
+            _give_back()
+            self._model, self._key, self._seconds = found, key, time.monotonic() - began
+        elif model["using"] == self._using and not told:
             return
-        began = time.monotonic()
-        self.say("loading", model=model["name"])
-        self.cold = False
+        assert self._model is not None
+        self._using = model["using"]
+        report = [] if self._model.report is None else self._model.report.lines()
+        self.say("loaded", model=model["name"], seconds=self._seconds, report=report, using=self._using)
+
+    def _read(self, model: Message) -> AvilaDiffusion:
+        """The model. Where there is no room for it beside the one that is held, that one goes first."""
         options = {name: self.settings[name] for name in _OPTIONS if self.settings.get(name) is not None}
-        found = AvilaDiffusion.with_model(model["path"], vae=model["vae"], refiner=model["refiner"], **options)
-        self._model = None
-        _give_back()
-        self._model, self._key = found, key
-        report = [] if found.report is None else found.report.lines()
-        seconds = time.monotonic() - began
-        self.say("loaded", model=model["name"], seconds=seconds, report=report, using=model["using"])
+        try:
+            return AvilaDiffusion.with_model(model["path"], vae=model["vae"], refiner=model["refiner"], **options)
+        except Exception as error:
+            if self._model is None or not _is_out_of_memory(error):
+                raise
+        # Outside of the handler: the traceback holds on to what was loaded of it.
+        self.unload()
+        return AvilaDiffusion.with_model(model["path"], vae=model["vae"], refiner=model["refiner"], **options)
 
     def unload(self) -> None:
         """Hold none."""
-        self._model = self._key = None
+        self._model = self._key = self._using = None
         _give_back()
         self.say("unloaded")
 
@@ -112,13 +128,13 @@ class Unit:
     """One part of a job. message: a "draw"."""
 
     def __init__(self, message: Message, studio: Studio) -> None:
-        self.early = Early(finish=bool(message.get("interrupted")))
+        self.early = Early()
+        self._interrupted = bool(message.get("interrupted"))
         self._folder, self._first = Path(message["folder"]), int(message["first"])
         self._every = int(message.get("preview_every", 1))
         self._said: list[Message] = []
         self._journal: Journal | None = None
-        self._previewed = 0.0
-        self._since = time.monotonic()
+        self._previewed, self._made = 0.0, 0
         request, model = restored(message["request"]), message["model"]
         self._engine = studio.engine(model)
         try:
@@ -156,7 +172,7 @@ class Unit:
             )
         except AvilaError:
             same = False
-        if same and not self.early.asked:
+        if same:
             return found
         found.close()
         path.unlink(missing_ok=True)
@@ -164,11 +180,13 @@ class Unit:
 
     def advance(self) -> Message | None:
         """One step on: to the next call of the model, or to the end, whose message it then returns."""
+        began = time.monotonic()
+        if self._interrupted and (self._journal is None or self._journal.calls <= self._made):
+            self.early.finish = True  # it was asked for before: what the journal has is taken first
         event = next(self._events)
-        now = time.monotonic()
+        self._made = getattr(event, "step", 0)
         if isinstance(event, Progress):
-            self._tell(event, now - self._since)
-            self._since = time.monotonic()
+            self._tell(event, time.monotonic() - began)
             return None
         results = [self._save(image, self._first + index) for index, image in enumerate(event.images)]
         _sync_folder(self._folder)
@@ -186,14 +204,16 @@ class Unit:
         else:
             self.early.skip = True
 
-    def close(self) -> None:
-        """Put it away: the journal stays and is closed."""
+    def close(self, *, forget: bool = False) -> None:
+        """Put it away: the journal is closed and stays, unless it is to be forgotten."""
         close = getattr(self._events, "close", None)
         if close is not None:
             with contextlib.suppress(AvilaError):
                 close()
         if self._journal is not None:
             self._journal.close()
+            if forget:
+                self._journal.path.unlink(missing_ok=True)
 
     def _tell(self, event: Progress, seconds: float) -> None:
         self._said.append(

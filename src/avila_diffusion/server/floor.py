@@ -26,6 +26,8 @@ from .wire import Message
 
 RETRIES = 2
 """Times that a job is tried again after the worker died at it without having got any further."""
+SETTLING_SECONDS = 120.0
+"""How long a model that was loaded may take until its first call before another one may take its place."""
 PATIENT_SECONDS = 5.0
 """How long a call may go on after its job's time is over, beyond three usual calls, before the worker counts as hung."""
 
@@ -33,7 +35,9 @@ PATIENT_SECONDS = 5.0
 @dataclass(eq=False)
 class Held:
     """A live job with what only the core knows of it. stamps: of its files when it was accepted. unit: name of the part that
-    the worker has in hand. moved: it got further since it was last taken in hand. ending: it is about to end."""
+    the worker has in hand. reached: the furthest place it was ever at (part, picture, decoding, call): a journal that is read
+    again does not count. moved: it got further since it was last taken in hand. ending: it is about to end. committing: a
+    part of it is drawn and on its way to the disk. since: when that part was begun."""
 
     job: Job
     place: Place
@@ -44,8 +48,9 @@ class Held:
     folder: Path
     unit: str | None = None
     moved: bool = False
+    reached: tuple[int, int, bool, int] = (0, 0, False, 0)
     ending: bool = False
-    ran: float = 0.0
+    committing: bool = False
     since: float = 0.0
 
     def say_state(self, position: int | None = None) -> None:
@@ -72,6 +77,14 @@ class Core(Protocol):
         """It failed."""
         ...
 
+    def must_finish(self, held: Held) -> None:
+        """It ends with the pictures that it has."""
+        ...
+
+    def changed(self, held: Held) -> None:
+        """Its record is to be brought up to date."""
+        ...
+
     def disk_is_full(self, message: str) -> None:
         """Nothing is begun until it is not."""
         ...
@@ -94,6 +107,7 @@ class Floor:
         self._units: dict[str, Held] = {}
         self._turn: str | None = None
         self._calls: dict[Using | None, float] = {}
+        self._overdue: set[str] = set()
         self._waiting: list[tuple[str, asyncio.Future[None]]] = []
         self._handlers: Mapping[str, Callable[[Message], None]] = {
             "ready": lambda message: self.wake(),
@@ -116,8 +130,7 @@ class Floor:
             return
         places = [held.place for held in self.core.held.values() if self._may_run(held)]
         idle = [place for place in places if self.core.held[place.job.id].unit is None]
-        loading = self.line.using is not None and self.line.using != self.loaded
-        wanted = None if loading else self.line.to_load(places, time.monotonic())
+        wanted = self._to_load(places)
         if wanted is not None:
             if any(held.place.using is not None for held in self._units.values()):
                 for name, held in self._units.items():
@@ -128,12 +141,26 @@ class Floor:
         for place in self.line.to_begin(idle, {held.job.client for held in self._units.values()}):
             self._begin(self.core.held[place.job.id])
 
+    def _to_load(self, places: list[Place]) -> Using | None:
+        """What is to be loaded now, None: nothing."""
+        if self.line.using != self.loaded:
+            if any(held.place.using == self.line.using for held in self._units.values()):
+                return None  # it is being loaded
+            self.line.using = self.loaded  # whoever wanted it has gone
+        here = any(held.place.using is not None for held in self._units.values())
+        if here and not self._settled_in and time.monotonic() - self.line.since < SETTLING_SECONDS:
+            return None  # it was loaded, and no call was made yet
+        return self.line.to_load(places, time.monotonic())
+
     def _may_run(self, held: Held) -> bool:
-        return held.job.state in ("queued", "running") and not held.ending
+        return held.job.state in ("queued", "running") and not held.ending and not held.committing
 
     def _begin(self, held: Held) -> None:
         job, part = held.job, held.place.parts
         using = held.place.using
+        if job.interrupted and job.results:
+            self.core.must_finish(held)
+            return
         try:
             model = None if using is None else self.core.model_message(using)
             _check_unchanged(held.stamps)
@@ -167,10 +194,10 @@ class Floor:
             }
         )
 
-    def put_away(self, held: Held) -> None:
-        """Take a job out of the worker's hands, at the next call at the latest."""
+    def put_away(self, held: Held, *, forget: bool = False) -> None:
+        """Take a job out of the worker's hands, at the next call at the latest. forget: its journal is of no more use."""
         if held.unit is not None:
-            self.worker.tell({"do": "stop", "unit": held.unit})
+            self.worker.tell({"do": "stop", "unit": held.unit, "forget": forget})
             self._release(held.unit)
 
     def end_early(self, held: Held, how: str) -> None:
@@ -180,6 +207,8 @@ class Floor:
 
     async def load(self, using: Using | None) -> None:
         """Let the worker hold this, None: nothing. Raises AvilaError where it cannot."""
+        if not self.worker.ready:
+            raise FileProblem("the worker is being started; try again in a few seconds")
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if using is None:
             self._waiting.append(("", future))
@@ -199,17 +228,17 @@ class Floor:
                 unit = held.unit
                 self.core.must_end(held, Problem(kind="TimedOut", message=line, lasting=False))
                 if unit is not None:
-                    self._overdue = unit
+                    self._overdue.add(unit)
         busy, since = self.worker.busy, self.worker.busy_since
         usual = max(self._calls.values(), default=0.0)
-        overdue = busy is not None and busy == self._overdue and since > PATIENT_SECONDS + 3 * usual
+        self._overdue &= {busy or ""} if self.worker.ready else set()
+        overdue = busy in self._overdue and since > PATIENT_SECONDS + 3 * usual
         if busy is not None and (overdue or since > self.core.settings.limits.call_seconds):
-            self._overdue = None
             self.worker.kill(f"hung: one call took {since:.0f} seconds")
         self.wake()
 
-    _overdue: str | None = None
     _begun_units: int = 0
+    _settled_in: bool = False
 
     # What the worker says.
 
@@ -225,8 +254,10 @@ class Floor:
     def _loaded(self, message: Message) -> None:
         self.worker.worked()
         using = Using(**message["using"])
+        if using != self.loaded:
+            self.line.holding(using, time.monotonic(), message["seconds"])
+            self._settled_in = False
         self.loaded, self.report = using, tuple(message["report"])
-        self.line.holding(using, time.monotonic(), message["seconds"])
         self._settle(message["model"], None)
         self.wake()
 
@@ -238,6 +269,13 @@ class Floor:
         self.loaded, self.report, self.line.using = None, (), None
         self._settle("", None)
         self.wake()
+
+    def give_up(self, why: str) -> None:
+        """Nobody will be told any more that a model is loaded."""
+        for _, future in self._waiting:
+            if not future.done():
+                future.set_exception(FileProblem(why))
+        self._waiting.clear()
 
     def _settle(self, name: str, error: AvilaError | None) -> None:
         for wanted, future in [one for one in self._waiting if one[0] == name]:
@@ -259,12 +297,13 @@ class Floor:
             return
         self.worker.worked()
         job = held.job
-        if message["stage"] in ("sample", "draw") and message["step"]:
-            held.moved = True
-            held.job.retries = 0
-            usual = self._calls.get(held.place.using, message["seconds"])
-            self._calls[held.place.using] = 0.8 * usual + 0.2 * message["seconds"]
-            self.core.tally.called(job, message["seconds"])
+        reached = (held.place.parts, message["image"], message["stage"] == "decode", message["step"])
+        if (message["step"] or message["stage"] == "decode") and reached > held.reached:
+            held.reached, held.moved, job.retries, self._settled_in = reached, True, 0, True
+            if message["step"]:
+                usual = self._calls.get(held.place.using, message["seconds"])
+                self._calls[held.place.using] = 0.8 * usual + 0.2 * message["seconds"]
+                self.core.tally.called(job, message["seconds"])
         image = held.place.parts * job.request.batch + message["image"]
         share = message["step"] / message["of"] if message["of"] and message["stage"] == "sample" else 0.0
         fraction = (image + (0.98 if message["stage"] == "decode" else 0.97 * share)) / job.images
@@ -311,7 +350,7 @@ class Floor:
             return
         self._release(message["unit"])
         if message["full"]:
-            held.job.state = "queued"
+            _back_in_line(held)
             self.core.disk_is_full(message["message"])
         elif message["kind"] == "JournalProblem" and held.job.retries < RETRIES:
             self._again(held, "its journal could not be gone on with")
@@ -326,9 +365,7 @@ class Floor:
         held = self._units.get(message["unit"])
         if held is not None:
             self._release(message["unit"])
-            if held.job.state == "running":
-                held.job.state = "queued"
-                held.say_state()
+            _back_in_line(held)
         self.wake()
 
     def released(self, held: Held) -> None:
@@ -343,30 +380,35 @@ class Floor:
 
     def _again(self, held: Held, why: str) -> None:
         held.job.retries += 1
-        held.job.state = "queued"
         held.log.add("note", {"text": f"{why}; it is tried again ({held.job.retries} of {RETRIES})"})
-        held.say_state()
+        _back_in_line(held)
+        self.core.changed(held)
 
     def _died(self, why: str) -> None:
         """The worker is gone. The job whose turn it was is suspected, unless it had got further; all are begun again."""
         self.core.tally.restarted("hang" if why.startswith("hung") else "crash")
         self.loaded, self.line.using, self.report = None, None, ()
         units, self._units = dict(self._units), {}
-        for _, future in self._waiting:
-            if not future.done():
-                future.set_exception(FileProblem(f"the worker {why} while it loaded the model"))
-        self._waiting.clear()
+        self.give_up(f"the worker {why} while it loaded the model")
         for name, held in units.items():
             held.unit = None
+            if held.committing:
+                continue
             if name != self._turn or held.moved:
-                held.job.state = "queued"
-                held.say_state()
+                _back_in_line(held)
             elif held.job.retries >= RETRIES:
                 line = f"the process that draws {why} {RETRIES + 1} times at this job; it is not tried again"
                 self.core.must_end(held, Problem(kind="Crashed", message=line))
             else:
                 self._again(held, f"the process that draws {why}")
         self._turn = None
+
+
+def _back_in_line(held: Held) -> None:
+    """No longer in hand. What was paused or has ended meanwhile stays so."""
+    if held.job.state == "running":
+        held.job.state = "queued"
+        held.say_state()
 
 
 _TOLD = ("device", "dtype", "threads", "memory", "max_memory", "mmap", "preview_decoder", "models_dir", "warm_up")

@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from ..errors import AvilaError
+from ..metadata.found import valid_part
 from ..request import GenerateRequest
 from .job import Job, Problem, Result, State, Using
 
@@ -110,15 +112,6 @@ def find(connection: sqlite3.Connection, id: str) -> Job | None:
     return None if row is None else _job(connection, row)
 
 
-def newest_of_task(connection: sqlite3.Connection, task: str, client: str | None) -> Job | None:
-    """The newest job of this task name."""
-    row = connection.execute(
-        f"SELECT {_WHOLE} FROM jobs WHERE task = ? AND (? IS NULL OR client = ?) ORDER BY number DESC LIMIT 1",
-        (task, client, client),
-    ).fetchone()
-    return None if row is None else _job(connection, row)
-
-
 def listed(
     connection: sqlite3.Connection, client: str | None, states: Collection[State], limit: int, before: int | None
 ) -> list[Job]:
@@ -130,6 +123,22 @@ def listed(
         (client, client, *states, before, before, limit),
     ).fetchall()
     return [_job(connection, row) for row in rows]
+
+
+def give_up_unreadable(connection: sqlite3.Connection, finished: float) -> int:
+    """Fail live jobs that this version cannot ask for any more, as an update may leave them. Returns how many."""
+    live = connection.execute("SELECT number, request FROM jobs WHERE state NOT IN ('done', 'failed', 'cancelled')")
+    bad = []
+    for row in live.fetchall():
+        try:
+            restored(json.loads(row["request"]))
+        except (AvilaError, ValueError, TypeError) as error:
+            line = f"this version cannot draw what an earlier one accepted ({error}); submit it again"
+            bad.append(
+                (json.dumps(asdict(Problem(kind="RequestError", message=line, asked=True))), finished, row["number"])
+            )
+    connection.executemany("UPDATE jobs SET state = 'failed', problem = ?, finished = ? WHERE number = ?", bad)
+    return len(bad)
 
 
 def unended(connection: sqlite3.Connection) -> list[tuple[Job, Stamps, int, int, float | None]]:
@@ -183,7 +192,7 @@ def _job(connection: sqlite3.Connection, row: sqlite3.Row) -> Job:
         id=row["id"],
         number=row["number"],
         client=row["client"],
-        request=restored(json.loads(row["request"])),
+        request=_readable(json.loads(row["request"])),
         using=Using(**json.loads(row["given"])),
         state=row["state"],
         priority=row["priority"],
@@ -215,6 +224,15 @@ def _result(row: sqlite3.Row) -> Result:
         size=row["size"],
         infotext=row["infotext"],
     )
+
+
+def _readable(values: Mapping[str, Any]) -> GenerateRequest:
+    """A request as far as this version can read it: of an ended job, the rest is no loss."""
+    try:
+        return restored(values)
+    except (AvilaError, TypeError):
+        known, _ = valid_part(values)
+        return GenerateRequest.from_dict({"seed": 0, **known})
 
 
 def restored(values: Mapping[str, Any]) -> GenerateRequest:

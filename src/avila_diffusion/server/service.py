@@ -52,6 +52,11 @@ class Service(Core):
             return known
         self._check_room(asked)
         self._reserve(asked, 1)
+        # Shielded: a caller that goes away must not leave a row that nobody draws.
+        return await asyncio.shield(self._spawn(self._accepted(asked)))
+
+    async def _accepted(self, asked: Submission) -> Job:
+        """The job, for which there is room. The room is its own from then on."""
         try:
             return await self._accept(asked)
         except AvilaError as error:
@@ -195,7 +200,7 @@ class Service(Core):
 
     def of_task(self, task: str, client: str | None = None) -> Job | None:
         """The newest job that was submitted under this task name, live or one of those that ended lately."""
-        known = (*(held.job for held in self.held.values()), *self.recent.values())
+        known = (*(held.job for held in self.held.values()), *(job for job, _ in self.recent.values()))
         found = [job for job in known if job.task == task and client in (None, job.client)]
         return max(found, key=lambda job: job.number, default=None)
 

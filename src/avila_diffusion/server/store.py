@@ -51,7 +51,6 @@ CREATE TABLE jobs (
 );
 CREATE INDEX jobs_state ON jobs (state);
 CREATE INDEX jobs_client ON jobs (client, number);
-CREATE INDEX jobs_task ON jobs (task) WHERE task IS NOT NULL;
 CREATE UNIQUE INDEX jobs_key ON jobs (client, key) WHERE key IS NOT NULL;
 CREATE TABLE results (
     job INTEGER NOT NULL REFERENCES jobs (number) ON DELETE CASCADE,
@@ -75,6 +74,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._closed = False
         self._waiting: queue.SimpleQueue[tuple[Work, Callable[[Any], None], Callable[[BaseException], None]] | None]
         self._waiting = queue.SimpleQueue()
         opened: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
@@ -86,6 +86,8 @@ class Store:
 
     async def do(self, work: Callable[[sqlite3.Connection], Made]) -> Made:
         """What `work` returns of the connection, once what it wrote is safe. Raises OutputProblem where it cannot be."""
+        if self._closed:
+            raise OutputProblem("the server stops; ask it again when it is back")
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Made] = loop.create_future()
 
@@ -109,6 +111,7 @@ class Store:
 
     def close(self) -> None:
         """After all that waits was done. A second time does nothing."""
+        self._closed = True
         if self._thread.is_alive():
             self._waiting.put(None)
             self._thread.join()

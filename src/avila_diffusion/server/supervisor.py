@@ -19,6 +19,12 @@ SILENT_SECONDS = 2.0
 """Without a word for so long, the worker counts as not well."""
 LOST_SECONDS = 10.0
 """For so long, as lost: it is killed."""
+STARTING_SECONDS = 60.0
+"""The same while it is started or imports what models need, which may hold up all that Python does."""
+WELL_SECONDS = 10.0
+"""Alive for so long, it counts as well again."""
+CHECK_SECONDS = 0.5
+"""Between two calls of `check`."""
 PAUSES = (0.0, 0.2, 1.0, 2.0, 5.0, 10.0)
 """Before the worker is started again, the n-th time in a row without having done anything."""
 
@@ -40,7 +46,7 @@ class Supervisor:
         self._why = ""
         self._stopping = False
         self.ready = False
-        self.last_word = time.monotonic()
+        self.last_word = self._began = self._checked = time.monotonic()
         self.memory: int | None = None
         self.busy: str | None = None
         self.busy_since = 0.0
@@ -75,7 +81,7 @@ class Supervisor:
         self._generation += 1
         self._outbox = queue.SimpleQueue()
         self.ready, self._why, self.busy, self.busy_since, self.memory = False, "", None, 0.0, None
-        self.last_word = time.monotonic()
+        self.last_word = self._began = time.monotonic()
         options: dict[str, Any] = {}
         if os.name == "nt":
             options["creationflags"] = subprocess.BELOW_NORMAL_PRIORITY_CLASS | subprocess.CREATE_NEW_PROCESS_GROUP  # type: ignore[attr-defined,unused-ignore]
@@ -111,8 +117,15 @@ class Supervisor:
 
     def check(self) -> None:
         """To be called twice a second: a worker that says nothing any more is killed."""
-        if self._process is not None and self.silent > LOST_SECONDS and not self._why:
-            self.kill("hung: it said nothing for 10 seconds")
+        now = time.monotonic()
+        late, self._checked = now - self._checked > 4 * CHECK_SECONDS, now
+        if late:
+            self.last_word = now  # it was this process that slept: what the worker said is still to be read
+        patience = LOST_SECONDS if self.ready and self.busy != "warm up" else STARTING_SECONDS
+        if self._process is not None and self.silent > patience and not self._why:
+            self.kill(f"hung: it said nothing for {patience:.0f} seconds")
+        if self.ready and now - self._began > WELL_SECONDS:
+            self.worked()
 
     def worked(self) -> None:
         """It has done something: if it dies now, it is started again at once."""

@@ -4,7 +4,7 @@ To the worker, `do`:
     draw    unit, job, part, first (index of its first picture), client, request, model (name, path, vae, refiner, using:
             the names; None: the procedural generator), key (of the LoRAs that its prompts name), folder, interrupted,
             preview_every
-    stop    unit: put it away now; its journal stays
+    stop    unit, forget: put it away now; its journal stays, unless it is to be forgotten
     early   unit, how ("skip", "finish"): see `avila_diffusion.result.Early`
     load    model; unload
     end     leave in order

@@ -81,13 +81,13 @@ class Worker:
         if kind == "draw":
             self._begin(message)
         elif kind == "stop":
-            self._close(name)
+            self._close(name, forget=bool(message.get("forget")))
             self.say("stopped", unit=name)
         elif kind == "early" and name in self._units:
             self._units[name].end_early(message["how"])
         elif kind == "load":
             try:
-                self.studio.load(message["model"])
+                self.studio.load(message["model"], told=True)
             except Exception as error:
                 self.say("refused", model=message["model"]["name"], **told(error))
         elif kind == "unload":
@@ -96,10 +96,13 @@ class Worker:
     def _begin(self, message: Message) -> None:
         name = message["unit"]
         self.say("turn", unit=name)
+        unit, failure = None, None
         try:
             unit = Unit(message, self.studio)
         except Exception as error:
-            self._failed(name, error)
+            failure = told(error)  # and not the error: its traceback would hold on to memory
+        if failure is not None or unit is None:
+            self._failed(name, failure or {})
             return
         self._units[name] = unit
         self._turns.add(name, message["client"], message.get("key"))
@@ -107,13 +110,16 @@ class Worker:
 
     def _advance(self, name: str) -> None:
         self.say("turn", unit=name)
-        unit = self._units[name]
+        unit, done, failure = self._units[name], None, None
         try:
             with self._busy(name):
                 done = unit.advance()
         except Exception as error:
+            failure = told(error)
+        if failure is not None:
             self._close(name)
-            self._failed(name, error)
+            del unit
+            self._failed(name, failure)
             return
         for said in unit.taken():
             self.say(said.pop("is"), unit=name, **said)
@@ -121,16 +127,15 @@ class Worker:
             self._close(name)
             self.say("done", unit=name, **done)
 
-    def _failed(self, name: str, error: Exception) -> None:
-        found = told(error)
+    def _failed(self, name: str, found: Message) -> None:
         if found["kind"] == "OutOfMemoryError":
             self.studio.unload()
         self.say("failed", unit=name, **found)
 
-    def _close(self, name: str) -> None:
+    def _close(self, name: str, *, forget: bool = False) -> None:
         self._turns.remove(name)
         if (unit := self._units.pop(name, None)) is not None:
-            unit.close()
+            unit.close(forget=forget)
 
     def _leave(self) -> None:
         for name in list(self._units):

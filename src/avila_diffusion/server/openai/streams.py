@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from ...errors import AvilaError
 from ..job import Event, Job, Problem
-from ..problems import status_of
+from ..problems import Draining, status_of
 from . import answers
 from .errors import error_content, failed_content
 from .fields import Asked
@@ -67,6 +67,8 @@ class Stream(Response):
                     continue
                 for name, data in await self._told(self._job, event):
                     yield _sse(name, data)
+            if not self._job.ended and not left.done():
+                raise Draining("the server stops; the job goes on when it is started again")
         except AvilaError as error:
             yield _sse("error", {"error": error_content(error, status_of(error))})
 

@@ -69,7 +69,7 @@ export function translate(root) {
   each("i18n", (node, key) => (node.textContent = t(key)));
   each("i18nLabel", (node, key) => {
     node.setAttribute("aria-label", t(key));
-    if (node.tagName === "BUTTON") node.title = t(key);
+    if (node.matches("button, a")) node.title = t(key);
   });
   each("i18nHint", (node, key) => node.setAttribute("placeholder", t(key)));
 }
@@ -80,11 +80,25 @@ export function byId(id) {
 }
 
 /**
+ * Moves something that is said across the page to where it is seen and heard: into the dialog on top, else to the page.
+ * All that is outside an open dialog lies below it, and is inert.
+ * @param {HTMLElement} node
+ */
+function bring(node) {
+  const host = [...document.querySelectorAll("dialog[open]")].at(-1) ?? document.body;
+  if (node.parentElement !== host) host.append(node);
+}
+
+/**
  * Says something to those who hear the page.
  * @param {string} text
  */
 export function announce(text) {
-  byId("live").textContent = text;
+  const node = byId("live");
+  bring(node);
+  node.textContent = "";
+  // A region that was moved just now is heard only when it changes afterwards.
+  setTimeout(() => (node.textContent = text), 60);
 }
 
 /**
@@ -93,6 +107,7 @@ export function announce(text) {
  */
 export function alertLine(text) {
   const region = byId("alert");
+  if (text) bring(region);
   byId("alert-text").textContent = text ?? "";
   region.classList.toggle("shown", Boolean(text));
 }
@@ -105,6 +120,7 @@ let fading = 0;
  */
 export function toast(text) {
   const node = byId("toast");
+  bring(node);
   node.textContent = text;
   node.classList.add("shown");
   clearTimeout(fading);
@@ -118,7 +134,11 @@ export function toast(text) {
 export function openDialog(dialog) {
   if (dialog.open) return;
   const before = /** @type {HTMLElement | null} */ (document.activeElement);
-  dialog.addEventListener("close", () => before?.isConnected && before.focus(), { once: true });
+  const closed = () => {
+    for (const id of ["live", "alert", "toast"]) bring(byId(id));
+    if (before?.isConnected) before.focus();
+  };
+  dialog.addEventListener("close", closed, { once: true });
   dialog.showModal();
 }
 

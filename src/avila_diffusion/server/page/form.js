@@ -33,7 +33,10 @@ export function buildForm(parts) {
   }
   inputs.prompt.rows = 3;
   for (const name of ["prompt", "negative_prompt", "hires_prompt", "hires_negative_prompt"]) promptKeys(inputs[name]);
-  for (const name of FOLDED) byId(`fold-${name}`).addEventListener("toggle", () => growAll());
+  for (const name of FOLDED) byId(`fold-${name}`).addEventListener("toggle", () => {
+    growAll();
+    changed();
+  });
   const form = byId("form");
   form.addEventListener("input", (/** @type {Event} */ event) => {
     const name = /** @type {any} */ (event.target).name;
@@ -80,24 +83,26 @@ export function offer(name, options, wanted) {
 }
 
 /**
- * What the server says about fields: bounds and where they start.
- * @param {Record<string, {minimum?: number, maximum?: number, default?: any, choices?: string[]}>} said
+ * What the server says about fields: bounds, words, and where they start.
+ * @param {Record<string, {min?: number, max?: number, default?: any, choices?: Record<string, string>}>} said
+ * @param {{steps?: number, pictures?: number}} server what it allows at most
  */
-export function applyLimits(said) {
-  for (const [name, { minimum, maximum, default: start, choices }] of Object.entries(said)) {
+export function applyLimits(said, server) {
+  const most = { steps: server.steps, hires_steps: server.steps, count: server.pictures, batch: server.pictures };
+  for (const [name, { min, max, default: start, choices }] of Object.entries(said)) {
     const field = BY_NAME[name];
     if (!field) continue;
-    if (typeof minimum === "number") field.min = Math.max(minimum, field.min ?? minimum);
-    if (typeof maximum === "number") field.max = maximum;
     if (field.kind === "range" || field.kind === "number") {
-      inputs[name].min = String(field.min);
-      inputs[name].max = String(field.max);
+      field.min = Math.max(min ?? -Infinity, field.min ?? -Infinity);
+      field.max = Math.min(max ?? Infinity, most[name] ?? Infinity);
+      Object.assign(inputs[name], { min: String(field.min), max: String(field.max) });
     }
     if (choices && field.kind === "select" && field.of !== "") {
-      offer(name, field.options?.[0] === "" && !choices.includes("") ? ["", ...choices] : choices);
+      offer(name, field.options?.[0] === "" ? ["", ...Object.keys(choices)] : Object.keys(choices));
     }
-    const ours = typeof start === typeof field.value && start !== null && field.of !== "";
-    if (ours && FRESH) write(field, inputs[name], (field.value = start));
+    if (FRESH && field.of !== "" && start !== null && typeof start === typeof field.value) {
+      write(field, inputs[name], (field.value = start));
+    }
   }
   changed();
 }

@@ -1,6 +1,6 @@
 /** The jobs of the server as this page knows them: looked at now and then, and listened to where something moves. */
 
-import { ApiError, call, client, isAway, listen, server } from "./api.js";
+import { ApiError, addressed, call, client, isAway, listen, server } from "./api.js";
 
 const STREAMS = 2;
 /** Event streams at once: a browser opens six connections to a server, and pictures need some too. */
@@ -20,6 +20,7 @@ let oldest = Infinity;
 let more = true;
 let timer = 0;
 let started = false;
+let looked = false;
 let everybody = true;
 /** Whether this server shows the jobs of everybody, as one person's does. */
 let unsure = /** @type {{text: string, key: string} | null} */ (null);
@@ -88,11 +89,13 @@ async function list(more) {
 
 async function look() {
   if (isAway()) return;
+  const before = new Set(live.keys());
   const [queue, recent] = await Promise.all([
     call("GET", "/queue"),
     list(""),
   ]);
-  const first = oldest === Infinity;
+  const first = !looked;
+  looked = true;
   if (first) more = recent.jobs.length === PAGE;
   for (const job of recent.jobs) {
     oldest = first ? Math.min(oldest, job.number) : oldest;
@@ -100,8 +103,11 @@ async function look() {
   }
   // Of others' jobs a shared server tells no more than that they are there.
   const now = queue.jobs.filter((/** @type {any} */ job) => job.id && !ended.has(job.id));
-  const gone = [...live.keys()].filter((id) => !now.some((/** @type {any} */ job) => job.id === id) && !ended.has(id));
-  live = new Map(now.map((/** @type {any} */ job) => [job.id, kept(job)]));
+  const missing = liveJobs().filter(({ id }) => !now.some((/** @type {any} */ job) => job.id === id) && !ended.has(id));
+  // What was made while the answer was on its way cannot be in it.
+  const newer = missing.filter(({ id }) => !before.has(id));
+  const gone = missing.filter(({ id }) => before.has(id)).map(({ id }) => id);
+  live = new Map([...now, ...newer].map((/** @type {any} */ job) => [job.id, kept(job)]));
   tell("live");
   tell("gallery");
   await Promise.all(gone.map(finish));
@@ -111,9 +117,10 @@ async function look() {
 /** What events told of a job and no list does. @param {any} job */
 function kept(job) {
   const before = live.get(job.id);
-  if (!before) return job;
-  const progress = before.progress.fraction > job.progress.fraction ? before.progress : job.progress;
-  return { ...job, progress, picture: before.picture };
+  const shown = before?.picture && (streams.has(job.id) || !job.preview);
+  const picture = shown ? before.picture : job.preview ? addressed(job.preview.url) : undefined;
+  const progress = before && before.progress.fraction > job.progress.fraction ? before.progress : job.progress;
+  return { ...job, progress, picture };
 }
 
 /** Opens the streams that are worth having, and closes the others. */

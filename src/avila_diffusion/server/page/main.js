@@ -25,9 +25,8 @@ async function generate() {
   alertLine(null);
   byId("generate").setAttribute("aria-busy", "true");
   try {
-    const job = await submit(await body());
+    await submit(await body());
     announce(t("said.queued"));
-    store("avila.seed", String(job.request.seed));
     if (narrow.matches) byId("stage").scrollIntoView({ behavior: "smooth", block: "start" });
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;

@@ -18,7 +18,6 @@ let asked = "";
 
 /** Asks for all lists and fills the selects. */
 export async function loadLists() {
-  await loadModels();
   const soft = (/** @type {string} */ path) => call("GET", path).catch(() => null);
   const [samplers, schedules, upscalers, styles, limits] = await Promise.all(
     ["/samplers", "/schedules", "/upscalers", "/styles", "/limits"].map(soft),
@@ -29,7 +28,8 @@ export async function loadLists() {
   fill("schedule", names(schedules, "schedules"), "hires_schedule");
   fill("hires_upscaler", names(upscalers, "upscalers"));
   setStyles(Array.isArray(styles) ? styles : styles?.styles ?? []);
-  applyLimits(limits?.fields ?? {});
+  applyLimits(limits?.fields ?? {}, limits?.server ?? {});
+  await loadModels(); // last: what a model recommends comes before what the server does
 }
 
 /**

@@ -29,6 +29,7 @@ export function showStage() {
   byId("stage-empty").hidden = Boolean(job);
   byId("frame").hidden = !job;
   byId("stage-foot").hidden = !job;
+  document.title = busy && job.state === "running" ? `${Math.floor(job.progress.fraction * 100)} % · avila` : "avila";
   if (!job) return;
   if (busy) showBusy(job);
   else showDone(job);

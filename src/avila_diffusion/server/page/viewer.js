@@ -97,7 +97,10 @@ export function wireViewer() {
     if (all.some(({ key }) => key === at)) {
       byId("viewer-place").textContent = t("viewer.place", {
         n: number(all.findIndex(({ key }) => key === at) + 1), of: number(all.length) });
-    } else dialog.close(); // it was deleted
+    } else {
+      dialog.close(); // it was deleted
+      byId("gallery-grid").querySelector("button")?.focus();
+    }
   });
   document.addEventListener("language", () => dialog.open && show());
 }

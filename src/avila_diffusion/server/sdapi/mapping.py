@@ -129,10 +129,11 @@ class _Told:
 def _over(told: Mapping[str, Any], read: Mapping[str, Any], body: Body, fields: Mapping[str, str]) -> dict[str, Any]:
     """Of what was read, that which was given, and of its defaults those that the infotext does not tell otherwise."""
     given = {ours for theirs, ours in fields.items() if theirs in body}
-    values = {name: value for name, value in read.items() if name in given or told.get(name) is None}
-    if SIZES & given or not any(told.get(name) for name in SIZES):
-        return values
-    return _without(values, SIZES)
+    if given & SIZES:  # which go together
+        given |= SIZES
+    elif any(told.get(name) for name in SIZES):
+        read = _without(read, SIZES)
+    return {name: value for name, value in read.items() if name in given or told.get(name) is None}
 
 
 def _common(body: Body) -> dict[str, Any]:

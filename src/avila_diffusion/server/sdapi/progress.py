@@ -91,7 +91,7 @@ class _Progress:
         """How far the job is that was submitted under a name, force_task_id."""
         body = read_fields(await read_json(request), _TASK)
         task = body["id_task"]
-        job = await self._service.of_task(task, client_of(request)) if task else None
+        job = self._service.of_task(task, client_of(request)) if task else None
         queued = job is not None and job.state in WAITING
         told: dict[str, Any] = {
             "active": job is not None and job.state == "running",
