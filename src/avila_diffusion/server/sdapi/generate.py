@@ -53,9 +53,9 @@ class _Generate:
         raw = await read_json(request)
         asked = await asyncio.to_thread(read_asked, route, raw, self._options, self._service)
         submission = await asyncio.to_thread(_submission, request, raw, asked)
-        job = await self._service.submit(submission)
         if not asked.body["override_settings_restore_afterwards"]:
             self._options.change(asked.body["override_settings"] or {})
+        job = await self._service.submit(submission)
         # A client that is gone wants nothing, unless the picture is to be kept or may be asked for again.
         keep = asked.body["save_images"] or submission.key is not None
         job = await outcome(self._service, job, request, keep=keep)

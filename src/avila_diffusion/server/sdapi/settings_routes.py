@@ -33,7 +33,7 @@ def routes(service: Service, options: Options) -> list[Route]:
         *(Route(f"/sdapi/v1/{name}", kept.refresh, methods=["POST"], name=f"sdapi-{name}") for name in REFRESHED),
         *(Route(f"/sdapi/v1/{name}", _not_built, methods=["POST"], name=f"sdapi-{name}") for name in NOT_BUILT),
         # Clients ask with GET whether there is such a route, and take 405 for yes.
-        *(Route(f"/sdapi/v1/{name}", _absent, methods=["GET"], name=f"sdapi-no-{name}") for name in NOT_BUILT),
+        *(Route(f"/sdapi/v1/{name}", _absent, methods=["GET"], include_in_schema=False) for name in NOT_BUILT),
     ]
 
 
