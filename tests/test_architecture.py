@@ -124,8 +124,8 @@ ROOMS = {
         (
             *("checkpoint", "checkpoint.*", "config", "errors", "hashes", "image_files", "images", "infotext"),
             *("limits", "machine", "masking", "metadata", "metadata.*", "options", "pictures", "request", "result"),
-            *("sampling.catalogue", "sampling.names", "sampling.rows", "sampling.schedule_catalogue", "server", "server.*"),
-            *("second_pass", "styling", "text", "text.*", "version"),
+            *("sampling.catalogue", "sampling.names", "sampling.rows", "sampling.schedule_catalogue", "second_pass"),
+            *("server", "server.*", "styling", "text", "text.*", "version"),
         ),
         but=(*WORKER, *BUILDING, "text.conditioner"),
     ),
