@@ -151,6 +151,8 @@ class ModelIndex:
         self._aliases: dict[_Stamp, str | None] = {}
         self._hashing: dict[tuple[str, str], FileHash] = {}
         self._lock = threading.Lock()
+        self.first = PROCEDURAL
+        """Name of `default()`, as of the last scan."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -163,6 +165,7 @@ class ModelIndex:
             scanned = await asyncio.to_thread(_scan, self.models_dir)
             with self._lock:
                 self._scanned = scanned
+            self.first = (await asyncio.to_thread(self.default)).name
 
     def entries(self, role: str = CHECKPOINT) -> list[Entry]:
         """As last scanned, by name. Checkpoints end with "bundled", where there is one, and "procedural"."""
