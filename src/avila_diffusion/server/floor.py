@@ -18,6 +18,7 @@ from ..errors import AvilaError, FileProblem
 from .dispatch import Line, Place
 from .events import EventLog
 from .job import Job, Preview, Problem, Progress, Using
+from .problems import NotReady
 from .rows import Stamps
 from .settings import Settings
 from .supervisor import Supervisor
@@ -208,7 +209,7 @@ class Floor:
     async def load(self, using: Using | None) -> None:
         """Let the worker hold this, None: nothing. Raises AvilaError where it cannot."""
         if not self.worker.ready:
-            raise FileProblem("the worker is being started; try again in a few seconds")
+            raise NotReady("the worker is being started; try again in a few seconds")
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if using is None:
             self._waiting.append(("", future))
@@ -274,7 +275,7 @@ class Floor:
         """Nobody will be told any more that a model is loaded."""
         for _, future in self._waiting:
             if not future.done():
-                future.set_exception(FileProblem(why))
+                future.set_exception(NotReady(why))
         self._waiting.clear()
 
     def _settle(self, name: str, error: AvilaError | None) -> None:
@@ -305,6 +306,7 @@ class Floor:
                 self._calls[held.place.using] = 0.8 * usual + 0.2 * message["seconds"]
                 self.core.tally.called(job, message["seconds"])
         image = held.place.parts * job.request.batch + message["image"]
+        job.skipped &= image == job.progress.image
         share = message["step"] / message["of"] if message["of"] and message["stage"] == "sample" else 0.0
         fraction = (image + (0.98 if message["stage"] == "decode" else 0.97 * share)) / job.images
         job.progress = Progress(

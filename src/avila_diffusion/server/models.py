@@ -369,8 +369,12 @@ def _scan(models_dir: str | None) -> _Scanned:
         found = []
         for model in list_models(role, models_dir, notes=notes):
             try:
+                model.name.encode()
                 path = model.path.absolute()
                 size, changed = _state(path)
+            except UnicodeEncodeError:  # no answer could hold it
+                notes.append(f"{model.name!a} was skipped: its name is not UTF-8; rename it")
+                continue
             except OSError:
                 continue  # gone meanwhile
             digest = known_hash(path, tensors_only=role == "lora") if path.is_file() else None

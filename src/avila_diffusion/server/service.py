@@ -258,7 +258,8 @@ class Service(Core):
     def skip(self, job: Job) -> None:
         """Finish the picture that is drawn early, and go on."""
         held = self.held.get(job.id)
-        if held is not None and self.floor is not None:
+        if held is not None and self.floor is not None and held.unit is not None:
+            job.skipped = True
             self.floor.end_early(held, "skip")
 
     async def pause(self, job: Job) -> Job:
