@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 from typing import Any, NoReturn
 
@@ -56,7 +57,7 @@ def parse_object(data: bytes) -> dict[str, Any]:
     if sum(map(data.count, (b",", b"[", b"{", b":"))) > VALUES:
         raise RequestError(f"the body has more than {VALUES:,} values; send fewer")
     try:
-        value = json.loads(data.decode("utf-8"), parse_constant=_no_number)
+        value = json.loads(data.decode("utf-8"), parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         told = " ".join(str(error).split())[:160]
         raise RequestError(f"the body is no JSON: {told or 'it is nested too deeply'}") from None
@@ -102,6 +103,14 @@ def _check_plain(request: Request) -> None:
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number in JSON")
+
+
+def _finite(text: str) -> float:
+    """JSON may hold 1e999, which is no number that could be written again."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return value
 
 
 def _kind(value: object) -> str:

@@ -48,7 +48,8 @@ _SECRET = ("init_images", "mask")
 
 async def answer(service: Service, job: Job, asked: Asked) -> Response:
     """The answer to txt2img and img2img. A job that failed is an error, 422 where what was asked for was why."""
-    if job.state == "failed" or (job.state == "cancelled" and not job.results):
+    # One that was interrupted before it had a picture is none: AUTOMATIC1111 answers what there is.
+    if job.state == "failed" or (job.state == "cancelled" and not job.results and not job.interrupted):
         return failure(job)
     images = []
     if asked.body["send_images"]:
