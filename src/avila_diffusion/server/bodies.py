@@ -52,6 +52,14 @@ async def read_bytes(request: Request) -> bytes:
         raise Refused(400, "the call ended before its body did") from None
 
 
+def let_go(request: Request) -> None:
+    """The body has become a job, of which its size is the queue's to count: it is neither held nor counted here any more."""
+    request._body = b""
+    body = request.scope.get("avila.body")
+    if body is not None:
+        body.close()
+
+
 def parse_object(data: bytes) -> dict[str, Any]:
     """The JSON object that is written there. Raises RequestError."""
     if sum(map(data.count, (b",", b"[", b"{", b":"))) > VALUES:

@@ -119,7 +119,7 @@ class Guard:
         body = self._incoming.body(receive)
         headers = Headers(scope=scope)
         answered = _Answered(send, begun, self._cors(headers))
-        scope["avila.credentials"] = self._credentials
+        scope["avila.credentials"], scope["avila.body"] = self._credentials, body
         try:
             preflight = self._admit(scope, headers)
             await (preflight or self._app)(scope, body, answered)
