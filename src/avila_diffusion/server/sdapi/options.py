@@ -219,7 +219,13 @@ def request_values(options: Mapping[str, Any], sampler: SamplerInfo) -> dict[str
 def fields_of(options: Mapping[str, Any]) -> set[str]:
     """The fields of a request that some options set, also at their defaults."""
     fields = {ours for theirs, ours in _PLAIN.items() if options.get(theirs) is not None}
-    others = {"randn_source": "rng", "eta_ddim": "eta", "eta_ancestral": "eta", "tiling": "tiling"}
+    others = {
+        "randn_source": "rng",
+        "eta_ddim": "eta",
+        "eta_ancestral": "eta",
+        "tiling": "tiling",
+        "refiner_switch_by_sample_steps": "refiner_by",
+    }
     return fields | {ours for theirs, ours in others.items() if options.get(theirs) is not None}
 
 
