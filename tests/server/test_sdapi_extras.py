@@ -89,7 +89,7 @@ def test_transparency_of_other_kinds(client: TestClient) -> None:
 
 
 def test_a_picture_for_pillow_is_the_one_that_was_read() -> None:
-    picture = Picture.of(base64.b64decode(encoded(glass().convert("RGB"))))
+    picture = Picture.of(base64.b64decode(encoded(glass().convert("RGB"))), "image")
     image = read_image(picture.data)
     assert numpy.array_equal(numpy.asarray(extras._decoded(picture, image)), image.pixels)
 
