@@ -24,7 +24,7 @@ def test_a_body_that_became_a_job_is_let_go() -> None:
 
     async def story() -> None:
         incoming = Incoming(Limits())
-        body = incoming.body(receive)
+        body = incoming.body(receive, 1 << 20)
         request = Request({"type": "http", "avila.body": body}, body)
         assert len(await read_bytes(request)) == incoming.held == 1000
         let_go(request)
