@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from ...errors import Cancelled, RequestError
 from ...image_files import alpha, opened, reading, upright
-from ...images import KEY, RECORD_KEY, Image, read_image
+from ...images import KEY, RECORD_KEY, Image, read_image, read_texts
 from ...infotext import read
 from ...limits import shown
 from ...pictures import Picture
@@ -119,9 +119,7 @@ class _Extras:
         if not body["image"].strip():
             return JSONResponse({"info": "", "items": {}, "parameters": {}})
         picture = await self._picture(body["image"], "image")
-        async with self._turn:
-            told = await asyncio.to_thread(lambda: told_by(read_image(picture.data)))
-        return await _answer(told)
+        return await _answer(await asyncio.to_thread(lambda: told_by(read_texts(picture.data))))
 
     async def _picture(self, text: str, what: str) -> Picture:
         settings = self._service.settings
@@ -262,10 +260,10 @@ async def _answer(told: Mapping[str, Any]) -> Response:
     return Response(await asyncio.to_thread(content.encode, "utf-8", "replace"), media_type="application/json")
 
 
-def told_by(image: Image) -> dict[str, Any]:
-    """What a picture says of itself: its infotext, all its texts, and the infotext taken apart."""
-    infotext = image.infotext or ""
-    items: Mapping[str, str] = {name: text for name, text in image.texts.items() if name != RECORD_KEY}
+def told_by(texts: Mapping[str, str]) -> dict[str, Any]:
+    """What a picture says of itself: its infotext, all its texts, and the infotext taken apart. texts: see `read_texts`."""
+    infotext = texts.get(KEY, "")
+    items: Mapping[str, str] = {name: text for name, text in texts.items() if name != RECORD_KEY}
     parameters: dict[str, str] = {}
     if infotext:
         parsed = read(infotext)
