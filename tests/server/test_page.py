@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from avila_diffusion.server.settings import Settings
+
+from .live import serving
 from .page_mock import Mock, Running, create_mock, picture
 from .page_visit import Visit, Watch, choose, mask_of, tab_to
 
@@ -382,3 +385,35 @@ def test_a_style_is_merged_in(visit: Open) -> None:
         "ink drawing of a hill, cinematic light, film grain",
         "photo",
     )
+
+
+def test_the_real_server(browser: Browser, make_settings: Callable[..., Settings]) -> None:
+    """From the first look to a deleted picture, with a tiny model, behind the real guard and its policy."""
+    with serving(make_settings(model="tiny")) as url:
+        context = browser.new_context(locale="en-US")
+        context.set_default_timeout(20000)
+        tab = context.new_page()
+        watch = Watch(url)
+        watch.follow(tab)
+        tab.goto(url)
+        tab.wait_for_selector("#model-line:not(:empty)", state="attached")
+        assert tab.input_value("#f-model") == "tiny.safetensors"
+        for name, value in (("width", "64"), ("height", "64"), ("steps", "6"), ("count", "2"), ("seed", "7")):
+            tab.fill(f"#f-{name}", value)
+        tab.fill("#f-prompt", "a <b>hill</b>")
+        tab.click("#generate")
+        tab.wait_for_function("document.querySelectorAll('#gallery-grid img').length === 2")
+        tab.wait_for_function("document.getElementById('stage-image').naturalWidth === 64")
+        tab.click("#gallery-grid li:nth-child(2) button")
+        assert "Seed: 8" in (tab.text_content("#viewer-infotext") or "")
+        data = context.request.get(url + (tab.get_attribute("#viewer-image", "src") or "")).body()
+        tab.keyboard.press("Escape")
+        tab.set_input_files("#read-file", {"name": "hill.png", "mimeType": "image/png", "buffer": data})
+        tab.click("#metadata-use")
+        assert tab.input_value("#f-seed") == "8"
+        tab.click("#gallery-grid button")
+        tab.keyboard.press("Delete")
+        tab.click("#confirm-yes")
+        tab.wait_for_selector("#gallery-grid img", state="detached")
+        context.close()
+    assert watch.wrong == []
