@@ -73,7 +73,7 @@ def choose(page: Visit, width: int = 320, height: int = 240) -> None:
     page.tab.set_input_files(
         "#choose", {"name": "hill.png", "mimeType": "image/png", "buffer": picture(5, width, height)}
     )
-    page.tab.wait_for_selector("#source", state="visible")
+    page.tab.wait_for_function("!document.getElementById('source').hidden")
 
 
 def tab_to(page: Visit, id: str, key: str = "Tab") -> None:

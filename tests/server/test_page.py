@@ -206,9 +206,7 @@ def test_a_mask_is_made_without_a_pointer(visit: Open) -> None:
 def test_the_keyboard_alone_makes_a_picture(visit: Open) -> None:
     page = visit()
     page.mock.pace = 0.002
-    page.tab.evaluate("document.activeElement.blur()")
-    page.tab.keyboard.press("Tab")
-    assert page.focused() == "skip"
+    tab_to(page, "skip", "Shift+Tab")
     page.tab.keyboard.press("Enter")
     tab_to(page, "f-prompt")
     page.tab.keyboard.type("a red hill")
@@ -250,6 +248,7 @@ def test_a_narrow_screen_has_no_sideways_scroll(visit: Open, language: str) -> N
     page = visit(viewport={"width": 320, "height": 640}, locale=language)
     page.mock.pace = 0.002
     choose(page)
+    page.tab.click("#settings > summary")
     page.tab.fill("#f-count", "3")
     page.generate("a prompt_with_a_word_that_is_longer_than_the_screen_is_wide_and_does_not_break")
     page.done(3)
