@@ -13,7 +13,7 @@ from avila_diffusion.server.settings import Settings
 
 from .live import serving
 from .page_mock import Mock, Running, create_mock, picture
-from .page_visit import Visit, Watch, choose, mask_of, tab_to
+from .page_visit import Visit, Watch, choose, mask_of, tab_to, until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -365,7 +365,7 @@ def test_the_model_brings_its_defaults(visit: Open) -> None:
     page = visit()
     page.tab.fill("#f-steps", "33")
     page.tab.select_option("#f-model", "xl/juggernaut.safetensors")
-    page.tab.wait_for_function("document.getElementById('f-width').value === '1024'")
+    until(page.tab, "document.getElementById('f-width').value === '1024'")
     assert page.tab.input_value("#f-guidance_scale") == "5.5"
     assert page.tab.input_value("#f-steps") == "33"  # which the person chose
     page.tab.click("#about-model")
@@ -401,8 +401,8 @@ def test_the_real_server(browser: Browser, make_settings: Callable[..., Settings
             tab.fill(f"#f-{name}", value)
         tab.fill("#f-prompt", "a <b>hill</b>")
         tab.click("#generate")
-        tab.wait_for_function("document.querySelectorAll('#gallery-grid img').length === 2")
-        tab.wait_for_function("document.getElementById('stage-image').naturalWidth === 64")
+        until(tab, "document.querySelectorAll('#gallery-grid img').length === 2")
+        until(tab, "document.getElementById('stage-image').naturalWidth === 64")
         tab.click("#gallery-grid li:nth-child(2) button")
         assert "Seed: 8" in (tab.text_content("#viewer-infotext") or "")
         data = context.request.get(url + (tab.get_attribute("#viewer-image", "src") or "")).body()
