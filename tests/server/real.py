@@ -101,7 +101,7 @@ class RealServer:
 
     def post(self, path: str, body: Any, **headers: str) -> tuple[int, Any]:
         """Status and answer."""
-        return self.call("POST", path, body, **headers)
+        return self.call("POST", path, body, timeout=60.0, **headers)
 
 
 def children_of(pid: int) -> list[int]:

@@ -144,7 +144,7 @@ def test_a_full_disk_stops_the_line_and_it_goes_on_when_there_is_room(
             folder.write_text("no folder")  # what a disk without room and a read-only one have in common
             job = await service.submit(asked(seed=2))
             await until(lambda: service.problem() is not None)
-            assert job.state == "queued" and not service.health().ready
+            assert str(job.state) == "queued" and not service.health().ready
             assert (await service.find(first.id)).state == "done"
             folder.unlink()
             away.rename(folder)

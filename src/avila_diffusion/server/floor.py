@@ -285,8 +285,12 @@ class Floor:
     def _settle(self, name: str, error: AvilaError | None) -> None:
         for wanted, future in [one for one in self._waiting if one[0] == name]:
             self._waiting.remove((wanted, future))
-            if not future.done():
-                _ = future.set_result(None) if error is None else future.set_exception(error)
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
 
     def _takes_turn(self, message: Message) -> None:
         self._turn = message["unit"]
