@@ -310,9 +310,9 @@ class Floor:
         if (message["step"] or message["stage"] == "decode") and reached > held.reached:
             held.reached, held.moved, job.retries, self._settled_in = reached, True, 0, True
             if message["step"]:
-                usual = self._calls.get(held.place.using, message["seconds"])
-                self._calls[held.place.using] = 0.8 * usual + 0.2 * message["seconds"]
-                self.core.tally.called(job, message["seconds"])
+                seconds = float(message["seconds"])
+                self._calls[held.place.using] = 0.8 * self._calls.get(held.place.using, seconds) + 0.2 * seconds
+                self.core.tally.called(job, seconds)
         image = held.place.parts * job.request.batch + message["image"]
         job.skipped &= image == job.progress.image
         share = message["step"] / message["of"] if message["of"] and message["stage"] == "sample" else 0.0

@@ -19,7 +19,7 @@ from .acceptance import resolve
 from .core import Core
 from .events import of_ended
 from .floor import Held
-from .job import ENDED, Event, Job, State, given_of
+from .job import ENDED, WAITING, Event, Job, State, given_of
 from .problems import Conflict, Draining, NoSuchJob, QueueFull
 from .submission import Submission
 
@@ -191,7 +191,7 @@ class Service(Core):
         self, client: str | None = None, *, states: Collection[State] = (), limit: int = 50, before: int | None = None
     ) -> list[Job]:
         """The newest first. before: only those with a lower number."""
-        wanted = frozenset(states) if states else ENDED | {"queued", "running", "paused"}
+        wanted: frozenset[State] = frozenset(states) if states else ENDED | WAITING | {"running"}
         ended = await self._do(
             partial(rows.listed, client=client, states=wanted & ENDED, limit=limit, before=before)
         )
