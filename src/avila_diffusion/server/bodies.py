@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import re
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
@@ -17,9 +19,12 @@ from .refusals import Refused
 DEPTH = 32
 VALUES = 500_000
 """Of a JSON body: so deep, so many brackets, commas and colons. The longest prompt of nothing but commas has 100,000."""
+SMALL = 65536
+"""Bytes that are read sooner than a thread for them begins."""
 FORM_FIELDS = 100
 FORM_FILES = 32
 FORM_TEXT = 1 << 20
+Made = TypeVar("Made")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -35,7 +40,8 @@ async def read_json(request: Request) -> dict[str, Any]:
     if "charset" in rest.lower() and "utf-8" not in rest.lower():
         raise Refused(415, "the body must be UTF-8")
     _check_plain(request)
-    return parse_object(await read_bytes(request))
+    data = await read_bytes(request)
+    return await worked(len(data), lambda: parse_object(data))
 
 
 async def read_json_or_nothing(request: Request) -> dict[str, Any]:
@@ -49,6 +55,11 @@ async def read_bytes(request: Request) -> bytes:
         return await request.body()
     except ClientDisconnect:
         raise Refused(400, "the call ended before its body did") from None
+
+
+async def worked(size: int, work: Callable[[], Made]) -> Made:
+    """What `work` makes of so many bytes; off the loop where they are many enough for other calls to wait for them."""
+    return work() if size <= SMALL else await asyncio.to_thread(work)
 
 
 def parse_object(data: bytes) -> dict[str, Any]:

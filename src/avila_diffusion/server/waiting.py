@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 Format = Literal["png", "jpeg", "webp"]
 LOOK_SECONDS = 0.2
+CONVERTING = ThreadPoolExecutor(1, "convert")
+"""Where pictures are decoded and encoded: one at a time, so that jobs, which are taken in asyncio's own threads, do not wait
+for them."""
 
 
 async def outcome(service: Service, job: Job, request: Request, *, keep: bool) -> Job:
@@ -51,7 +55,10 @@ async def outcome(service: Service, job: Job, request: Request, *, keep: bool) -
 async def result_bytes(service: Service, job: Job, index: int, format: Format = "png", quality: int = 90) -> bytes:
     """A finished picture as a file of this format, its metadata in it. Raises NoSuchJob where it is not there."""
     path = service.file(job, index)
-    return await asyncio.to_thread(path.read_bytes if format == "png" else lambda: _converted(path, format, quality))
+    if format == "png":
+        return await asyncio.to_thread(path.read_bytes)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(CONVERTING, _converted, path, format, quality)
 
 
 def _converted(path: Path, format: Format, quality: int) -> bytes:
