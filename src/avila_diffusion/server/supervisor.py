@@ -33,8 +33,9 @@ State = Literal["starting", "idle", "busy", "stopped", "lost"]
 
 
 class Supervisor:
-    """Keeps one worker going. settings: its first line. heard: called on the loop with every message but beats. died: called on
-    the loop when the worker is gone, with why, and whether somebody killed it who is neither this server nor short of memory. All methods are for the loop's thread.
+    """Keeps one worker going. settings: its first line. heard: called on the loop with every message but beats. died: called
+    on the loop when the worker is gone, with why, and whether somebody killed it who is neither this server nor a system
+    that is short of memory. All methods are for the loop's thread.
     """
 
     def __init__(self, settings: Message, heard: Callable[[Message], None], died: Callable[[str, bool], None]) -> None:
