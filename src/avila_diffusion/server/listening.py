@@ -186,7 +186,7 @@ class _Ends:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Take the signals, as long as this is the main thread; what was ignored stays so, as nohup leaves it."""
-        names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+        names: tuple[str, ...] = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
         if threading.current_thread() is not threading.main_thread():
             names = ()
         numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
