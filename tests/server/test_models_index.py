@@ -234,8 +234,33 @@ def test_thousands_of_files_are_scanned_soon(tmp_path: Path) -> None:
 
 PIECES = st.sampled_from(
     (
-        *("..", "../", "..\\", "....//", "/", "\\", "%2e%2e", "%2f", "\0", "~", "C:", "\u2024", "\u202e", "\uff0e\uff0f"),
-        *("secret", ".safetensors", "sub", "dream", "/etc/passwd", "models", "Stable-diffusion", "old.ckpt", "[0123456789]"),
+        *(
+            "..",
+            "../",
+            "..\\",
+            "....//",
+            "/",
+            "\\",
+            "%2e%2e",
+            "%2f",
+            "\0",
+            "~",
+            "C:",
+            "\u2024",
+            "\u202e",
+            "\uff0e\uff0f",
+        ),
+        *(
+            "secret",
+            ".safetensors",
+            "sub",
+            "dream",
+            "/etc/passwd",
+            "models",
+            "Stable-diffusion",
+            "old.ckpt",
+            "[0123456789]",
+        ),
     )
 )
 

@@ -63,7 +63,7 @@ def test_a_job_at_which_the_worker_always_dies_is_given_up_and_others_go_on(
                 takes_turn(message)
                 if str(message["unit"]).startswith(poison.id):
                     killed += 1
-                    kill(service)
+                    kill(service, signal.SIGSEGV)
 
             floor._handlers = {**floor._handlers, "turn": watch}
             other = await service.submit(asked("ben", count=3))

@@ -32,6 +32,8 @@ Made = TypeVar("Made")
 
 PROCEDURAL = "procedural"
 TICK_SECONDS = 0.5
+STOP_SECONDS = 0.5
+"""That the worker has to leave: what it has in hand is in its journal."""
 PROBE_BYTES = 1 << 20
 PROBE_SECONDS = 5.0
 SWEEP_SECONDS = 60.0
@@ -105,7 +107,7 @@ class Core:
         if self._ticker is not None:
             self._ticker.cancel()
         if self.floor is not None:
-            await self.floor.worker.stop()
+            await self.floor.worker.stop(STOP_SECONDS)
             self.floor.give_up("the server stops")
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=5.0)
@@ -128,7 +130,7 @@ class Core:
         """The model where none is asked for: the one that was set, else the first of the user's, else the bundled one."""
         if self._default is not None and any(entry.name == self._default for entry in self.models.entries()):
             return self._default
-        return self.models.default().name
+        return self.models.first
 
     @default_model.setter
     def default_model(self, name: str) -> None:

@@ -18,6 +18,7 @@ from ..errors import AvilaError, FileProblem
 from .dispatch import Line, Place
 from .events import EventLog
 from .job import Job, Preview, Problem, Progress, Using
+from .problems import NotReady
 from .rows import Stamps
 from .settings import Settings
 from .supervisor import Supervisor
@@ -26,6 +27,8 @@ from .wire import Message
 
 RETRIES = 2
 """Times that a job is tried again after the worker died at it without having got any further."""
+KILLS = 50
+"""The same where somebody killed the worker, which is not the job's fault: kill -9, and the system was not short of memory."""
 SETTLING_SECONDS = 120.0
 """How long a model that was loaded may take until its first call before another one may take its place."""
 PATIENT_SECONDS = 5.0
@@ -37,7 +40,8 @@ class Held:
     """A live job with what only the core knows of it. stamps: of its files when it was accepted. unit: name of the part that
     the worker has in hand. reached: the furthest place it was ever at (part, picture, decoding, call): a journal that is read
     again does not count. moved: it got further since it was last taken in hand. ending: it is about to end. committing: a
-    part of it is drawn and on its way to the disk. since: when that part was begun."""
+    part of it is drawn and on its way to the disk. since: when that part was begun. killed: how often the worker was killed
+    at it from outside."""
 
     job: Job
     place: Place
@@ -52,6 +56,7 @@ class Held:
     ending: bool = False
     committing: bool = False
     since: float = 0.0
+    killed: int = 0
 
     def say_state(self, position: int | None = None) -> None:
         """Tell who follows it."""
@@ -208,7 +213,7 @@ class Floor:
     async def load(self, using: Using | None) -> None:
         """Let the worker hold this, None: nothing. Raises AvilaError where it cannot."""
         if not self.worker.ready:
-            raise FileProblem("the worker is being started; try again in a few seconds")
+            raise NotReady("the worker is being started; try again in a few seconds")
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if using is None:
             self._waiting.append(("", future))
@@ -274,7 +279,7 @@ class Floor:
         """Nobody will be told any more that a model is loaded."""
         for _, future in self._waiting:
             if not future.done():
-                future.set_exception(FileProblem(why))
+                future.set_exception(NotReady(why))
         self._waiting.clear()
 
     def _settle(self, name: str, error: AvilaError | None) -> None:
@@ -305,6 +310,7 @@ class Floor:
                 self._calls[held.place.using] = 0.8 * usual + 0.2 * message["seconds"]
                 self.core.tally.called(job, message["seconds"])
         image = held.place.parts * job.request.batch + message["image"]
+        job.skipped &= image == job.progress.image
         share = message["step"] / message["of"] if message["of"] and message["stage"] == "sample" else 0.0
         fraction = (image + (0.98 if message["stage"] == "decode" else 0.97 * share)) / job.images
         job.progress = Progress(
@@ -384,8 +390,9 @@ class Floor:
         _back_in_line(held)
         self.core.changed(held)
 
-    def _died(self, why: str) -> None:
-        """The worker is gone. The job whose turn it was is suspected, unless it had got further; all are begun again."""
+    def _died(self, why: str, outside: bool) -> None:
+        """The worker is gone. The job whose turn it was is suspected, unless it had got further or somebody killed the worker;
+        all are begun again."""
         self.core.tally.restarted("hang" if why.startswith("hung") else "crash")
         self.loaded, self.line.using, self.report = None, None, ()
         units, self._units = dict(self._units), {}
@@ -395,6 +402,9 @@ class Floor:
             if held.committing:
                 continue
             if name != self._turn or held.moved:
+                _back_in_line(held)
+            elif outside and held.killed < KILLS:
+                held.killed += 1
                 _back_in_line(held)
             elif held.job.retries >= RETRIES:
                 line = f"the process that draws {why} {RETRIES + 1} times at this job; it is not tried again"

@@ -122,7 +122,7 @@ class Guard:
         body = self._incoming.body(receive, most)
         headers = Headers(scope=scope)
         answered = _Answered(send, begun, self._cors(headers))
-        scope["avila.credentials"] = self._credentials
+        scope["avila.credentials"], scope["avila.body"] = self._credentials, body
         try:
             preflight = self._admit(scope, headers, most)
             await (preflight or self._app)(scope, body, answered)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..request import GenerateRequest
+from ..request import PICTURES, GenerateRequest
 
 State = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
 ENDED: frozenset[State] = frozenset(("done", "failed", "cancelled"))
@@ -80,10 +80,11 @@ class Progress:
 class Job:
     """One job. Read it freely on the event loop; only the service changes it.
 
-    request: resolved, nothing left open. client: whose it is. dialect: of the route it came by. task: the client's own name
-    for it (A1111's force_task_id). extra: what its dialect wants to find again, plain values. created, started, finished:
-    seconds since 1970. results: pictures that are finished, also while it runs. interrupted: it was asked to end with what it
-    has. notes: what was not used or used otherwise. report: lines of the model's load report.
+    request: resolved, nothing left open; of an ended job that was read from disk, without the pictures that were given.
+    given: those, by field: name, digest (SHA-256), width, height. client: whose it is. dialect: of the route it came by.
+    task: the client's own name for it (A1111's force_task_id). extra: what its dialect wants to find again, plain values.
+    created, started, finished: seconds since 1970. results: pictures that are finished, also while it runs. interrupted: it
+    was asked to end with what it has. notes: what was not used or used otherwise. report: lines of the model's load report.
     """
 
     id: str
@@ -96,6 +97,7 @@ class Job:
     dialect: str = "avila"
     task: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     created: float = 0.0
     started: float | None = None
     finished: float | None = None
@@ -131,3 +133,12 @@ class Event:
     number: int
     kind: Literal["state", "progress", "preview", "picture", "note", "end"]
     data: Mapping[str, Any]
+
+
+def given_of(request: GenerateRequest) -> dict[str, dict[str, Any]]:
+    """What is told of the pictures that came with a request."""
+    found = {name: picture for name in PICTURES if (picture := getattr(request, name)) is not None}
+    return {
+        name: {"name": one.name, "digest": one.digest, "width": one.size[0], "height": one.size[1]}
+        for name, one in found.items()
+    }

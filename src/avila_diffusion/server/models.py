@@ -151,6 +151,8 @@ class ModelIndex:
         self._aliases: dict[_Stamp, str | None] = {}
         self._hashing: dict[tuple[str, str], FileHash] = {}
         self._lock = threading.Lock()
+        self.first = PROCEDURAL
+        """Name of `default()`, as of the last scan."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -163,6 +165,7 @@ class ModelIndex:
             scanned = await asyncio.to_thread(_scan, self.models_dir)
             with self._lock:
                 self._scanned = scanned
+            self.first = (await asyncio.to_thread(self.default)).name
 
     def entries(self, role: str = CHECKPOINT) -> list[Entry]:
         """As last scanned, by name. Checkpoints end with "bundled", where there is one, and "procedural"."""
@@ -366,8 +369,12 @@ def _scan(models_dir: str | None) -> _Scanned:
         found = []
         for model in list_models(role, models_dir, notes=notes):
             try:
+                model.name.encode()
                 path = model.path.absolute()
                 size, changed = _state(path)
+            except UnicodeEncodeError:  # no answer could hold it
+                notes.append(f"{model.name!a} was skipped: its name is not UTF-8; rename it")
+                continue
             except OSError:
                 continue  # gone meanwhile
             digest = known_hash(path, tensors_only=role == "lora") if path.is_file() else None

@@ -26,6 +26,10 @@ class Draining(AvilaError):
     """The server is about to stop and takes no more jobs."""
 
 
+class NotReady(AvilaError):
+    """The worker is being started; in a moment it is there."""
+
+
 class Conflict(AvilaError):
     """An idempotency key that was used for something else, or a job that is not in the state for what is asked."""
 
@@ -49,6 +53,7 @@ class NotOffered(AvilaError):
 STATUSES: tuple[tuple[type[AvilaError], int], ...] = (
     (QueueFull, 429),
     (Draining, 503),
+    (NotReady, 503),
     (Conflict, 409),
     (NoSuchJob, 404),
     (TooLarge, 413),

@@ -62,7 +62,7 @@ class Body:
         return message
 
     def close(self) -> None:
-        """The call has been answered; what it held is given back."""
+        """The call has been answered, or a job holds its body now: what it held is given back."""
         self._incoming.held -= self._taken
         self._taken = 0
 

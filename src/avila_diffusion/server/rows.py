@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from ..errors import AvilaError
 from ..metadata.found import valid_part
-from ..request import GenerateRequest
+from ..request import PICTURES, GenerateRequest
 from .job import Job, Problem, Result, State, Using
 
 Stamps = Mapping[str, tuple[int, int]]
 """Size and time of change of the files that a job was accepted with, by path."""
 
-_WHOLE = "number, id, client, state, priority, dialect, task, request, given, extra, created, started, finished, "
+_WHOLE = "number, id, client, state, priority, dialect, task, shown, pictures, files_used, extra, created, started, finished, "
 _WHOLE += "interrupted, retries, problem, notes, report"
+"""Of a job without the pictures that were given, which may be large."""
 
 
 def insert(
@@ -31,9 +32,10 @@ def insert(
     deadline: float | None,
 ) -> int:
     """A new job. Returns its number. Raises sqlite3.IntegrityError where the client's key is taken."""
+    values = job.request.to_dict()
     done = connection.execute(
-        "INSERT INTO jobs (id, client, state, priority, dialect, task, key, digest, request, given, files, extra, size,"
-        " created, deadline) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        "INSERT INTO jobs (id, client, state, priority, dialect, task, key, digest, request, shown, pictures, files_used,"
+        " files, extra, size, created, deadline) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
         (
             job.id,
             job.client,
@@ -43,7 +45,9 @@ def insert(
             job.task,
             key,
             digest,
-            json.dumps(job.request.to_dict()),
+            json.dumps(values),
+            json.dumps({name: value for name, value in values.items() if name not in PICTURES}),
+            json.dumps(job.given),
             json.dumps(job.using.to_dict()),
             json.dumps(stamps),
             json.dumps(dict(job.extra)),
@@ -144,12 +148,12 @@ def give_up_unreadable(connection: sqlite3.Connection, finished: float) -> int:
 def unended(connection: sqlite3.Connection) -> list[tuple[Job, Stamps, int, int, float | None]]:
     """(job, stamps, parts done, size, deadline) of all that a server that went away has left."""
     rows = connection.execute(
-        f"SELECT {_WHOLE}, files, parts, size, deadline FROM jobs WHERE state NOT IN ('done', 'failed', 'cancelled')"
+        f"SELECT {_WHOLE}, request, files, parts, size, deadline FROM jobs WHERE state NOT IN ('done', 'failed', 'cancelled')"
         " ORDER BY number"
     ).fetchall()
     return [
         (
-            _job(connection, row),
+            replace(_job(connection, row), request=restored(json.loads(row["request"]))),
             {path: (size, time) for path, (size, time) in json.loads(row["files"]).items()},
             row["parts"],
             row["size"],
@@ -174,11 +178,12 @@ def surplus(
 ) -> list[tuple[int, str]]:
     """(number, id) of ended jobs beyond the newest `count`, of before `oldest`, or beyond `size` bytes of pictures."""
     rows = connection.execute(
-        "SELECT number, id, finished, bytes FROM jobs WHERE state IN ('done', 'failed', 'cancelled') ORDER BY number DESC"
+        "SELECT number, id, finished, bytes + size AS held FROM jobs WHERE state IN ('done', 'failed', 'cancelled')"
+        " ORDER BY number DESC"
     ).fetchall()
     found, total = [], 0
     for position, row in enumerate(rows):
-        total += row["bytes"]
+        total += row["held"]
         over = (count is not None and position >= count) or (size is not None and total > size)
         if over or (oldest is not None and (row["finished"] or 0) < oldest):
             found.append((row["number"], row["id"]))
@@ -192,8 +197,9 @@ def _job(connection: sqlite3.Connection, row: sqlite3.Row) -> Job:
         id=row["id"],
         number=row["number"],
         client=row["client"],
-        request=_readable(json.loads(row["request"])),
-        using=Using(**json.loads(row["given"])),
+        request=_readable(json.loads(row["shown"])),
+        given=json.loads(row["pictures"]),
+        using=Using(**json.loads(row["files_used"])),
         state=row["state"],
         priority=row["priority"],
         dialect=row["dialect"],

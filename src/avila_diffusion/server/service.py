@@ -19,7 +19,7 @@ from .acceptance import resolve
 from .core import Core
 from .events import of_ended
 from .floor import Held
-from .job import ENDED, Event, Job, State
+from .job import ENDED, Event, Job, State, given_of
 from .problems import Conflict, Draining, NoSuchJob, QueueFull
 from .submission import Submission
 
@@ -71,6 +71,7 @@ class Service(Core):
             raise RequestError(f"priority is {asked.priority}; it must be from -{MAX_PRIORITY} to {MAX_PRIORITY}")
         known = self.models, self.settings, self.default_model, self.default_vae
         request, using = await asyncio.to_thread(resolve, asked, *known)
+        given = await asyncio.to_thread(given_of, request)
         seconds = limits.job_seconds if asked.seconds is None else asked.seconds
         now = time.time()
         job = Job(
@@ -83,6 +84,7 @@ class Service(Core):
             dialect=asked.dialect,
             task=asked.task,
             extra=dict(asked.extra),
+            given=given,
             created=now,
         )
         stamps = await asyncio.to_thread(self._stamps, using)
@@ -117,7 +119,9 @@ class Service(Core):
         limits = self.settings.limits
         waiting = len(self.held) + sum(self._reserved.values())
         size = sum(held.size for held in self.held.values()) + self._reserved_bytes
-        own = sum(held.job.client == client for held in self.held.values()) + self._reserved.get(client, 0)
+        base = self._payer(client)
+        own = sum(self._payer(held.job.client) == base for held in self.held.values())
+        own += sum(count for other, count in self._reserved.items() if self._payer(other) == base)
         retry = min(max(self._interval, 1.0), 120.0)
         if waiting >= limits.queue or size >= limits.queue_bytes:
             return QueueFull(
@@ -128,6 +132,10 @@ class Service(Core):
                 f"{own} jobs of yours are waiting, and no more are taken; try again in {retry:.0f} seconds", retry
             )
         return None
+
+    def _payer(self, client: str) -> str:
+        """Whom a client's jobs count for: on a server for others, all names that a caller gives itself are that caller's."""
+        return client if self.settings.token is None and not self.settings.insecure else client.partition("/")[0]
 
     def _check_room(self, asked: Submission) -> None:
         if self._draining:
@@ -150,16 +158,15 @@ class Service(Core):
 
     def live(self) -> list[Job]:
         """Queued, running and paused jobs, about in the order in which they will be served."""
-        order = {"running": 0, "queued": 1, "paused": 2}
-        jobs = [held.job for held in self.held.values()]
-        return sorted(jobs, key=lambda job: (order.get(job.state, 0), -job.priority, job.number))
+        return sorted((held.job for held in self.held.values()), key=_order)
 
     def position(self, job: Job) -> int:
         """0: it runs; 1: it is next."""
         if job.state == "running" or job.ended:
             return 0
-        waiting = [other for other in self.live() if other.state != "running"]
-        return next((index for index, other in enumerate(waiting, 1) if other.id == job.id), 0)
+        key = _order(job)
+        others = (held.job for held in self.held.values())
+        return 1 + sum(other.state != "running" and _order(other) < key for other in others)
 
     def running(self, client: str | None = None) -> list[Job]:
         """The oldest first."""
@@ -251,7 +258,8 @@ class Service(Core):
     def skip(self, job: Job) -> None:
         """Finish the picture that is drawn early, and go on."""
         held = self.held.get(job.id)
-        if held is not None and self.floor is not None:
+        if held is not None and self.floor is not None and held.unit is not None:
+            job.skipped = True
             self.floor.end_early(held, "skip")
 
     async def pause(self, job: Job) -> Job:
@@ -328,6 +336,14 @@ class Service(Core):
             paused=states.count("paused"),
             worker_memory=None if self.floor is None else self.floor.worker.memory,
         )
+
+
+_STATES = {"running": 0, "queued": 1, "paused": 2}
+
+
+def _order(job: Job) -> tuple[int, int, int]:
+    """By which live jobs are listed."""
+    return _STATES.get(job.state, 0), -job.priority, job.number
 
 
 def _reason(error: AvilaError) -> str:

@@ -37,8 +37,8 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """How long finished jobs and their pictures are kept: the newest `count`, `age` seconds, `size` bytes of pictures.
-    None: no such limit."""
+    """How long finished jobs and their pictures are kept: the newest `count`, `age` seconds, `size` bytes of pictures (also
+    of those that were given). None: no such limit."""
 
     count: int | None = 2000
     age: float | None = None

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from starlette.requests import Request
 
-from ..errors import Cancelled, RequestError
+from ..errors import Cancelled, OutputProblem, RequestError
 from ..pictures import Picture
 from .fetch import fetch
 from .job import Job
@@ -64,7 +65,12 @@ async def result_bytes(service: Service, job: Job, index: int, format: Format = 
 def _converted(path: Path, format: Format, quality: int) -> bytes:
     from ..images import read_image
 
-    return read_image(path).encoded({"jpeg": "JPEG", "webp": "WEBP", "png": "PNG"}[format], quality)
+    image, name = read_image(path), {"jpeg": "JPEG", "webp": "WEBP", "png": "PNG"}[format]
+    # A JPEG holds 64 KiB of metadata, fewer than a prompt may have: the picture is worth more than what it says of itself.
+    for kept in (image, replace(image, record=None)):
+        with contextlib.suppress(OutputProblem):
+            return kept.encoded(name, quality)
+    return replace(image, record=None, infotext=None).encoded(name, quality)
 
 
 def picture_of(text: str, what: str, limits: Limits, fetch_hosts: Collection[str] = ()) -> Picture:

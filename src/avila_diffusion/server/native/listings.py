@@ -24,6 +24,7 @@ from ...version import __version__
 from ..acceptance import examine
 from ..fields import request_fields
 from ..guard import is_open
+from ..job import given_of
 from .asking import PRIORITIES, read_submission
 from .shapes import FORMATS, PREFIX, request_json, service_of
 
@@ -111,7 +112,8 @@ async def validate(request: Request) -> Response:
         examine, asked, service.models, service.settings, service.default_model, service.default_vae
     )
     told = {"memory": needed.memory, "calls": needed.calls}
-    return JSONResponse({"request": request_json(resolved), **models.using.to_dict(), "estimate": told})
+    given = await asyncio.to_thread(given_of, resolved)
+    return JSONResponse({"request": request_json(resolved) | given, **models.using.to_dict(), "estimate": told})
 
 
 async def server(request: Request) -> Response:

@@ -9,8 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ...errors import AvilaError
-from ...pictures import Picture
-from ...request import GenerateRequest
+from ...request import PICTURES, GenerateRequest
 from ..guard import client_of, is_open
 from ..job import Job, Result
 
@@ -61,7 +60,7 @@ def job_json(service: Service, job: Job) -> dict[str, Any]:
         "task": job.task,
         **job.using.to_dict(),
         "priority": job.priority,
-        "request": request_json(job.request),
+        "request": request_json(job.request) | job.given,
         "created": job.created,
         "started": job.started,
         "finished": job.finished,
@@ -102,12 +101,5 @@ def result_json(job: Job, result: Result) -> dict[str, Any]:
 
 
 def request_json(request: GenerateRequest) -> dict[str, Any]:
-    """A request, its pictures by what they are called and their SHA-256."""
-    values = {field.name: getattr(request, field.name) for field in fields(request)}
-    return {name: picture_json(value) if isinstance(value, Picture) else value for name, value in values.items()}
-
-
-def picture_json(picture: Picture) -> dict[str, Any]:
-    """A picture that was given, without its bytes."""
-    width, height = picture.size
-    return {"name": picture.name, "digest": picture.digest, "width": width, "height": height}
+    """A request without its pictures, which are told of by `Job.given`."""
+    return {field.name: None if field.name in PICTURES else getattr(request, field.name) for field in fields(request)}
