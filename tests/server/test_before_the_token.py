@@ -61,7 +61,7 @@ def basic(user: str) -> Pairs:
     return [("Authorization", "Basic " + base64.b64encode(f"{user}:{TOKEN}".encode()).decode())]
 
 
-@pytest.mark.parametrize("user", ["10.0.0.5", "127.0.0.1", "local", "unknown", "255.255.255.255", "::1", "an na", ""])
+@pytest.mark.parametrize("user", ["10.0.0.5", "127.0.0.1", "local", "unknown", "255.255.255.255", "an na", ""])
 def test_nobody_is_called_as_an_address_is(user: str) -> None:
     given = [value for _, value in basic(user)]
     assert Credentials(TOKEN).read(given, []).user is None
