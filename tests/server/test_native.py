@@ -198,7 +198,18 @@ def test_lists(client: TestClient) -> None:
         "done",
         "cancelled",
     }
-    for wrong in ("limit=0", "limit=501", "limit=x", "before=-1", "state=new", "all=perhaps", f"limit={'9' * 5000}"):
+    for wrong in (
+        "limit=0",
+        "limit=501",
+        "limit=x",
+        "limit=--5",
+        "limit=5-",
+        "before=--5",
+        "before=-1",
+        "state=new",
+        "all=perhaps",
+        f"limit={'9' * 5000}",
+    ):
         assert client.get(f"{API}/jobs?{wrong}").status_code == 422, wrong
     queue = client.get(f"{API}/queue").json()
     assert queue["full"] is None

@@ -78,6 +78,31 @@ def test_every_field_of_a_request_is_in_it(document: dict[str, Any]) -> None:
     assert properties["tiling"]["enum"] == ["none", "x", "y", "both"]
 
 
+def test_forms_pages_and_lists(document: dict[str, Any]) -> None:
+    paths = document["paths"]
+    for path, files in (("/v1/images/edits", {"image", "mask"}), ("/v1/images/variations", {"image"})):
+        content = paths[path]["post"]["requestBody"]["content"]
+        assert list(content) == ["multipart/form-data"]
+        properties = content["multipart/form-data"]["schema"]["properties"]
+        assert {name for name, one in properties.items() if one.get("format") == "binary"} == files
+    assert list(paths["/"]["get"]["responses"]["200"]["content"]) == ["text/html"]
+    assert list(paths["/page/{file}"]["get"]["responses"]["200"]["content"]) == ["*/*"]
+    state = next(one for one in paths["/api/v1/jobs"]["get"]["parameters"] if one.get("name") == "state")
+    assert (state["schema"]["type"], state["style"], state["explode"]) == ("array", "form", False)
+
+
+def test_who_calls_can_be_said(url: str, document: dict[str, Any]) -> None:
+    named = document["components"]["parameters"]
+    assert (named["Client"]["name"], named["ClientOfGet"]["name"]) == ("X-Avila-Client", "client")
+    header, query = ({"$ref": f"#/components/parameters/{name}"} for name in ("Client", "ClientOfGet"))
+    assert header in document["paths"]["/api/v1/jobs"]["post"]["parameters"]
+    assert query in document["paths"]["/api/v1/jobs/{id}/events"]["get"]["parameters"]
+    assert query not in document["paths"]["/api/v1/jobs"]["post"]["parameters"]
+    assert header not in document["paths"]["/health/live"]["get"]["parameters"]
+    states = requests.get(f"{url}/api/v1/jobs", params={"state": "queued,running", "client": "anna"}, timeout=30)
+    assert states.json() == {"jobs": [], "next": None}
+
+
 def test_its_examples_work(url: str, document: dict[str, Any]) -> None:
     tried = 0
     for path, item in document["paths"].items():
