@@ -92,6 +92,7 @@ def _address(place: _Place, until: float) -> str:
 def _looked_up(place: _Place, until: float) -> str:
     """What the system says, in a thread that nobody waits for longer than until then, nor when the server ends."""
     told: queue.SimpleQueue[str | Exception] = queue.SimpleQueue()
+    lookups = LOOKUPS
 
     def look() -> None:
         try:
@@ -99,9 +100,9 @@ def _looked_up(place: _Place, until: float) -> str:
         except Exception as error:
             told.put(error)
         finally:
-            LOOKUPS.release()
+            lookups.release()
 
-    if not LOOKUPS.acquire(timeout=max(until - time.monotonic(), 0.0)):
+    if not lookups.acquire(timeout=max(until - time.monotonic(), 0.0)):
         raise TimeoutError("too many names are looked up")
     threading.Thread(target=look, name="lookup", daemon=True).start()
     try:

@@ -186,9 +186,8 @@ class _Ends:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Take the signals, as long as this is the main thread; what was ignored stays so, as nohup leaves it."""
-        names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
-        if threading.current_thread() is not threading.main_thread():
-            names = ()
+        main = threading.current_thread() is threading.main_thread()
+        names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if main else ()
         numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
         numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
         before = {number: signal.signal(number, self._came) for number in numbers}
