@@ -251,7 +251,7 @@ REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({"sampler_name": "Eulr"}, 422, "the nearest: Euler"),
     ({"enable_hr": True, "hr_upscaler": webuiapi.HiResUpscaler.ESRGAN_4x}, 422, "there are Latent"),
     ({"override_settings": {"sd_model_checkpoint": "drem"}}, 404, "tiny.safetensors"),
-    ({"prompt": "<lora:inkk:1>"}, 404, "ink"),
+    ({"prompt": "<lora:inkk:1>"}, 422, "ink"),
     ({"steps": 0}, 422, "steps is 0; it must be from 1 to 1,000"),
     ({"width": 32}, 422, "width 32 is too small; the smallest is 64"),
     ({"width": 8192, "height": 8192}, 422, "pixels"),
