@@ -240,7 +240,7 @@ def test_the_same_call_twice_with_a_key(served: Served) -> None:
 
 
 def test_a_full_queue(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served.service, "full", lambda client: QueueFull("9 jobs are waiting", 3.4))
+    monkeypatch.setattr(served.service, "full", lambda client: QueueFull("9 jobs are waiting", 4.0))
     answer = served.post("txt2img", SMALL)
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "4")
     assert answer.json() == {
