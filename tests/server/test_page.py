@@ -135,7 +135,7 @@ def test_the_gallery_gives_settings_and_seeds_back(visit: Open) -> None:
     assert page.tab.inner_text("#viewer-place") == "3 of 3"
     assert "Sampler: Euler a" in (page.tab.text_content("#viewer-infotext") or "")
     page.tab.click('#viewer-actions button:has-text("Use these settings")')
-    assert page.tab.is_hidden("#viewer")
+    page.tab.wait_for_selector("#viewer", state="hidden")
     assert page.tab.input_value("#f-sampler") == "Euler a"
     assert page.tab.input_value("#f-count") == "1"
     assert page.tab.input_value("#f-seed") == "18446744073709551615"
@@ -154,7 +154,7 @@ def test_pictures_are_deleted(visit: Open) -> None:
     page.tab.click("#confirm-yes")
     page.done(0)
     assert page.mock.jobs == {}
-    assert page.tab.is_hidden("#viewer")
+    page.tab.wait_for_selector("#viewer", state="hidden")
 
 
 def test_a_painted_mask_is_sent(visit: Open) -> None:
@@ -339,6 +339,7 @@ def test_a_picture_tells_its_settings(visit: Open) -> None:
     page.tab.wait_for_selector("#metadata", state="visible")
     assert "a lighthouse" in page.tab.inner_text("#metadata-values")
     page.tab.click("#metadata-use")
+    page.tab.wait_for_selector("#metadata", state="hidden")
     wanted = {
         "prompt": "a lighthouse",
         "negative_prompt": "fog",
@@ -409,6 +410,7 @@ def test_the_real_server(browser: Browser, make_settings: Callable[..., Settings
         tab.keyboard.press("Escape")
         tab.set_input_files("#read-file", {"name": "hill.png", "mimeType": "image/png", "buffer": data})
         tab.click("#metadata-use")
+        tab.wait_for_selector("#metadata", state="hidden")
         assert tab.input_value("#f-seed") == "8"
         tab.click("#gallery-grid button")
         tab.keyboard.press("Delete")
