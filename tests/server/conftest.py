@@ -94,15 +94,15 @@ def files(service: Service, job: Job) -> list[bytes]:
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workers_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the workers of these tests keep what they remember."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(autouse=True)
-def surroundings(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def surroundings(workers_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the person who runs the tests is read or written; tiny networks need no kernels in C."""
-    monkeypatch.setenv("AVILA_CACHE", str(cache))
+    monkeypatch.setenv("AVILA_CACHE", str(workers_cache))
     monkeypatch.setenv("AVILA_KERNELS", "torch")
-    monkeypatch.setenv("AVILA_MODELS", str(cache / "nothing"))
+    monkeypatch.setenv("AVILA_MODELS", str(workers_cache / "nothing"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
