@@ -277,8 +277,10 @@ async def facts(request: Request) -> Response:
         {
             "family": "SDXL" if large else "SD 1.x",
             "variant": "base",
-            "picture_size": 1024 if large else 512,
+            "size": 1024 if large else 512,
+            "file_size": 2_132_625_894,
             "fixed_size": False,
+            "problem": None,
             "prediction": "epsilon",
             "defaults": {"steps": 28, "guidance_scale": 5.5} if large else {},
             "lines": [
