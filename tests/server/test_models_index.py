@@ -41,11 +41,6 @@ def opening() -> Iterator[list[str]]:
         _opened = None
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AVILA_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A1111's folders with files of nothing in them, and a file outside."""

@@ -31,6 +31,7 @@ from avila_diffusion.server.app import create_app
 from avila_diffusion.server.job import Job
 from avila_diffusion.server.service import Service
 from avila_diffusion.server.settings import Limits, Settings
+from avila_diffusion.server.submission import Submission
 
 Value = TypeVar("Value")
 LONG = {"num_inference_steps": 500, "seed": 7}
@@ -38,11 +39,21 @@ LONG = {"num_inference_steps": 500, "seed": 7}
 
 
 class Running:
-    """A server in a thread. calls: that came in, by method and path."""
+    """A server in a thread. calls: that came in, by method and path. made: jobs by id, as they were when they were taken: with
+    the pictures that were given."""
 
     def __init__(self, settings: Settings) -> None:
         self.calls: Counter[str] = Counter()
         self.service = Service(settings)
+        self.made: dict[str, Job] = {}
+        submit = self.service.submit
+
+        async def remembered(asked: Submission) -> Job:
+            job = await submit(asked)
+            self.made[job.id] = job
+            return job
+
+        self.service.submit = remembered  # type: ignore[method-assign]
         app = create_app(settings, self.service)
 
         async def counted(scope: Any, receive: Any, send: Any) -> None:
@@ -78,8 +89,7 @@ class Running:
 
     def jobs(self, prompt: str) -> list[Job]:
         """Those of a prompt, in order."""
-        found = self.do(self.service.list(limit=1000))
-        return [job for job in reversed(found) if job.request.prompt == prompt]
+        return [job for job in self.made.values() if job.request.prompt == prompt]
 
     def until(self, true: Callable[[], bool], seconds: float = 20.0) -> None:
         until = time.monotonic() + seconds
@@ -267,6 +277,7 @@ def test_edits_of_the_transparent_part_and_of_all(client: OpenAI, server: Runnin
         assert (job.request.mask is not None) == (name == "a hole") and job.request.strength == 0.5
 
 
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # in OpenAI's own client
 def test_variations(client: OpenAI, server: Running, bundled: str) -> None:
     made = client.images.create_variation(
         image=png(), n=2, size="256x256", model=bundled, extra_body={"seed": 4242, "steps": 2}
