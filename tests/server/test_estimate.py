@@ -120,8 +120,8 @@ def test_much_is_seen_to_be_much(layout: Callable[[str], AvilaDiffusion]) -> Non
         return estimate(GenerateRequest(**values).resolved(512), facts, settings).memory
 
     assert memory(width=4096, height=4096) > 20e9
-    assert memory(prompt=" AND ".join("a" * 1) + " AND b" * 2000) > 100e9
-    assert memory(prompt="word " * 20_000) > 5e9
+    assert memory(prompt="a" + " AND b" * 2000) > 100e9
+    assert memory(prompt="word " * 20_000) > 2.5e9
     assert memory(batch=64, count=1000, width=1024, height=1024) > 64_000 * 3 * 2**20
 
 

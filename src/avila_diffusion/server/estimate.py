@@ -23,6 +23,8 @@ BASE = 320 << 20
 """Bytes of a process that computes: Python, torch, the tokenizer, its threads, what the kernels work in."""
 BANDS = 192 << 20
 """Bytes of maps and scratch that decoding in bands takes beside the maps of the smallest resolution."""
+IN_BANDS = 16
+"""Maps as large as the smallest resolution's that are held then."""
 PREVIEW = 256 << 20
 """Bytes of a tiny decoder that draws previews."""
 FINISHING_A_PIXEL, GIVEN_A_PIXEL, SHOWN_A_PIXEL = 48, 24, 3
@@ -163,9 +165,9 @@ def _unet(config: UNetConfig, latent: tuple[int, int], texts: _Texts, itemsize: 
 
 def _block(block: UNetBlockConfig) -> int:
     """Numbers a cell that a block holds at once."""
-    residual = 2 * block.in_channels + 3 * block.out_channels
+    residual = 2 * block.in_channels + 4 * block.out_channels
     # Queries, keys, values, norm, sum; or the two halves of the gate, four times as wide.
-    return max(residual, 12 * block.out_channels) if block.transformer is not None else residual
+    return max(residual, 14 * block.out_channels) if block.transformer is not None else residual
 
 
 def _weights(block: UNetBlockConfig) -> int:
@@ -188,8 +190,8 @@ def _coded(
     for level, channels in enumerate(widths):
         neighbour = widths[min(level + 1, len(widths) - 1)]  # the next smaller resolution
         worst = max(worst, pixels[level] * (2 * max(channels, neighbour) + channels))
-    smallest = 6 * widths[-1] * cells
-    return itemsize * max(worst, smallest) + BANDS // 2, itemsize * smallest + BANDS
+    smallest = widths[-1] * cells
+    return itemsize * max(worst, 6 * smallest) + BANDS, itemsize * IN_BANDS * smallest + BANDS
 
 
 def _encoded(
