@@ -84,17 +84,18 @@ def reading(name: str) -> Iterator[None]:
         raise FileProblem(f"{name} is damaged and cannot be decoded ({said}); give another picture") from error
 
 
-def opened(data: bytes, name: str, *, texts: bool) -> PIL.Image.Image:
+def opened(data: bytes, name: str, *, texts: bool, pixels: bool = True) -> PIL.Image.Image:
     """The picture, its pixels not decoded yet and not more than may be; of an animation the first.
 
-    texts: whether those of a PNG are wanted, which are limited to 1 MiB each. The Exif block is in its `info`.
+    texts: whether those of a PNG are wanted, which are limited to 1 MiB each. pixels: whether they will be; without them
+    the texts behind them are there at once. The Exif block is in its `info`.
     """
     kind = _kind(data)
     if kind is None:
         raise FileProblem(f"{name} is not a {_READ} picture; give one of these")
     block = None
     if kind is PngImageFile:
-        data, block = image_heads.read_png(data, texts)
+        data, block = image_heads.read_png(data, texts, pixels)
     elif kind is JpegImageFile:
         data, block = image_heads.read_jpeg(data)
     elif kind is GifImageFile:

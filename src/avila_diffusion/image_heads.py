@@ -30,12 +30,14 @@ _EXIF, _PROFILE = b"Exif\0\0", b"ICC_PROFILE\0"
 _EXTENSION, _CONTROL, _COMMENT, _PICTURE = 0x21, 0xF9, 0xFE, 0x2C
 
 
-def read_png(data: bytes, texts: bool) -> tuple[bytes, bytes | None]:
+def read_png(data: bytes, texts: bool, pixels: bool = True) -> tuple[bytes, bytes | None]:
     """(the file with the chunks that pixels need, and those with text where they are wanted; its Exif block).
 
-    Exif may stand behind the pixels, where Pillow finds it only after decoding them.
+    Exif may stand behind the pixels, where Pillow finds it only after decoding them; without `pixels` they are left out,
+    so that it finds texts there too.
     """
     unused = _UNUSED if texts else _UNUSED | _TEXTS
+    unused = unused if pixels else unused | {b"IDAT"}
     kept: list[bytes | memoryview] = []
     whole = memoryview(data)
     block = None

@@ -168,6 +168,13 @@ def read_image(source: str | os.PathLike[str] | bytes) -> Image:
     return Image(pixels, texts.get(KEY), record=texts.get(RECORD_KEY), texts=texts)
 
 
+def read_texts(data: bytes) -> dict[str, str]:
+    """All text that a picture file carries, by name, as `Image.texts` has it; its pixels are not decoded. Raises FileProblem
+    for what is no picture and for more pixels than `read_image` takes."""
+    with reading("the picture"):
+        return _texts(opened(data, "the picture", texts=True, pixels=False))
+
+
 def check_model_size(width: int, height: int) -> None:
     """Raises RequestError unless both are sizes that models can make: multiples of 8, at least 64 pixels."""
     for name, size in (("width", width), ("height", height)):

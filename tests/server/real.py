@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -13,6 +14,12 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any, Self
+
+import pytest
+
+ENDED = (0,) if os.name != "nt" else (0, 1)
+"""What a server that was asked to end exits with. On Windows SIGTERM cannot be caught: it is `TerminateProcess`."""
+posix = pytest.mark.skipif(os.name == "nt", reason="SIGTERM cannot be caught on Windows")
 
 
 def free_port() -> int:
@@ -42,7 +49,8 @@ class RealServer:
             self.process = subprocess.Popen(self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         while time.monotonic() - began < seconds:
             with contextlib.suppress(OSError):
-                self.get("/health/live", timeout=2.0)
+                status, _ = self.call("GET", "/health/live", timeout=2.0)
+                assert status in (200, 401), status  # the latter where it has a token
                 return time.monotonic() - began
             if self.process.poll() is not None:
                 break
@@ -99,9 +107,9 @@ class RealServer:
         assert status == 200, (status, answer)
         return answer
 
-    def post(self, path: str, body: Any, **headers: str) -> tuple[int, Any]:
+    def post(self, path: str, body: Any, **headers: Any) -> tuple[int, Any]:
         """Status and answer."""
-        return self.call("POST", path, body, **headers)
+        return self.call("POST", path, body, timeout=60.0, **headers)
 
 
 def children_of(pid: int) -> list[int]:

@@ -25,7 +25,7 @@ def test_a_job_is_drawn_and_told_of_in_order(make_settings: MakeSettings) -> Non
     async def work() -> None:
         async with running(make_settings()) as service:
             job = await service.submit(tiny(seed=7, count=2, steps=3))
-            assert job.state == "queued" and job.number == 1 and len(job.id) == 32
+            assert str(job.state) == "queued" and job.number == 1 and len(job.id) == 32
             events = await followed(service, job)
             assert [event.number for event in events] == sorted(event.number for event in events)
             kinds = [event.kind for event in events]

@@ -14,14 +14,9 @@ from .real import RealServer
 @pytest.mark.parametrize("options", [[], ["--token", "correct horse"]])
 def test_nothing_fails(tmp_path: Path, options: list[str]) -> None:
     server = RealServer(tmp_path / "data", None, "-m", "procedural", *options)
-    if options:
-        server.log.parent.mkdir(parents=True, exist_ok=True)
     report = tmp_path / "report.json"
     try:
-        try:
-            server.start(seconds=5)
-        except AssertionError:
-            assert options  # with a token /health answers 401
+        server.start()
         assert main(["check", server.url, "--json", str(report)]) == 0
     finally:
         server.stop()
@@ -34,3 +29,5 @@ def test_nothing_fails(tmp_path: Path, options: list[str]) -> None:
     assert kinds == ["a1111"]
     passed = {one["id"]: one["status"] for target in found["targets"] for one in target["results"]}
     assert (passed["web-1"], passed["web-2"], passed["web-3"]) == ("pass", "pass", "pass")
+    assert passed["net-1"] in ("pass", "unknown")  # the latter on a machine without a network
+    assert passed["net-2"] == "pass"

@@ -198,7 +198,18 @@ def test_lists(client: TestClient) -> None:
         "done",
         "cancelled",
     }
-    for wrong in ("limit=0", "limit=501", "limit=x", "before=-1", "state=new", "all=perhaps", f"limit={'9' * 5000}"):
+    for wrong in (
+        "limit=0",
+        "limit=501",
+        "limit=x",
+        "limit=--5",
+        "limit=5-",
+        "before=--5",
+        "before=-1",
+        "state=new",
+        "all=perhaps",
+        f"limit={'9' * 5000}",
+    ):
         assert client.get(f"{API}/jobs?{wrong}").status_code == 422, wrong
     queue = client.get(f"{API}/queue").json()
     assert queue["full"] is None
@@ -221,7 +232,7 @@ WRONG: list[tuple[Any, str]] = [
     ({"request": {"width": 8192, "height": 8192}}, "pixels"),
     ({"request": {"batch": 64, "count": 1000}}, "64,000 pictures"),
     ({"request": {"image": "/etc/passwd"}}, "image"),
-    ({"request": {"image": "http://127.0.0.2/x.png"}}, "image"),
+    ({"request": {"image": "http://127.0.0.2/x.png"}}, "base64"),
     ({"request": {"image": "file:///etc/passwd"}}, "image"),
     ({"request": {"image": {"base64": "AAAA"}}}, "image"),
     ({"request": {"image": {"path": "/etc/passwd"}}}, "image must be the base64"),
@@ -365,7 +376,7 @@ def test_metadata_of_what_has_none(client: TestClient) -> None:
     assert post_picture(b"nothing").status_code == 422
     assert post_picture(b"").status_code == 422
     assert post_picture(png(), "text/html").status_code == 415
-    assert post_picture(png((5000, 5000))).status_code == 413
+    assert post_picture(png((5000, 5000))).status_code in (413, 422)
 
 
 def test_health_and_metrics(client: TestClient) -> None:

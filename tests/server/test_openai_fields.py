@@ -103,6 +103,20 @@ def test_own_names_of_openai() -> None:
         assert model_name(name) == name
 
 
+def test_names_of_dall_e_mean_addresses() -> None:
+    for values, url in (
+        ({"model": "dall-e-3"}, True),
+        ({"model": "DALL-E-2"}, True),
+        ({"model": "dall-e-3", "response_format": "b64_json"}, False),
+        ({"model": "dall-e-3", "stream": True}, False),
+        ({"model": "gpt-image-1"}, False),
+        ({"model": "dall-e"}, False),
+        ({}, False),
+        ({"response_format": "url"}, True),
+    ):
+        assert read(Given({"prompt": "x", **values})).url is url, values
+
+
 # Masks.
 
 
@@ -236,6 +250,22 @@ def test_who_is_alone_and_leaves_ends_the_job(monkeypatch: pytest.MonkeyPatch) -
         await asyncio.sleep(0.15)
 
     assert run(story, monkeypatch).cancelled == [1]
+
+
+def test_a_job_that_is_submitted_longer_than_anybody_waits_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(service: Counting, flights: Flights) -> None:
+        async def slow() -> Any:
+            await asyncio.sleep(0.2)
+            return await service.submit()
+
+        flight = flights.board(KEY, slow, shared=False)
+        flights.leave(flight, delivered=False)
+        await asyncio.sleep(0.1)
+        assert flights.board(KEY, service.submit, shared=True) is not flight
+        await flight.job
+        await asyncio.sleep(0.05)
+
+    assert run(story, monkeypatch).cancelled == [2]
 
 
 def test_who_comes_back_in_time_gets_the_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import requests
 import schemathesis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, seed, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 from starlette.applications import Starlette
@@ -21,6 +21,7 @@ from avila_diffusion.server.settings import Limits, Settings
 
 from .live import serving
 
+CHECKS = [not_a_server_error, content_type_conformance, response_schema_conformance]
 CALM = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 
 
@@ -57,7 +58,7 @@ def test_every_route_is_in_it_and_every_operation_is_a_route(app: Starlette, doc
     routed = {
         (method, route.path.replace(":path}", "}").replace(":int}", "}").replace(":str}", "}"))
         for route in app.routes
-        if isinstance(route, Route)
+        if isinstance(route, Route) and route.include_in_schema
         for method in (route.methods or set()) - {"HEAD"}
     }
     assert listed == routed
@@ -67,7 +68,7 @@ def test_every_route_is_in_it_and_every_operation_is_a_route(app: Starlette, doc
     for item in document["paths"].values():
         for one in item.values():
             assert one["summary"]
-            assert "{" not in one["summary"]
+            assert "/{" not in one["summary"]
 
 
 def test_every_field_of_a_request_is_in_it(document: dict[str, Any]) -> None:
@@ -75,6 +76,31 @@ def test_every_field_of_a_request_is_in_it(document: dict[str, Any]) -> None:
     assert set(properties) == set(GenerateRequest.__dataclass_fields__)
     assert properties["steps"]["maximum"] == 1000
     assert properties["tiling"]["enum"] == ["none", "x", "y", "both"]
+
+
+def test_forms_pages_and_lists(document: dict[str, Any]) -> None:
+    paths = document["paths"]
+    for path, files in (("/v1/images/edits", {"image", "mask"}), ("/v1/images/variations", {"image"})):
+        content = paths[path]["post"]["requestBody"]["content"]
+        assert list(content) == ["multipart/form-data"]
+        properties = content["multipart/form-data"]["schema"]["properties"]
+        assert {name for name, one in properties.items() if one.get("format") == "binary"} == files
+    assert list(paths["/"]["get"]["responses"]["200"]["content"]) == ["text/html"]
+    assert list(paths["/page/{file}"]["get"]["responses"]["200"]["content"]) == ["*/*"]
+    state = next(one for one in paths["/api/v1/jobs"]["get"]["parameters"] if one.get("name") == "state")
+    assert (state["schema"]["type"], state["style"], state["explode"]) == ("array", "form", False)
+
+
+def test_who_calls_can_be_said(url: str, document: dict[str, Any]) -> None:
+    named = document["components"]["parameters"]
+    assert (named["Client"]["name"], named["ClientOfGet"]["name"]) == ("X-Avila-Client", "client")
+    header, query = ({"$ref": f"#/components/parameters/{name}"} for name in ("Client", "ClientOfGet"))
+    assert header in document["paths"]["/api/v1/jobs"]["post"]["parameters"]
+    assert query in document["paths"]["/api/v1/jobs/{id}/events"]["get"]["parameters"]
+    assert query not in document["paths"]["/api/v1/jobs"]["post"]["parameters"]
+    assert header not in document["paths"]["/health/live"]["get"]["parameters"]
+    states = requests.get(f"{url}/api/v1/jobs", params={"state": "queued,running", "client": "anna"}, timeout=30)
+    assert states.json() == {"jobs": [], "next": None}
 
 
 def test_its_examples_work(url: str, document: dict[str, Any]) -> None:
@@ -99,20 +125,21 @@ def test_it_is_served(url: str) -> None:
         assert requests.get(url + path, timeout=30).json()["openapi"] == "3.1.0"
 
 
-@pytest.fixture(scope="module")
-def api(url: str) -> Any:
-    """What schemathesis reads, our own paths only: the other dialects are lenient by their nature."""
-    return schemathesis.openapi.from_url(f"{url}/openapi.json").include(path_regex="^/(api/v1|health|metrics)")
+def test_what_schemathesis_sends(url: str) -> None:
+    """Our own paths only: other dialects are lenient by nature. Without its plugin, for which pytest 9.2 is too new."""
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json").include(path_regex="^/(api/v1|health|metrics)")
+    tried = 0
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        if operation.path.endswith("/events"):
+            continue  # a stream; tests of the native interface follow it
 
+        @seed(1)
+        @settings(max_examples=8, deadline=None, suppress_health_check=CALM, database=None)
+        @given(case=operation.as_strategy())
+        def send(case: Any) -> None:
+            case.call_and_validate(checks=CHECKS, timeout=30)
 
-schema = schemathesis.pytest.from_fixture("api")
-
-
-@schema.parametrize()
-@settings(max_examples=8, deadline=None, suppress_health_check=CALM, derandomize=True, database=None)
-def test_what_schemathesis_sends(case: Any) -> None:
-    if case.operation.path.endswith("/events"):
-        return  # a stream; tests of the native interface follow it
-    case.call_and_validate(
-        checks=[not_a_server_error, content_type_conformance, response_schema_conformance], timeout=30
-    )
+        send()
+        tried += 1
+    assert tried > 30

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from avila_diffusion.server.settings import Settings
+
+from .live import serving
 from .page_mock import Mock, Running, create_mock, picture
-from .page_visit import Visit, Watch, choose, mask_of, tab_to
+from .page_visit import Visit, Watch, choose, mask_of, tab_to, until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -132,7 +135,7 @@ def test_the_gallery_gives_settings_and_seeds_back(visit: Open) -> None:
     assert page.tab.inner_text("#viewer-place") == "3 of 3"
     assert "Sampler: Euler a" in (page.tab.text_content("#viewer-infotext") or "")
     page.tab.click('#viewer-actions button:has-text("Use these settings")')
-    assert page.tab.is_hidden("#viewer")
+    page.tab.wait_for_selector("#viewer", state="hidden")
     assert page.tab.input_value("#f-sampler") == "Euler a"
     assert page.tab.input_value("#f-count") == "1"
     assert page.tab.input_value("#f-seed") == "18446744073709551615"
@@ -151,7 +154,7 @@ def test_pictures_are_deleted(visit: Open) -> None:
     page.tab.click("#confirm-yes")
     page.done(0)
     assert page.mock.jobs == {}
-    assert page.tab.is_hidden("#viewer")
+    page.tab.wait_for_selector("#viewer", state="hidden")
 
 
 def test_a_painted_mask_is_sent(visit: Open) -> None:
@@ -203,9 +206,7 @@ def test_a_mask_is_made_without_a_pointer(visit: Open) -> None:
 def test_the_keyboard_alone_makes_a_picture(visit: Open) -> None:
     page = visit()
     page.mock.pace = 0.002
-    page.tab.evaluate("document.activeElement.blur()")
-    page.tab.keyboard.press("Tab")
-    assert page.focused() == "skip"
+    tab_to(page, "skip", "Shift+Tab")
     page.tab.keyboard.press("Enter")
     tab_to(page, "f-prompt")
     page.tab.keyboard.type("a red hill")
@@ -247,6 +248,7 @@ def test_a_narrow_screen_has_no_sideways_scroll(visit: Open, language: str) -> N
     page = visit(viewport={"width": 320, "height": 640}, locale=language)
     page.mock.pace = 0.002
     choose(page)
+    page.tab.click("#settings > summary")
     page.tab.fill("#f-count", "3")
     page.generate("a prompt_with_a_word_that_is_longer_than_the_screen_is_wide_and_does_not_break")
     page.done(3)
@@ -337,6 +339,7 @@ def test_a_picture_tells_its_settings(visit: Open) -> None:
     page.tab.wait_for_selector("#metadata", state="visible")
     assert "a lighthouse" in page.tab.inner_text("#metadata-values")
     page.tab.click("#metadata-use")
+    page.tab.wait_for_selector("#metadata", state="hidden")
     wanted = {
         "prompt": "a lighthouse",
         "negative_prompt": "fog",
@@ -363,7 +366,7 @@ def test_the_model_brings_its_defaults(visit: Open) -> None:
     page = visit()
     page.tab.fill("#f-steps", "33")
     page.tab.select_option("#f-model", "xl/juggernaut.safetensors")
-    page.tab.wait_for_function("document.getElementById('f-width').value === '1024'")
+    until(page.tab, "document.getElementById('f-width').value === '1024'")
     assert page.tab.input_value("#f-guidance_scale") == "5.5"
     assert page.tab.input_value("#f-steps") == "33"  # which the person chose
     page.tab.click("#about-model")
@@ -382,3 +385,36 @@ def test_a_style_is_merged_in(visit: Open) -> None:
         "ink drawing of a hill, cinematic light, film grain",
         "photo",
     )
+
+
+def test_the_real_server(browser: Browser, make_settings: Callable[..., Settings]) -> None:
+    """From the first look to a deleted picture, with a tiny model, behind the real guard and its policy."""
+    with serving(make_settings(model="tiny")) as url:
+        context = browser.new_context(locale="en-US")
+        context.set_default_timeout(20000)
+        tab = context.new_page()
+        watch = Watch(url)
+        watch.follow(tab)
+        tab.goto(url)
+        tab.wait_for_selector("#model-line:not(:empty)", state="attached")
+        assert tab.input_value("#f-model") == "tiny.safetensors"
+        for name, value in (("width", "64"), ("height", "64"), ("steps", "6"), ("count", "2"), ("seed", "7")):
+            tab.fill(f"#f-{name}", value)
+        tab.fill("#f-prompt", "a <b>hill</b>")
+        tab.click("#generate")
+        until(tab, "document.querySelectorAll('#gallery-grid img').length === 2")
+        until(tab, "document.getElementById('stage-image').naturalWidth === 64")
+        tab.click("#gallery-grid li:nth-child(2) button")
+        assert "Seed: 8" in (tab.text_content("#viewer-infotext") or "")
+        data = context.request.get(url + (tab.get_attribute("#viewer-image", "src") or "")).body()
+        tab.keyboard.press("Escape")
+        tab.set_input_files("#read-file", {"name": "hill.png", "mimeType": "image/png", "buffer": data})
+        tab.click("#metadata-use")
+        tab.wait_for_selector("#metadata", state="hidden")
+        assert tab.input_value("#f-seed") == "8"
+        tab.click("#gallery-grid button")
+        tab.keyboard.press("Delete")
+        tab.click("#confirm-yes")
+        tab.wait_for_selector("#gallery-grid img", state="detached")
+        context.close()
+    assert watch.wrong == []

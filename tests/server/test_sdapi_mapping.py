@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import io
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +17,7 @@ import pytest
 from avila_diffusion.errors import AvilaError, FileProblem, ModelNotFound
 from avila_diffusion.pictures import Picture
 from avila_diffusion.request import GenerateRequest
-from avila_diffusion.server.models import ModelIndex
+from avila_diffusion.server.models import NO_MODEL, ModelIndex
 from avila_diffusion.server.problems import NotAllowed, NotOffered
 from avila_diffusion.server.sdapi.fields import InvalidBody
 from avila_diffusion.server.sdapi.init_images import NoInitImage
@@ -283,6 +285,85 @@ def test_override_settings_stand_over_an_infotext(desk: Desk) -> None:
     assert (asked.settled.model, asked.settled.vae) == ("dream.safetensors", "None")
 
 
+TOLD = (
+    "a\nSteps: 5, Sampler: Euler, Seed: 1, Variation seed: 7, Variation seed strength: 0.2, Seed resize from: 320x256, "
+    "Refiner: other, Refiner switch at: 0.6, Refiner switch by sampling steps: True"
+)
+
+
+def test_what_a_body_says_goes_before_an_infotext_also_where_it_is_nothing(desk: Desk) -> None:
+    told = {
+        "variation_seed": 7,
+        "variation_strength": 0.2,
+        "seed_width": 320,
+        "seed_height": 256,
+        "refiner_switch": 0.6,
+    }
+    asked = read(desk, "txt2img", {"infotext": TOLD})
+    assert asked.values | told | {"refiner_by": "step"} == asked.values
+    assert asked.refiner == "other"
+    for body, gone in (
+        ({"subseed_strength": 0}, ["variation_seed", "variation_strength"]),
+        ({"seed_resize_from_w": 0}, ["seed_width", "seed_height"]),
+        ({"seed_resize_from_h": -1}, ["seed_width", "seed_height"]),
+        ({"refiner_checkpoint": "None"}, ["refiner_switch", "refiner_by"]),
+        ({"refiner_switch_at": 1}, ["refiner_switch", "refiner_by"]),
+        ({"override_settings": {"refiner_switch_by_sample_steps": False}}, ["refiner_by"]),
+    ):
+        asked = read(desk, "txt2img", {"infotext": TOLD} | body)
+        assert {*told, "refiner_by"} - set(asked.values) == set(gone), body
+        assert asked.refiner == (None if "refiner_switch" in gone else "other")
+    for body, name, value in (
+        ({"subseed": 9}, "variation_seed", 9),
+        ({"subseed": -1}, "variation_seed", None),
+        ({"subseed_strength": 0.5}, "variation_strength", 0.5),
+        ({"seed_resize_from_w": 640}, "seed_width", 640),
+        ({"refiner_switch_at": 0.3}, "refiner_switch", 0.3),
+    ):
+        assert read(desk, "txt2img", {"infotext": TOLD} | body).values[name] == value
+
+
+def test_the_model_of_an_infotext(desk: Desk, tmp_path: Path) -> None:
+    text = "a\nSteps: 5, Sampler: Euler, Seed: 1, Model hash: 0123456789"
+    assert read(desk, "txt2img", {"infotext": f"{text}, Model: other"}).settled.model == "sub/other.safetensors"
+    with pytest.raises(ModelNotFound, match="zzz"):
+        read(desk, "txt2img", {"infotext": f"{text}, Model: zzz"})
+    (tmp_path / "Stable-diffusion").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / f"Stable-diffusion/{name}.safetensors").write_text(name, encoding="utf-8")
+    index = ModelIndex(str(tmp_path))
+    asyncio.run(index.scan())
+    index.hash(index.find("two"))
+    end = time.monotonic() + 10
+    while (digest := index.find("two").short_hash) is None and time.monotonic() < end:
+        time.sleep(0.01)
+    renamed = Desk(desk.settings, index, "one")
+    text = f"a\nSteps: 5, Sampler: Euler, Seed: 1, Model hash: {digest}, Model: one"
+    assert read(renamed, "txt2img", {"infotext": text}).settled.model == "two.safetensors"
+
+
+def test_no_image_cfg_scale_is_no_guidance_by_the_picture(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ModelIndex, "facts", lambda index, entry: dataclasses.replace(NO_MODEL, variant="pix2pix"))
+    told = "a\nSteps: 5, Sampler: Euler, Seed: 1, Image CFG scale: 2.5"
+    for body, scale in (
+        ({}, 1.0),
+        ({"image_cfg_scale": None}, 1.0),
+        ({"image_cfg_scale": 1.5}, 1.5),
+        ({"infotext": told}, 2.5),
+    ):
+        asked = read(desk, "img2img", {"init_images": [png()]} | body)
+        assert asked.values["image_guidance_scale"] == scale
+    assert "image_guidance_scale" not in read(desk, "txt2img", {}).values
+
+
+def test_pictures_are_kept_for_the_answer_only_where_they_are_asked_for(desk: Desk) -> None:
+    body = {"init_images": [png()], "mask": png(mode="L")}
+    for included in (False, True):
+        asked = read(desk, "img2img", body | {"include_init_images": included})
+        assert (asked.body["init_images"] is not None, asked.body["mask"] is not None) == (included, included)
+        assert {"image", "mask"} <= set(asked.values)
+
+
 def test_an_infotext_of_a_second_pass(desk: Desk) -> None:
     second = "Denoising strength: 0.4, Hires upscale: 1.5, Hires steps: 3, Hires upscaler: Latent"
     text = f"a\nSteps: 5, Sampler: Euler, Seed: 1, {second}"
@@ -311,6 +392,7 @@ def test_models_by_any_name(desk: Desk) -> None:
         ("dream", None, "None"),
         ("dream", "Automatic", "None"),
         ("dream", "none", "None"),
+        ("other", "", "other.vae.safetensors"),
         ("dream", "soft", "soft.safetensors"),
         ("other", None, "other.vae.safetensors"),
         ("other", "automatic", "other.vae.safetensors"),
@@ -351,6 +433,11 @@ def test_wrong_options_change_nothing(desk: Desk) -> None:
     ):
         with pytest.raises(kind):
             options.change(body)
+        with pytest.raises(kind):
+            options.check(body)
+    options.check({"odd": 1, "sd_vae": "soft", "sd_model_checkpoint": "other", "CLIP_stop_at_last_layers": 2})
+    assert options.shown() == before
+    options.change({"sd_vae": ""})
     assert options.shown() == before
 
 

@@ -17,8 +17,8 @@ def count(connection: sqlite3.Connection) -> int:
 
 
 def add(connection: sqlite3.Connection) -> None:
-    names = "id, client, state, priority, dialect, request, given, files, extra, size, created"
-    values = "lower(hex(randomblob(8))), 'anna', 'queued', 0, 'avila', '{}', '{}', '{}', '{}', 0, 0"
+    names = "id, client, state, priority, dialect, request, shown, pictures, files_used, files, extra, size, created"
+    values = "lower(hex(randomblob(8))), 'anna', 'queued', 0, 'avila', '{}', '{}', '{}', '{}', '{}', '{}', 0, 0"
     connection.execute(f"INSERT INTO jobs ({names}) VALUES ({values})")
 
 

@@ -63,7 +63,7 @@ def test_a_job_at_which_the_worker_always_dies_is_given_up_and_others_go_on(
                 takes_turn(message)
                 if str(message["unit"]).startswith(poison.id):
                     killed += 1
-                    kill(service)
+                    kill(service, signal.SIGSEGV)
 
             floor._handlers = {**floor._handlers, "turn": watch}
             other = await service.submit(asked("ben", count=3))
@@ -144,7 +144,7 @@ def test_a_full_disk_stops_the_line_and_it_goes_on_when_there_is_room(
             folder.write_text("no folder")  # what a disk without room and a read-only one have in common
             job = await service.submit(asked(seed=2))
             await until(lambda: service.problem() is not None)
-            assert job.state == "queued" and not service.health().ready
+            assert str(job.state) == "queued" and not service.health().ready
             assert (await service.find(first.id)).state == "done"
             folder.unlink()
             away.rename(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,7 @@ PACKAGES = {
     "uvicorn": "uvicorn",
     "python-multipart": "python_multipart",
     "prometheus-client": "prometheus_client",
+    "httptools": "httptools",
 }
 """What the server needs beyond the package, and the name of the module in each."""
 TOKEN = "AVILA_TOKEN"
@@ -87,7 +89,12 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
 def _add_jobs(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--data-dir", type=Path, metavar="DIR", help="where jobs and pictures are kept")
     group.add_argument("--queue", type=int, metavar="N", help="jobs that may wait, of all; default 256")
-    group.add_argument("--per-client", type=int, metavar="N", help="jobs that may wait, of one client; default 256")
+    group.add_argument(
+        "--per-client",
+        type=int,
+        metavar="N",
+        help="jobs that may wait, of one client; default: as --queue, a quarter of it for a server of several people",
+    )
     group.add_argument(
         "--drain", type=float, default=20.0, metavar="SECONDS", help="that running jobs have at the end; default 20"
     )
@@ -126,6 +133,7 @@ def run_serve(options: argparse.Namespace) -> int:
 def settings_of(options: argparse.Namespace) -> Settings:
     """What the options say. Raises RequestError."""
     from ..limits import check_number, check_whole
+    from ..server.hosts import is_loopback
     from ..server.settings import Settings
 
     check_whole("--port", options.port, 0, 65535)
@@ -137,13 +145,14 @@ def settings_of(options: argparse.Namespace) -> Settings:
         from ..given import bytes_of
 
         bytes_of(options.max_memory)
+    token = options.token if options.token is not None else os.environ.get(TOKEN) or None
     return Settings(
         data=options.data_dir or _data_folder(),
         host=options.host,
         port=options.port,
         models_dir=options.models_dir,
         model=options.model,
-        token=options.token if options.token is not None else os.environ.get(TOKEN) or None,
+        token=token,
         insecure=options.insecure,
         hosts=tuple(_host("--allow-host", name) for name in options.allow_host),
         origins=tuple(map(_origin, options.cors_origin)),
@@ -157,19 +166,23 @@ def settings_of(options: argparse.Namespace) -> Settings:
         mmap=not options.no_mmap,
         preview_every=options.preview_every,
         preview_decoder=options.preview_decoder,
-        limits=_limits(options),
+        limits=_limits(options, token is None and is_loopback(options.host)),
     )
 
 
-def _limits(options: argparse.Namespace) -> Limits:
+def _limits(options: argparse.Namespace, alone: bool) -> Limits:
+    """alone: it is one person's server, whose programs may fill the queue each."""
     from ..limits import check_whole
     from ..server.settings import Limits
 
-    given = {"queue": options.queue, "per_client": options.per_client}
-    for name, value in given.items():
+    for option, value in (("--queue", options.queue), ("--per-client", options.per_client)):
         if value is not None:
-            check_whole(f"--{name.replace('_', '-')}", value, 1, 100_000)
-    return Limits(**{name: value for name, value in given.items() if value is not None})
+            check_whole(option, value, 1, 100_000)
+    queue = Limits.queue if options.queue is None else options.queue
+    own = options.per_client
+    if own is None:
+        own = queue if alone else max(queue // 4, 1)
+    return Limits(queue=queue, per_client=own)
 
 
 def _host(option: str, name: str) -> str:
@@ -202,12 +215,19 @@ def _data_folder() -> Path:
 
 
 def _make_private(folder: Path) -> None:
-    """The folder, for this user alone: prompts and pictures are nobody else's business."""
+    """The folder, for this user alone: prompts and pictures are nobody else's business. One that is there is left as it is,
+    and it is said where others can look into it."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = folder.stat().st_mode
     except OSError as error:
         told = error.strerror or error
         raise OutputProblem(f"{folder} cannot be made ({told}); choose another --data-dir") from None
+    if os.name != "nt" and mode & 0o077:
+        log = logging.getLogger("avila.server")
+        log.warning(
+            "other users can look into %s (mode %o); chmod 700 keeps prompts and pictures private", folder, mode & 0o777
+        )
 
 
 def _open(page: str) -> None:

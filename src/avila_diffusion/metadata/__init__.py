@@ -6,8 +6,10 @@ write JSON. Each has a reader here; `read_request` asks them in turn.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..errors import FileProblem
-from ..images import KEY, Image
+from ..images import KEY, RECORD_KEY, Image
 from .comfyui import read_comfyui
 from .fooocus import read_fooocus
 from .found import Found, printable
@@ -16,7 +18,7 @@ from .novelai import read_novelai
 from .record import apply_record
 from .webui import read_webui
 
-__all__ = ["Found", "read_request"]
+__all__ = ["Found", "read_request", "request_of"]
 
 MOST_CHARACTERS = 8_000_000
 """Of a text that is read. The largest graphs of ComfyUI, with pictures in them, have about a million."""
@@ -32,11 +34,18 @@ def read_request(image: Image) -> Found:
     given = dict(image.texts)
     if image.infotext is not None:
         given[KEY] = image.infotext
+    if image.record is not None:
+        given[RECORD_KEY] = image.record
+    return request_of(given)
+
+
+def request_of(given: Mapping[str, str]) -> Found:
+    """The same of a picture's texts alone, as `images.read_texts` gives them."""
     texts = {name: text for name, text in given.items() if len(text) <= MOST_CHARACTERS}
     for reader in _READERS:
         draft = reader(texts)
         if draft is not None:
-            apply_record(draft, image.record, image.infotext)
+            apply_record(draft, given.get(RECORD_KEY), given.get(KEY))
             return draft.finish()
     for name, text in given.items():
         if name not in texts:

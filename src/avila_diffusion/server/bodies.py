@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import math
 import re
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
@@ -17,9 +20,12 @@ from .refusals import Refused
 DEPTH = 32
 VALUES = 500_000
 """Of a JSON body: so deep, so many brackets, commas and colons. The longest prompt of nothing but commas has 100,000."""
+SMALL = 65536
+"""Bytes that are read sooner than a thread for them begins."""
 FORM_FIELDS = 100
 FORM_FILES = 32
 FORM_TEXT = 1 << 20
+Made = TypeVar("Made")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -35,7 +41,8 @@ async def read_json(request: Request) -> dict[str, Any]:
     if "charset" in rest.lower() and "utf-8" not in rest.lower():
         raise Refused(415, "the body must be UTF-8")
     _check_plain(request)
-    return parse_object(await read_bytes(request))
+    data = await read_bytes(request)
+    return await worked(len(data), lambda: parse_object(data))
 
 
 async def read_json_or_nothing(request: Request) -> dict[str, Any]:
@@ -51,12 +58,25 @@ async def read_bytes(request: Request) -> bytes:
         raise Refused(400, "the call ended before its body did") from None
 
 
+def let_go(request: Request) -> None:
+    """The body has become a job, of which its size is the queue's to count: it is neither held nor counted here any more."""
+    request._body = b""
+    body = request.scope.get("avila.body")
+    if body is not None:
+        body.close()
+
+
+async def worked(size: int, work: Callable[[], Made]) -> Made:
+    """What `work` makes of so many bytes; off the loop where they are many enough for other calls to wait for them."""
+    return work() if size <= SMALL else await asyncio.to_thread(work)
+
+
 def parse_object(data: bytes) -> dict[str, Any]:
     """The JSON object that is written there. Raises RequestError."""
     if sum(map(data.count, (b",", b"[", b"{", b":"))) > VALUES:
         raise RequestError(f"the body has more than {VALUES:,} values; send fewer")
     try:
-        value = json.loads(data.decode("utf-8"), parse_constant=_no_number)
+        value = json.loads(data.decode("utf-8"), parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         told = " ".join(str(error).split())[:160]
         raise RequestError(f"the body is no JSON: {told or 'it is nested too deeply'}") from None
@@ -102,6 +122,14 @@ def _check_plain(request: Request) -> None:
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number in JSON")
+
+
+def _finite(text: str) -> float:
+    """JSON may hold 1e999, which is no number that could be written again."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return value
 
 
 def _kind(value: object) -> str:

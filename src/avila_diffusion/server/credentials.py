@@ -10,9 +10,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .hosts import address_of
+
 COOKIE = "avila_token"
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 """What a client may call itself."""
+NAMELESS = ("local", "unknown")
+"""What a caller is called whose address is not known, or is none."""
 _COOKIE_VALUE = re.compile(rf"(?:^|;)\s*{COOKIE}=([0-9a-f]{{64}})\s*(?:;|$)")
 
 
@@ -63,12 +67,13 @@ class Credentials:
 
 
 def _basic(text: str) -> tuple[str | None, str]:
-    """User and password; a user that is no name is none."""
+    """User and password; a user that is no name is none, nor one that is what callers without a name are called."""
     try:
         user, _, password = base64.b64decode(text.strip(), validate=True).decode("utf-8").partition(":")
     except (binascii.Error, UnicodeError, ValueError):
         return None, ""
-    return (user if NAME.fullmatch(user) else None), password
+    named = NAME.fullmatch(user) is not None and user not in NAMELESS and address_of(user) is None
+    return (user if named else None), password
 
 
 def _digest(token: str) -> bytes:

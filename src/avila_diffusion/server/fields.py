@@ -39,6 +39,7 @@ _MORE = {
     "negative_prompt": "What to stay away from.",
     "steps": "Sampling steps; by default the model's own, else 20.",
     "variation_seed": "The noise that the seed's is brought closer to, by variation_strength.",
+    "ngms_all": "With ngms: every call, not every second one.",
     "image": "The picture to begin with.",
     "inpaint_area": "What of the picture is drawn.",
     "hires_scale": "A second pass at so many times the size.",

@@ -27,6 +27,8 @@ from .wire import Message
 
 RETRIES = 2
 """Times that a job is tried again after the worker died at it without having got any further."""
+KILLS = 50
+"""The same where somebody killed the worker, which is not the job's fault: kill -9, and the system was not short of memory."""
 SETTLING_SECONDS = 120.0
 """How long a model that was loaded may take until its first call before another one may take its place."""
 PATIENT_SECONDS = 5.0
@@ -38,7 +40,8 @@ class Held:
     """A live job with what only the core knows of it. stamps: of its files when it was accepted. unit: name of the part that
     the worker has in hand. reached: the furthest place it was ever at (part, picture, decoding, call): a journal that is read
     again does not count. moved: it got further since it was last taken in hand. ending: it is about to end. committing: a
-    part of it is drawn and on its way to the disk. since: when that part was begun."""
+    part of it is drawn and on its way to the disk. since: when that part was begun. killed: how often the worker was killed
+    at it from outside."""
 
     job: Job
     place: Place
@@ -53,6 +56,7 @@ class Held:
     ending: bool = False
     committing: bool = False
     since: float = 0.0
+    killed: int = 0
 
     def say_state(self, position: int | None = None) -> None:
         """Tell who follows it."""
@@ -281,8 +285,12 @@ class Floor:
     def _settle(self, name: str, error: AvilaError | None) -> None:
         for wanted, future in [one for one in self._waiting if one[0] == name]:
             self._waiting.remove((wanted, future))
-            if not future.done():
-                _ = future.set_result(None) if error is None else future.set_exception(error)
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
 
     def _takes_turn(self, message: Message) -> None:
         self._turn = message["unit"]
@@ -302,9 +310,9 @@ class Floor:
         if (message["step"] or message["stage"] == "decode") and reached > held.reached:
             held.reached, held.moved, job.retries, self._settled_in = reached, True, 0, True
             if message["step"]:
-                usual = self._calls.get(held.place.using, message["seconds"])
-                self._calls[held.place.using] = 0.8 * usual + 0.2 * message["seconds"]
-                self.core.tally.called(job, message["seconds"])
+                seconds = float(message["seconds"])
+                self._calls[held.place.using] = 0.8 * self._calls.get(held.place.using, seconds) + 0.2 * seconds
+                self.core.tally.called(job, seconds)
         image = held.place.parts * job.request.batch + message["image"]
         job.skipped &= image == job.progress.image
         share = message["step"] / message["of"] if message["of"] and message["stage"] == "sample" else 0.0
@@ -386,8 +394,9 @@ class Floor:
         _back_in_line(held)
         self.core.changed(held)
 
-    def _died(self, why: str) -> None:
-        """The worker is gone. The job whose turn it was is suspected, unless it had got further; all are begun again."""
+    def _died(self, why: str, outside: bool) -> None:
+        """The worker is gone. The job whose turn it was is suspected, unless it had got further or somebody killed the worker;
+        all are begun again."""
         self.core.tally.restarted("hang" if why.startswith("hung") else "crash")
         self.loaded, self.line.using, self.report = None, None, ()
         units, self._units = dict(self._units), {}
@@ -397,6 +406,9 @@ class Floor:
             if held.committing:
                 continue
             if name != self._turn or held.moved:
+                _back_in_line(held)
+            elif outside and held.killed < KILLS:
+                held.killed += 1
                 _back_in_line(held)
             elif held.job.retries >= RETRIES:
                 line = f"the process that draws {why} {RETRIES + 1} times at this job; it is not tried again"

@@ -46,6 +46,8 @@ MAKES_JOBS = frozenset(
     )
 )
 SESSION = "/api/v1/session"
+SESSION_BODY = 4096
+"""Bytes of a body there, which is read before anybody has shown a token."""
 POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; connect-src 'self'; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'self'; object-src 'none'"
@@ -116,12 +118,13 @@ class Guard:
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One call, from its first look to its last byte."""
         begun = time.perf_counter()
-        body = self._incoming.body(receive)
+        most = self._most(scope)
+        body = self._incoming.body(receive, most)
         headers = Headers(scope=scope)
         answered = _Answered(send, begun, self._cors(headers))
-        scope["avila.credentials"] = self._credentials
+        scope["avila.credentials"], scope["avila.body"] = self._credentials, body
         try:
-            preflight = self._admit(scope, headers)
+            preflight = self._admit(scope, headers, most)
             await (preflight or self._app)(scope, body, answered)
         except AvilaError as error:
             await self._refuse(error, scope, body, answered)
@@ -132,7 +135,12 @@ class Guard:
             await body.linger()
             await answered.finish()
 
-    def _admit(self, scope: Scope, headers: Headers) -> Response | None:
+    def _most(self, scope: Scope) -> int:
+        """Bytes that the body may have."""
+        most = self._settings.limits.body
+        return min(most, SESSION_BODY) if scope["path"] == SESSION else most
+
+    def _admit(self, scope: Scope, headers: Headers, most: int) -> Response | None:
         """Look at everything but the body. A response where the call is a preflight. Raises AvilaError."""
         path, method = scope["path"], scope["method"]
         authority = self._check_host(headers)
@@ -148,8 +156,8 @@ class Guard:
             if full is not None:
                 raise full
         length = headers.get("content-length", "0")
-        if length.isdecimal() and (len(length) > 18 or int(length) > self._settings.limits.body):
-            raise TooLarge(too_large(self._settings.limits.body))
+        if length.isdecimal() and (len(length) > 18 or int(length) > most):
+            raise TooLarge(too_large(most))
         return None
 
     def _check_host(self, headers: Headers) -> str:
@@ -181,7 +189,7 @@ class Guard:
         return None
 
     def _client(self, scope: Scope, headers: Headers, shown: Shown) -> str:
-        address = scope["client"][0] if scope.get("client") else "local"
+        address = scope["client"][0] if scope.get("client") else "local"  # as credentials.NAMELESS has it
         if not _ADDRESS.fullmatch(address):  # a proxy passed on what it was told
             address = "unknown"
         name = headers.get(CLIENT_HEADER)

@@ -18,6 +18,7 @@ import uvicorn
 
 from ..errors import AvilaError
 from .app import create_app
+from .connections import Room, connections_allowed, protocol_of
 from .hosts import is_loopback
 from .metrics import Metrics
 from .service import Service
@@ -26,8 +27,6 @@ from .settings import Settings
 log = logging.getLogger("avila.server")
 
 BACKLOG = 512
-HEAD_SECONDS = 30.0
-"""In which a new connection has to send the head of its first call."""
 KEEP_ALIVE_SECONDS = 15
 CLOSING_SECONDS = 2
 """That answers which are being sent have, once everything else has ended."""
@@ -137,46 +136,23 @@ async def _first(work: asyncio.Future[Any], event: asyncio.Event) -> None:
 
 
 def _config(settings: Settings, app: Any) -> uvicorn.Config:
+    most = connections_allowed(settings.limits.connections)
+    if most < settings.limits.connections:
+        log.warning("the system allows %d connections at once (ulimit -n), fewer than there may be", most)
     return uvicorn.Config(
         app,
         lifespan="off",  # the service is started before and stopped after, so that its errors are told in one line
         loop="asyncio",
-        http=_protocol(),
+        http=protocol_of(Room(most)),
         ws="none",
         log_config=None,
         access_log=False,  # paths and queries are the callers' business
         server_header=False,
-        limit_concurrency=settings.limits.connections,
+        limit_concurrency=2 * most,  # never reached: its refusal is in nobody's dialect
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=CLOSING_SECONDS,
     )
-
-
-def _protocol() -> Any:
-    """uvicorn's HTTP/1.1 by httptools, or by h11 where that is absent; connections that say nothing are closed."""
-    base: Any
-    try:
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as base
-    except ImportError:
-        from uvicorn.protocols.http.h11_impl import H11Protocol as base
-
-    class Impatient(base):  # type: ignore[misc]
-        """One connection."""
-
-        def connection_made(self, transport: asyncio.Transport) -> None:
-            super().connection_made(transport)
-            self._patience = asyncio.get_running_loop().call_later(HEAD_SECONDS, self._lose_patience)
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._patience.cancel()
-            super().connection_lost(exc)
-
-        def _lose_patience(self) -> None:
-            if self.cycle is None:
-                self.transport.close()
-
-    return Impatient
 
 
 class _Server(uvicorn.Server):
@@ -210,9 +186,8 @@ class _Ends:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Take the signals, as long as this is the main thread; what was ignored stays so, as nohup leaves it."""
-        names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
-        if threading.current_thread() is not threading.main_thread():
-            names = ()
+        main = threading.current_thread() is threading.main_thread()
+        names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if main else ()
         numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
         numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
         before = {number: signal.signal(number, self._came) for number in numbers}

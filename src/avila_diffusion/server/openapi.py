@@ -16,12 +16,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from ..version import __version__
+from .credentials import NAME
 from .fields import request_fields
 from .native.asking import LONGEST_NAME, LONGEST_TASK, MOST_SECONDS, PRIORITIES
 from .native.jobs import MOST_LISTED, STATES
 from .native.shapes import PREFIX
+from .openai.fields import DRAWS, OURS
 
 JSON = "application/json"
+FORM = "multipart/form-data"
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAADklEQVR4nGNgGAWDEwAAAZgAAQ6jY8cAAAAASUVORK5CYII="
 _RAISES = re.compile(r"\s*Raises [^.]*\.")
 """Sentences of docstrings that are for Python."""
@@ -58,11 +61,21 @@ _JOB = {"request": {"prompt": "a lighthouse at dusk", "steps": 12, "seed": 7}}
 _TOKEN = {"type": "object", "required": ["token"], "properties": {"token": _TEXT}}
 _KEY = {"Idempotency-Key": {"type": "string", "pattern": "^[!-~]{1,255}$"}}
 
+_FILE = {"type": "string", "format": "binary"}
+
+
+def _form(*required: str, mask: bool = False) -> dict[str, Any]:
+    """What a form of OpenAI's holds: files, and texts, which the API's own names alone are listed of."""
+    texts = {name: _TEXT for name in (*DRAWS, *OURS) if name != "prompt" or name in required}
+    files = {"image": _FILE, **({"mask": _FILE} if mask else {})}
+    return {"type": "object", "required": list(required), "properties": {**files, **texts}}
+
+
 OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", f"{PREFIX}/jobs"): Operation(body="Asked", example=_JOB, headers=_KEY, answer="Job", statuses=(200, 202)),
     ("GET", f"{PREFIX}/jobs"): Operation(
         query={
-            "state": {"type": "string", "enum": list(STATES)},
+            "state": {"type": "array", "items": {"type": "string", "enum": list(STATES)}},
             "limit": _whole(1, MOST_LISTED, 50),
             "before": _whole(0, 2**63 - 1),
             "all": _BOOLEAN,
@@ -112,6 +125,10 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", f"{PREFIX}/validate"): Operation(body="Asked", example=_JOB),
     ("POST", f"{PREFIX}/session"): Operation(body=_TOKEN, example={"token": "correct horse"}),
     ("DELETE", f"{PREFIX}/session"): Operation(statuses=(204,)),
+    ("POST", "/v1/images/edits"): Operation(body=_form("image", "prompt", mask=True), media=FORM),
+    ("POST", "/v1/images/variations"): Operation(body=_form("image"), media=FORM),
+    ("GET", "/"): Operation(answer="text/html"),
+    ("GET", "/page/{file}"): Operation(answer="*/*"),
     ("GET", "/health/ready"): Operation(statuses=(200, 503)),
     ("GET", "/metrics"): Operation(answer="text/plain"),
 }
@@ -146,11 +163,27 @@ def describe(routes: Iterable[BaseRoute]) -> dict[str, Any]:
             "interface (/sdapi/v1) and OpenAI's image interface (/v1).",
         },
         "paths": paths,
-        "components": {"schemas": _schemas(), "securitySchemes": _SECURITY},
+        "components": {"schemas": _schemas(), "parameters": _CLIENT, "securitySchemes": _SECURITY},
         "security": [{}, {"bearer": []}, {"basic": []}, {"cookie": []}],
     }
 
 
+_CLIENT = {
+    "Client": {
+        "name": "X-Avila-Client",
+        "in": "header",
+        "required": False,
+        "description": "What the caller is called; its jobs are those of this name.",
+        "schema": {"type": "string", "pattern": f"^{NAME.pattern}$"},
+    },
+    "ClientOfGet": {
+        "name": "client",
+        "in": "query",
+        "required": False,
+        "description": "The same, for callers that can set no header.",
+        "schema": {"type": "string", "pattern": f"^{NAME.pattern}$"},
+    },
+}
 _SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "basic": {"type": "http", "scheme": "basic"},
@@ -167,7 +200,7 @@ def _operation(route: Route, method: str, path: str) -> dict[str, Any]:
         "summary": " ".join(summary.split()),
         "operationId": f"{method.lower()}{re.sub('[^a-zA-Z0-9]+', '_', path)}".rstrip("_"),
         "tags": [_tag(path)],
-        "parameters": [*_parameters(path, known)],
+        "parameters": [*_parameters(path, known), *_clients(method, path)],
         "responses": {str(status): _answer(status, known) for status in known.statuses},
     }
     found["responses"]["default"] = {
@@ -197,7 +230,18 @@ def _parameters(path: str, known: Operation) -> Iterable[dict[str, Any]]:
         yield {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
     for place, told in (("query", known.query), ("header", known.headers)):
         for name, schema in (told or {}).items():
-            yield {"name": name, "in": place, "required": False, "schema": dict(schema)}
+            found = {"name": name, "in": place, "required": False, "schema": dict(schema)}
+            if schema.get("type") == "array":
+                found |= {"style": "form", "explode": False}  # a,b,c
+            yield found
+
+
+def _clients(method: str, path: str) -> Iterable[dict[str, Any]]:
+    """How a caller says who it is, where jobs are somebody's."""
+    if path.startswith((f"{PREFIX}/", "/sdapi/", "/internal/", "/v1/")) and not path.endswith("/openapi.json"):
+        yield {"$ref": "#/components/parameters/Client"}
+        if method == "GET":
+            yield {"$ref": "#/components/parameters/ClientOfGet"}
 
 
 def _answer(status: int, known: Operation) -> dict[str, Any]:

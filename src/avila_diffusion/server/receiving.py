@@ -25,16 +25,17 @@ class Incoming:
         self.limits = limits
         self.held = 0
 
-    def body(self, receive: Receive) -> Body:
-        """The body of one call."""
-        return Body(self, receive)
+    def body(self, receive: Receive, most: int) -> Body:
+        """The body of one call, of at most so many bytes."""
+        return Body(self, receive, most)
 
 
 class Body:
     """Stands for ASGI's `receive` and holds the body to the limits. Raises TooLarge, QueueFull, Refused (408)."""
 
-    def __init__(self, incoming: Incoming, receive: Receive) -> None:
+    def __init__(self, incoming: Incoming, receive: Receive, most: int) -> None:
         self._incoming = incoming
+        self._most = most
         self._receive = receive
         self._deadline = time.monotonic() + incoming.limits.body_seconds
         self._taken = 0
@@ -51,8 +52,8 @@ class Body:
         self._taken += size
         self._incoming.held += size
         limits = self._incoming.limits
-        if self._taken > limits.body:
-            raise TooLarge(too_large(limits.body))
+        if self._taken > self._most:
+            raise TooLarge(too_large(self._most))
         if self._incoming.held > limits.queue_bytes:
             raise QueueFull(
                 f"bodies of {limits.queue_bytes >> 20:,} MiB are being read already; send this one again later", 2.0
@@ -61,7 +62,7 @@ class Body:
         return message
 
     def close(self) -> None:
-        """The call has been answered; what it held is given back."""
+        """The call has been answered, or a job holds its body now: what it held is given back."""
         self._incoming.held -= self._taken
         self._taken = 0
 
@@ -86,4 +87,6 @@ class Body:
 
 def too_large(most: int) -> str:
     """What is said of a body above the limit."""
+    if most < 1 << 20:
+        return f"the body is larger than the {most:,} bytes that are read here; send a smaller one"
     return f"the body is larger than the {most >> 20:,} MiB that this server reads; send smaller pictures"

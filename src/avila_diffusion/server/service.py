@@ -19,7 +19,7 @@ from .acceptance import resolve
 from .core import Core
 from .events import of_ended
 from .floor import Held
-from .job import ENDED, Event, Job, State, given_of
+from .job import ENDED, WAITING, Event, Job, State, given_of
 from .problems import Conflict, Draining, NoSuchJob, QueueFull
 from .submission import Submission
 
@@ -69,8 +69,8 @@ class Service(Core):
         limits = self.settings.limits
         if not -MAX_PRIORITY <= asked.priority <= MAX_PRIORITY:
             raise RequestError(f"priority is {asked.priority}; it must be from -{MAX_PRIORITY} to {MAX_PRIORITY}")
-        known = self.models, self.settings, self.default_model, self.default_vae
-        request, using = await asyncio.to_thread(resolve, asked, *known)
+        here = self.models, self.settings, self.default_model, self.default_vae
+        request, using = await asyncio.to_thread(resolve, asked, *here)
         given = await asyncio.to_thread(given_of, request)
         seconds = limits.job_seconds if asked.seconds is None else asked.seconds
         now = time.time()
@@ -191,9 +191,9 @@ class Service(Core):
         self, client: str | None = None, *, states: Collection[State] = (), limit: int = 50, before: int | None = None
     ) -> list[Job]:
         """The newest first. before: only those with a lower number."""
-        wanted = frozenset(states) if states else ENDED | {"queued", "running", "paused"}
+        wanted: frozenset[State] = frozenset(states) if states else ENDED | WAITING | {"running"}
         ended = await self._do(
-            partial(rows.listed, client=client, states=sorted(wanted & ENDED), limit=limit, before=before)
+            partial(rows.listed, client=client, states=wanted & ENDED, limit=limit, before=before)
         )
         live = [
             held.job

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, Any, Literal
 
 from .wire import Message, decode, encode
@@ -32,11 +33,12 @@ State = Literal["starting", "idle", "busy", "stopped", "lost"]
 
 
 class Supervisor:
-    """Keeps one worker going. settings: its first line. heard: called on the loop with every message but beats. died: called on
-    the loop when the worker is gone, with why. All methods are for the loop's thread.
+    """Keeps one worker going. settings: its first line. heard: called on the loop with every message but beats. died: called
+    on the loop when the worker is gone, with why, and whether somebody killed it who is neither this server nor a system
+    that is short of memory. All methods are for the loop's thread.
     """
 
-    def __init__(self, settings: Message, heard: Callable[[Message], None], died: Callable[[str], None]) -> None:
+    def __init__(self, settings: Message, heard: Callable[[Message], None], died: Callable[[str, bool], None]) -> None:
         self._settings, self._heard, self._died = settings, heard, died
         self._process: subprocess.Popen[bytes] | None = None
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -45,6 +47,7 @@ class Supervisor:
         self._failures = 0
         self._why = ""
         self._stopping = False
+        self._oom_kills: int | None = None
         self.ready = False
         self.last_word = self._began = self._checked = time.monotonic()
         self.memory: int | None = None
@@ -80,6 +83,7 @@ class Supervisor:
         self._stopping = False
         self._generation += 1
         self._outbox = queue.SimpleQueue()
+        self._oom_kills = _oom_kills()
         self.ready, self._why, self.busy, self.busy_since, self.memory = False, "", None, 0.0, None
         self.last_word = self._began = time.monotonic()
         options: dict[str, Any] = {}
@@ -168,7 +172,8 @@ class Supervisor:
             if process is not None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     code = process.wait(timeout=5)
-            self._loop.call_soon_threadsafe(self._gone, generation, _reason(code))
+            outside = code == -9 and not self._why and _oom_kills() == self._oom_kills
+            self._loop.call_soon_threadsafe(self._gone, generation, _reason(code), outside)
         stream.close()
 
     def _take(self, generation: int, message: Message) -> None:
@@ -183,8 +188,8 @@ class Supervisor:
             self.ready = True
         self._heard(message)
 
-    def _gone(self, generation: int, why: str) -> None:
-        """It is dead. A word of its successor, if there is to be one, comes later."""
+    def _gone(self, generation: int, why: str, outside: bool = False) -> None:
+        """It is dead. A word of its successor, if there is to be one, comes later. outside: somebody has killed it."""
         if generation != self._generation or self._stopping:
             return
         self._process, self.ready, self.busy = None, False, None
@@ -196,11 +201,20 @@ class Supervisor:
             self.trouble = f"the worker {why}, {self._failures} times in a row; it is started again"
         assert self._loop is not None
         self._loop.call_later(pause, self._again, generation)
-        self._died(why)
+        self._died(why, outside)
 
     def _again(self, generation: int) -> None:
         if generation == self._generation and not self._stopping:
             self.start()
+
+
+def _oom_kills() -> int | None:
+    """How many processes this system has killed for want of memory, None where it does not say."""
+    try:
+        text = Path("/proc/vmstat").read_text(encoding="ascii")
+        return int(next(line.split()[1] for line in text.splitlines() if line.startswith("oom_kill ")))
+    except (OSError, ValueError, StopIteration):
+        return None
 
 
 def _reason(code: int | None) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from starlette.requests import Request
 
-from ..errors import Cancelled, RequestError
+from ..errors import Cancelled, OutputProblem, RequestError
 from ..pictures import Picture
 from .fetch import fetch
 from .job import Job
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 Format = Literal["png", "jpeg", "webp"]
 LOOK_SECONDS = 0.2
+CONVERTING = ThreadPoolExecutor(1, "convert")
+"""Where pictures are decoded and encoded: one at a time, so that jobs, which are taken in asyncio's own threads, do not wait
+for them."""
 
 
 async def outcome(service: Service, job: Job, request: Request, *, keep: bool) -> Job:
@@ -51,13 +56,21 @@ async def outcome(service: Service, job: Job, request: Request, *, keep: bool) -
 async def result_bytes(service: Service, job: Job, index: int, format: Format = "png", quality: int = 90) -> bytes:
     """A finished picture as a file of this format, its metadata in it. Raises NoSuchJob where it is not there."""
     path = service.file(job, index)
-    return await asyncio.to_thread(path.read_bytes if format == "png" else lambda: _converted(path, format, quality))
+    if format == "png":
+        return await asyncio.to_thread(path.read_bytes)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(CONVERTING, _converted, path, format, quality)
 
 
 def _converted(path: Path, format: Format, quality: int) -> bytes:
     from ..images import read_image
 
-    return read_image(path).encoded({"jpeg": "JPEG", "webp": "WEBP", "png": "PNG"}[format], quality)
+    image, name = read_image(path), {"jpeg": "JPEG", "webp": "WEBP", "png": "PNG"}[format]
+    # A JPEG holds 64 KiB of metadata, fewer than a prompt may have: the picture is worth more than what it says of itself.
+    for kept in (image, replace(image, record=None)):
+        with contextlib.suppress(OutputProblem):
+            return kept.encoded(name, quality)
+    return replace(image, record=None, infotext=None).encoded(name, quality)
 
 
 def picture_of(text: str, what: str, limits: Limits, fetch_hosts: Collection[str] = ()) -> Picture:

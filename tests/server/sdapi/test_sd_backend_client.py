@@ -145,6 +145,20 @@ def test_progress_and_stopping(backend: Any, served: Served) -> None:
     assert served.jobs()[0].state == "done"
 
 
+def test_stopping_what_was_not_begun(backend: Any, served: Served) -> None:
+    assert served.service.floor is not None
+    served.service.floor.open = False
+    try:
+        handle = backend.submit_txt2img(small(steps=400))
+        until(lambda: served.service.live())
+        assert handle.cancel() is True
+        with pytest.raises(GenerationError):
+            handle.wait(60)
+        assert handle.poll().status is GenerationStatus.CANCELLED
+    finally:
+        served.service.floor.open = True
+
+
 def test_what_is_not_built(backend: Any, picture: PIL.Image.Image) -> None:
     for call in (
         lambda: backend.interrogate(picture),

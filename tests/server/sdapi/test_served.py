@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -239,7 +240,7 @@ def test_the_same_call_twice_with_a_key(served: Served) -> None:
 
 
 def test_a_full_queue(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served.service, "full", lambda client: QueueFull("9 jobs are waiting", 3.4))
+    monkeypatch.setattr(served.service, "full", lambda client: QueueFull("9 jobs are waiting", 4.0))
     answer = served.post("txt2img", SMALL)
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "4")
     assert answer.json() == {
@@ -286,11 +287,68 @@ def test_bodies_that_are_none(served: Served) -> None:
         (b"{", "application/json", 422),
         (b"[]", "application/json", 422),
         (b'{"steps": NaN}', "application/json", 422),
+        (b'{"comments": {"a": 1e999}}', "application/json", 422),
         (b"prompt=x", "application/x-www-form-urlencoded", 415),
     ):
         answer = requests.post(url, data=data, headers={"Content-Type": kind}, timeout=30)
         assert answer.status_code == status
         assert set(answer.json()) == {"error", "detail", "body", "errors"}
+
+
+def test_options_that_could_not_be_told_again_are_not_kept(served: Served) -> None:
+    headers = {"Content-Type": "application/json"}
+    kept = requests.post(f"{served.url}/sdapi/v1/options", data=b'{"x": 1e999}', headers=headers, timeout=30)
+    assert kept.status_code == 422
+    told = served.get("options")
+    assert told.status_code == 200
+    assert "x" not in told.json()
+
+
+def test_options_stay_only_with_the_job(served: Served) -> None:
+    before = served.get("options").json()
+    overrides = {"CLIP_stop_at_last_layers": 3, "odd": 1}
+    body = SMALL | {"override_settings": overrides, "override_settings_restore_afterwards": False, "width": 32}
+    assert served.post("txt2img", body).status_code == 422
+    assert served.post("txt2img", body | {"override_settings": {"sd_model_checkpoint": "zzz"}}).status_code == 404
+    assert served.get("options").json() == before
+
+
+@pytest.fixture
+def held_up(served: Served) -> Iterator[None]:
+    """Nothing is begun meanwhile, as while a model is loaded or others have their turn."""
+    assert served.service.floor is not None
+    served.service.floor.open = False
+    yield
+    served.service.floor.open = True
+    served.service.floor.wake()
+
+
+def test_a_job_that_was_not_begun_is_interrupted(served: Served, held_up: None) -> None:
+    call = Call(served, LONG | {"save_images": True})
+    until(lambda: served.service.live())
+    assert served.get("progress").json()["textinfo"] == "In queue: 1/1"
+    assert served.post("interrupt").json() == {}
+    answer = call.ended()
+    assert (answer.status_code, answer.json()["images"]) == (200, [])
+    assert json.loads(answer.json()["info"])["infotexts"] == []
+    assert served.jobs()[0].state == "cancelled"
+    assert served.get("progress").json()["state"]["job_count"] == 0
+
+
+def test_a_body_in_pieces_counts_by_its_size(served: Served, held_up: None) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield json.dumps(SMALL | {"comments": {"a": "x" * 50_000}}).encode()
+
+    headers = {"Content-Type": "application/json"}
+    url = f"{served.url}/sdapi/v1/txt2img"
+    caller = threading.Thread(
+        target=lambda: requests.post(url, data=pieces(), headers=headers, timeout=60), daemon=True
+    )
+    caller.start()
+    until(lambda: served.service.held)
+    assert next(iter(served.service.held.values())).size > 50_000
+    served.post("interrupt")
+    caller.join(30)
 
 
 def test_models_are_let_go_and_taken_again(served: Served) -> None:

@@ -13,7 +13,7 @@ from ...errors import RequestError
 from ...limits import check_number, check_text, check_whole, shown
 from ...pictures import Picture
 from ...request import PICTURES
-from ..bodies import read_bytes, read_json
+from ..bodies import read_bytes, read_json, worked
 from ..guard import client_of
 from ..settings import Limits
 from ..submission import Submission
@@ -36,7 +36,8 @@ async def read_submission(request: Request) -> Submission:
     key = request.headers.get("idempotency-key")
     if key is not None and not _KEY.fullmatch(key):
         raise RequestError("Idempotency-Key is no key; send 1 to 255 letters, digits and signs without blanks")
-    return submission_of(body, service_of(request).settings.limits, client_of(request), key=key, data=data)
+    limits, client = service_of(request).settings.limits, client_of(request)
+    return await worked(len(data), lambda: submission_of(body, limits, client, key=key, data=data))
 
 
 def submission_of(

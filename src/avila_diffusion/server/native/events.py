@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from ...errors import RequestError
+from ..hosts import is_loopback
 from ..job import Event
 from ..problems import QueueFull
 from .shapes import PREFIX, job_to_read, service_of
 
 KEEP_ALIVE_SECONDS = 15.0
 RETRY_MS = 2000
+OWN_NEAR, OWN_FAR = 64, 16
+"""Streams that one address may have open: on loopback, and beyond. One that is not read is closed by `connections`."""
 
 
 async def events(request: Request) -> Response:
@@ -25,41 +30,59 @@ async def events(request: Request) -> Response:
     service = service_of(request)
     job = await job_to_read(request)
     after = _after(request)
+    address = request.client.host if request.client else ""
     streams = _Streams.of(request)
-    if streams.open >= service.settings.limits.streams:
-        raise QueueFull(f"{streams.open:,} event streams are open, as many as this server keeps; close some", 5.0)
-    streams.open += 1
+    streams.take(address)
     sent = _sent(service.events(job, after))
-    return _Stream(sent, streams, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    left = partial(streams.give_back, address)
+    return _Stream(sent, left, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
 class _Streams:
-    """How many are open, of one application."""
+    """How many are open, of one application and of each address. most: of all."""
 
-    def __init__(self) -> None:
-        self.open = 0
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open: Counter[str] = Counter()
 
     @classmethod
     def of(cls, request: Request) -> _Streams:
         state = request.app.state
         if not hasattr(state, "streams"):
-            state.streams = cls()
+            state.streams = cls(service_of(request).settings.limits.streams)
         found: _Streams = state.streams
         return found
+
+    def take(self, address: str) -> None:
+        """One more. Raises QueueFull."""
+        if self._open.total() >= self._most:
+            raise QueueFull(
+                f"{self._most:,} event streams are open, as many as this server keeps; try again later", 5.0
+            )
+        most = OWN_NEAR if is_loopback(address) else OWN_FAR
+        if self._open[address] >= most:
+            raise QueueFull(f"{most} event streams of yours are open, as many as one address may have; close some", 5.0)
+        self._open[address] += 1
+
+    def give_back(self, address: str) -> None:
+        """One has ended."""
+        self._open[address] -= 1
+        if self._open[address] <= 0:
+            del self._open[address]
 
 
 class _Stream(StreamingResponse):
     """Counts itself out however it ends, also where it never began."""
 
-    def __init__(self, content: AsyncIterator[bytes], streams: _Streams, **named: object) -> None:
+    def __init__(self, content: AsyncIterator[bytes], left: Callable[[], None], **named: object) -> None:
         super().__init__(content, **named)  # type: ignore[arg-type]
-        self._streams = streams
+        self._left = left
 
     async def __call__(self, *given: object) -> None:
         try:
             await super().__call__(*given)  # type: ignore[arg-type]
         finally:
-            self._streams.open -= 1
+            self._left()
 
 
 async def _sent(followed: AsyncIterator[Event]) -> AsyncIterator[bytes]:

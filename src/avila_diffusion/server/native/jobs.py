@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 STATES: tuple[State, ...] = get_args(State)
 MOST_LISTED = 500
+_WHOLE = re.compile(r"-?[0-9]{1,19}")
 
 
 async def create(request: Request) -> Response:
@@ -154,7 +156,7 @@ def whole_parameter(request: Request, name: str, default: Any, low: int, high: i
     text = request.query_params.get(name)
     if text is None:
         return default
-    if not (text.isascii() and text.lstrip("-").isdecimal() and len(text) < 20):
+    if _WHOLE.fullmatch(text) is None:
         raise RequestError(f"{name} is {text[:40]!r}; it must be a whole number")
     check_whole(name, int(text), low, high)
     return int(text)

@@ -12,8 +12,8 @@ from starlette.routing import Route
 
 from ...errors import RequestError
 from ...image_files import upright_size
-from ...images import read_image
-from ...metadata import read_request
+from ...images import read_texts
+from ...metadata import request_of
 from ..bodies import read_bytes
 from ..problems import NoSuchJob, TooLarge
 from ..refusals import Refused
@@ -79,7 +79,7 @@ def _read(data: bytes, most: int) -> Found:
     width, height = upright_size(data, "the picture")
     if width * height > most:
         raise TooLarge(f"the picture is {width}x{height}; at most {most:,} pixels are read")
-    return read_request(read_image(data))
+    return request_of(read_texts(data))
 
 
 def found_json(found: Found) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def job_json(service: Service, job: Job) -> dict[str, Any]:
         "task": job.task,
         **job.using.to_dict(),
         "priority": job.priority,
-        "request": request_json(job.request) | job.given,
+        "request": {**request_json(job.request), **job.given},
         "created": job.created,
         "started": job.started,
         "finished": job.finished,

@@ -192,7 +192,10 @@ def read(given: Given, *, prompt: bool = True, known: tuple[str, ...] = ()) -> A
     partial = given.whole("partial_images", 0, MOST_PARTIAL) or 0
     if partial and not stream:
         raise BadField("partial_images", "partial_images needs a stream; send stream true, or leave it out")
-    url = given.choice("response_format", ("b64_json", "url"), "b64_json") == "url"
+    model = given.text("model")
+    # Programs that name one of these read `url`, which is their default at OpenAI.
+    usual = "url" if not stream and (model or "").lower().startswith("dall-e-") else "b64_json"
+    url = given.choice("response_format", ("b64_json", "url"), usual) == "url"
     if url and stream:
         raise BadField("response_format", "response_format url does not go with stream; leave out one of the two")
     compression = given.whole("output_compression", 0, 100)
@@ -200,7 +203,7 @@ def read(given: Given, *, prompt: bool = True, known: tuple[str, ...] = ()) -> A
     count = given.whole("n", 1, MOST_PICTURES) or 1
     return Asked(
         values=_values(given, text or "", count),
-        model=model_name(given.text("model")),
+        model=model_name(model),
         count=count,
         format=format_,
         compression=100 if compression is None else compression,

@@ -106,8 +106,11 @@ class Flights:
         if flight.waiting:
             return
         self._forget(flight)
-        if flight.job.done() and not flight.job.cancelled() and flight.job.exception() is None:
-            self._spawn(self._cancel(flight.job.result()))
+        flight.job.add_done_callback(self._abandoned)  # at once, unless it is being submitted yet
+
+    def _abandoned(self, task: asyncio.Task[Job]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            self._spawn(self._cancel(task.result()))
 
     async def _cancel(self, job: Job) -> None:
         with suppress(AvilaError):

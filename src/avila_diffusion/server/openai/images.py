@@ -14,11 +14,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from ...errors import AvilaError, Cancelled
-from ..bodies import read_form, read_json
+from ..bodies import let_go, read_form, read_json
 from ..guard import client_of
 from ..job import Job
 from ..problems import NoSuchJob
 from ..service import Service
+from ..settings import Limits
 from ..submission import Submission
 from ..waiting import result_bytes
 from . import answers
@@ -65,9 +66,7 @@ class Calls:
             raise BadField(
                 "image", "image is missing; send the picture that is to be changed", "missing_required_parameter"
             )
-        limits = request.app.state.service.settings.limits
-        pictures = {name: read_picture(name, *one, limits) for name, one in files.items()}
-        values = await asyncio.to_thread(edit_values, pictures["image"], pictures.get("mask"))
+        values = await asyncio.to_thread(_edit, files, request.app.state.service.settings.limits)
         return await self._answered(
             request,
             replace(asked, values=values | dict(asked.values)),
@@ -82,7 +81,8 @@ class Calls:
         files = await _files(form, ("image",))
         if "image" not in files:
             raise BadField("image", "image is missing; send the picture to vary", "missing_required_parameter")
-        picture = read_picture("image", *files["image"], request.app.state.service.settings.limits)
+        limits = request.app.state.service.settings.limits
+        picture = await asyncio.to_thread(read_picture, "image", *files["image"], limits)
         values = {"image": picture, "strength": VARIATION_STRENGTH, **asked.values}
         data = {name: data for name, (data, _) in files.items()}
         return await self._answered(request, replace(asked, values=values), data, EDIT)
@@ -90,7 +90,7 @@ class Calls:
     async def _answered(self, request: Request, asked: Asked, files: Mapping[str, bytes], kind: str) -> Response:
         """Have it drawn, and answer in one piece or in a stream."""
         service: Service = request.app.state.service
-        digest = digest_of(request.url.path, asked.kept, files)
+        digest = await asyncio.to_thread(digest_of, request.url.path, asked.kept, files)
         if asked.stream:
             self._flights.stream()
         streaming = False
@@ -123,11 +123,20 @@ class Calls:
         client, key = client_of(request), _key(request)
 
         async def make() -> Job:
-            return await service.submit(await _submission(service, client, asked, files, key, digest))
+            job = await service.submit(await _submission(service, client, asked, files, key, digest))
+            if key is None:  # else it may be the job of an earlier call, and this body is counted nowhere else
+                let_go(request)
+            return job
 
         seeded = asked.values.get("seed", -1) >= 0
         repeated = request.headers.get(RETRY_HEADER, "0") != "0"
         return self._flights.board((client, digest), make, shared=seeded or repeated, keep=key is not None)
+
+
+def _edit(files: Mapping[str, tuple[bytes, str | None]], limits: Limits) -> dict[str, Any]:
+    """Fields of a request, of a form's files."""
+    pictures = {name: read_picture(name, *one, limits) for name, one in files.items()}
+    return edit_values(pictures["image"], pictures.get("mask"))
 
 
 async def _submission(
@@ -161,7 +170,8 @@ async def _complete(service: Service, request: Request, job: Job, asked: Asked) 
         **answers.traits(asked, job.results[0]),
         "usage": await answers.usage(job),
     }
-    return JSONResponse(content, headers={"x-request-id": job.id, "cache-control": "no-store"})
+    # Megabytes of base64: not on the event loop.
+    return await asyncio.to_thread(JSONResponse, content, headers={"x-request-id": job.id, "cache-control": "no-store"})
 
 
 async def file(request: Request) -> Response:

@@ -32,7 +32,7 @@ class Stream(Response):
     media_type = "text/event-stream"
 
     def __init__(self, flights: Flights, flight: Flight, request: Request, job: Job, asked: Asked, kind: str) -> None:
-        super().__init__(headers={"x-request-id": job.id, "cache-control": "no-store"})
+        super().__init__(headers={"x-request-id": job.id, "cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._flights = flights
         self._service: Service = flights.service
@@ -66,7 +66,7 @@ class Stream(Response):
                     yield b": still here\n\n"
                     continue
                 for name, data in await self._told(self._job, event):
-                    yield _sse(name, data)
+                    yield await asyncio.to_thread(_sse, name, data)  # megabytes of base64
             if not self._job.ended and not left.done():
                 raise Draining("the server stops; the job goes on when it is started again")
         except AvilaError as error:

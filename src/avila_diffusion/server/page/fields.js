@@ -123,7 +123,7 @@ export function buildField(field) {
   const described = [hint && hint.id, wrong.id].filter(Boolean).join(" ");
   const label = el("label", { for: id, i18n: `field.${field.name}` });
   const input = control(field, id, described);
-  const parts = field.kind === "switch" ? [el("span", { class: "switch" }, input, label)] : [label, input];
+  const parts = field.kind === "switch" ? [el("span", { class: "toggle" }, input, label)] : [label, input];
   if (field.kind === "range") parts.push(slider(field, input));
   return el(
     "div",

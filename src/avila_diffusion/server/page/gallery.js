@@ -3,16 +3,17 @@
 import { pictureUrl } from "./api.js";
 import { byId, el } from "./dom.js";
 import { number, t } from "./i18n.js";
-import { changes, endedJobs, hasMore, loadMore } from "./jobs.js";
+import { changes, endedJobs, hasMore, liveJobs, loadMore } from "./jobs.js";
 import { openViewer } from "./viewer.js";
 
 /** @type {Map<string, HTMLElement>} */
 const tiles = new Map();
 let at = "";
 
-/** All finished pictures that are known, newest job first. @returns {{key: string, job: any, result: any}[]} */
+/** All finished pictures that are known, also of jobs that go on, newest job first. @returns {{key: string, job: any, result: any}[]} */
 export function pictures() {
-  return endedJobs().flatMap((job) =>
+  const jobs = [...liveJobs(), ...endedJobs()].sort((one, other) => other.number - one.number);
+  return jobs.flatMap((job) =>
     job.results.map((/** @type {any} */ result) => ({ key: `${job.id} ${result.index}`, job, result })));
 }
 
@@ -49,7 +50,7 @@ function show() {
     if (!node) tiles.set(item.key, (node = tile(item)));
     if (grid.children[index] !== node) grid.insertBefore(node, grid.children[index] ?? null);
   });
-  if (!tiles.has(at) && all.length) rove(all[0].key);
+  if (all.length && !grid.contains(document.activeElement)) rove(all[0].key);
   byId("gallery-empty").hidden = all.length > 0;
   byId("gallery-more").hidden = !hasMore();
   byId("gallery-count").textContent = all.length ? number(all.length) + (hasMore() ? "+" : "") : "";

@@ -164,6 +164,7 @@ function hear(id, kind, data) {
     if (other) tell("live");
   } else if (kind === "picture" && !job.results.some((/** @type {any} */ one) => one.index === data.index)) {
     job.results.push(data);
+    tell("gallery");
   } else if (kind === "note") job.notes = [...job.notes, data.text ?? data];
   tell("progress", job);
 }

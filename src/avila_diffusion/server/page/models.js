@@ -9,6 +9,8 @@ import { presets } from "./sizes.js";
 
 const INSIDE = ["bundled", "procedural"];
 const DEFAULTS = "avila.defaults";
+/** @type {Record<string, string>} */
+const FAMILIES = { sd1: "Stable Diffusion 1", sd2: "Stable Diffusion 2", sdxl: "SDXL" };
 
 /** models: of all roles. own: side in pixels that suits the chosen model. */
 export const known = { models: /** @type {any[]} */ ([]), fallback: "", loaded: /** @type {string | null} */ (null), own: 512 };
@@ -123,9 +125,15 @@ function takeDefaults() {
   store(DEFAULTS, JSON.stringify(defaults));
 }
 
+/** What a model is, in words: "SDXL inpaint". */
+function kindWords() {
+  const family = FAMILIES[facts.family] ?? facts.family;
+  return [family, facts.variant === "base" ? "" : facts.variant].filter(Boolean).join(" ");
+}
+
 function showFacts() {
   const model = known.models.find((one) => one.name === asked);
-  const parts = [[facts.family, facts.variant].filter(Boolean).join(" "), facts.picture_size ? `${facts.picture_size} px` : "",
+  const parts = [kindWords(), facts.picture_size ? `${facts.picture_size} px` : "",
     model?.size ? size(model.size) : ""];
   byId("model-line").textContent = parts.filter(Boolean).join(" · ");
 }
@@ -151,7 +159,7 @@ export function showReport() {
   const name = value("model");
   byId("report-title").textContent = modelWords(name);
   const rows = facts
-    ? [["facts.family", [facts.family, facts.variant].filter(Boolean).join(" ")], ["facts.size", facts.picture_size && `${facts.picture_size} px`],
+    ? [["facts.family", kindWords()], ["facts.size", facts.picture_size && `${facts.picture_size} px`],
        ["facts.prediction", facts.prediction], ...Object.entries(facts.defaults ?? {}).map(([key, said]) => [`field.${key}`, said])]
     : [];
   const list = rows.filter(([, said]) => said !== null && said !== undefined && said !== "")

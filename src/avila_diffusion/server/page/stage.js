@@ -3,7 +3,7 @@
 import { pictureUrl } from "./api.js";
 import { announce, byId, button, el } from "./dom.js";
 import { counted, t } from "./i18n.js";
-import { changes, endedJobs, isOurs, liveJobs } from "./jobs.js";
+import { changes, endedJobs, isOurs, jobOf, liveJobs } from "./jobs.js";
 import { jobButtons, progressWords } from "./queue.js";
 import { actions } from "./reuse.js";
 import { openViewer } from "./viewer.js";
@@ -100,6 +100,20 @@ function buttons(key, build) {
 }
 
 /**
+ * Shows one of several pictures: here, or large where the stage has the next one in the making.
+ * @param {string} id
+ * @param {number} index
+ */
+function pick(id, index) {
+  if (!jobOf(id)?.finished) {
+    openViewer(id, index);
+    return;
+  }
+  picked = { id, index };
+  showStage();
+}
+
+/**
  * The pictures of a job that has several, as small ones to choose from.
  * @param {any} job
  * @param {number} chosen index of the one that is shown
@@ -115,7 +129,7 @@ function strip(job, chosen) {
     place.replaceChildren(...items.map((/** @type {any} */ result) => el(
       "button",
       { type: "button", class: "strip-item", data: { index: result.index }, "aria-label": `${result.index + 1}`,
-        on: { click: () => { picked = { id: job.id, index: result.index }; showStage(); } } },
+        on: { click: () => pick(job.id, result.index) } },
       el("img", { src: pictureUrl(job, result.index), alt: "" }),
     )));
   }

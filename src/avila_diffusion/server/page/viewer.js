@@ -38,7 +38,7 @@ function show() {
   byId("viewer-infotext").textContent = result.infotext ?? "";
   byId("viewer-infotext-part").hidden = !result.infotext;
   byId("viewer-actions").replaceChildren(
-    ...actions(job, result, ["settings", "seed", "image", "inpaint", ...(result.infotext ? ["copy"] : []), "delete", "download"]));
+    ...actions(job, result, ["settings", "seed", "image", "inpaint", ...(result.infotext ? ["copy"] : []), "download", "delete"]));
   byId("viewer-previous").disabled = place === 0;
   byId("viewer-next").disabled = place === all.length - 1;
 }

@@ -17,7 +17,6 @@ from ...infotext import VERSION, read
 from ..job import Job
 from ..service import Service
 from ..waiting import result_bytes
-from .fields import Body
 from .mapping import Asked
 from .progress import timestamp
 
@@ -43,12 +42,12 @@ _CORE = frozenset(
     )
 )
 """Fields of an infotext that info has by names of its own; the others are its extra_generation_params."""
-_SECRET = ("init_images", "mask")
 
 
 async def answer(service: Service, job: Job, asked: Asked) -> Response:
     """The answer to txt2img and img2img. A job that failed is an error, 422 where what was asked for was why."""
-    if job.state == "failed" or (job.state == "cancelled" and not job.results):
+    # One that was interrupted before it had a picture is none: AUTOMATIC1111 answers what there is.
+    if job.state == "failed" or (job.state == "cancelled" and not job.results and not job.interrupted):
         return failure(job)
     images = []
     if asked.body["send_images"]:
@@ -81,16 +80,10 @@ def error_answer(kind: str, message: str, status: int, *, retry_after: float | N
 def _content(images: Sequence[bytes], job: Job, asked: Asked, inpainting: bool) -> bytes:
     told = {
         "images": [base64.b64encode(image).decode("ascii") for image in images],
-        "parameters": parameters(asked.body),
+        "parameters": dict(asked.body.values),
         "info": json.dumps(info(job, asked, inpainting), ensure_ascii=False),
     }
     return json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-
-
-def parameters(body: Body) -> dict[str, Any]:
-    """The fields as they were understood. Pictures are sent back only where include_init_images asks for them."""
-    hidden = _SECRET if not body.values.get("include_init_images") else ()
-    return {name: None if name in hidden else value for name, value in body.values.items()}
 
 
 def info(job: Job, asked: Asked, inpainting: bool = False) -> dict[str, Any]:

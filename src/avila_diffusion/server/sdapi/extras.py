@@ -6,7 +6,8 @@ import asyncio
 import base64
 import html
 import io
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ...errors import RequestError
-from ...images import KEY, RECORD_KEY, Image, read_image
+from ...errors import Cancelled, RequestError
+from ...image_files import alpha, opened, reading, upright
+from ...images import KEY, RECORD_KEY, Image, read_image, read_texts
 from ...infotext import read
 from ...limits import shown
 from ...pictures import Picture
@@ -47,6 +49,8 @@ EXTRAS: dict[str, Field] = {
 }
 SINGLE = EXTRAS | {"image": Field("text", "")}
 BATCH = EXTRAS | {"imageList": Field("list", [])}
+TOGETHER = 4
+"""Pixels of a batch, in pictures of the largest size."""
 _FILTERS = {"Lanczos": PIL.Image.Resampling.LANCZOS, "Nearest": PIL.Image.Resampling.NEAREST}
 _DEFAULTS = {
     "Schedule type": "Automatic",
@@ -73,6 +77,7 @@ class _Extras:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._turn = asyncio.Lock()  # one at a time: a large picture takes a core and a hundred megabytes
+        self._batch = asyncio.Lock()  # likewise, for what it holds until its last picture
 
     async def single(self, request: Request) -> Response:
         """A picture enlarged."""
@@ -81,8 +86,9 @@ class _Extras:
         if not body["image"].strip():
             raise invalid("image", "image is missing; send a picture as base64", "value_error.missing")
         picture = await self._picture(body["image"], "image")
+        resizing.check([picture.size], self._service.settings.limits.pixels)
         made, told = await self._resized(picture, resizing)
-        return JSONResponse({"html_info": told, "image": made})
+        return await _answer({"html_info": told, "image": made})
 
     async def batch(self, request: Request) -> Response:
         """Several pictures enlarged alike."""
@@ -92,13 +98,20 @@ class _Extras:
         if len(body["imageList"]) > limits.pictures:
             message = f"imageList has {len(body['imageList'])} pictures; at most {limits.pictures} are taken at once"
             raise invalid("imageList", message)
+        pictures = [
+            await self._picture(_data_of(given, index), f"imageList[{index}]")
+            for index, given in enumerate(body["imageList"])
+        ]
+        resizing.check([picture.size for picture in pictures], limits.pixels)
         images, infos = [], []
-        for index, given in enumerate(body["imageList"]):
-            picture = await self._picture(_data_of(given, index), f"imageList[{index}]")
-            made, told = await self._resized(picture, resizing)
-            images.append(made)
-            infos.append(told)
-        return JSONResponse({"html_info": "".join(infos), "images": images})
+        async with self._batch:
+            for picture in pictures:
+                if await request.is_disconnected():
+                    raise Cancelled("the client went away")
+                made, told = await self._resized(picture, resizing)
+                images.append(made)
+                infos.append(told)
+        return await _answer({"html_info": "".join(infos), "images": images})
 
     async def info(self, request: Request) -> Response:
         """How a picture was made, as far as it says so."""
@@ -106,9 +119,7 @@ class _Extras:
         if not body["image"].strip():
             return JSONResponse({"info": "", "items": {}, "parameters": {}})
         picture = await self._picture(body["image"], "image")
-        async with self._turn:
-            image = await asyncio.to_thread(read_image, picture.data)
-        return JSONResponse(told_by(image))
+        return await _answer(await asyncio.to_thread(lambda: told_by(read_texts(picture.data))))
 
     async def _picture(self, text: str, what: str) -> Picture:
         settings = self._service.settings
@@ -116,7 +127,6 @@ class _Extras:
 
     async def _resized(self, picture: Picture, resizing: Resizing) -> tuple[str, str]:
         """(the picture as base64 of a PNG, what was done as HTML)."""
-        resizing.check(picture.size, self._service.settings.limits.pixels)
         async with self._turn:
             return await asyncio.to_thread(_resize, picture, resizing)
 
@@ -142,11 +152,18 @@ class Resizing:
             scale = max(self.width / across, self.height / down)
         return max(round(across * scale), 1), max(round(down * scale), 1)
 
-    def check(self, size: tuple[int, int], most: int) -> None:
-        """Raises RequestError where the result would have more than `most` pixels."""
-        width, height = size if self.first is None else self.size(size)
-        if width * height > most:
-            raise RequestError(f"the picture would be {width:,}x{height:,}; at most {most:,} pixels are made")
+    def check(self, sizes: Sequence[tuple[int, int]], most: int) -> None:
+        """Raises RequestError where one result would have more than `most` pixels, or all together more than TOGETHER times
+        as many: they are held until the last one is made."""
+        made = list(sizes) if self.first is None else [self.size(size) for size in sizes]
+        for width, height in made:
+            if width * height > most:
+                raise RequestError(f"the picture would be {width:,}x{height:,}; at most {most:,} pixels are made")
+        area = sum(width * height for width, height in made)
+        if area > TOGETHER * most:
+            raise RequestError(
+                f"the {len(made)} pictures would have {area:,} pixels; at most {TOGETHER * most:,} are made at once, send fewer"
+            )
 
     def apply(self, picture: PIL.Image.Image) -> PIL.Image.Image:
         """The picture, enlarged and cut."""
@@ -215,15 +232,38 @@ def _resize(picture: Picture, resizing: Resizing) -> tuple[str, str]:
     if text:  # our own record is left behind: it tells how to make the picture at its old size
         chunks.add_text(KEY, text)
     buffer = io.BytesIO()
-    resizing.apply(PIL.Image.fromarray(image.pixels)).save(buffer, "PNG", pnginfo=chunks)
+    resizing.apply(_decoded(picture, image)).save(buffer, "PNG", pnginfo=chunks)
     told = html.escape(text).replace("\n", "<br>\n")
     return base64.b64encode(buffer.getvalue()).decode("ascii"), f"<p>{told}</p>" if told else ""
 
 
-def told_by(image: Image) -> dict[str, Any]:
-    """What a picture says of itself: its infotext, all its texts, and the infotext taken apart."""
-    infotext = image.infotext or ""
-    items: Mapping[str, str] = {name: text for name, text in image.texts.items() if name != RECORD_KEY}
+def _decoded(picture: Picture, image: Image) -> PIL.Image.Image:
+    """The picture for Pillow, with its transparency, which `read_image` lays on white."""
+    with reading("the picture"):
+        found = opened(picture.data, "the picture", texts=False)
+        if not found.has_transparency_data:
+            return PIL.Image.fromarray(image.pixels)
+        found = upright(found)
+        clear = alpha(found)
+        # Pillow cuts 16 bits of grey off when it converts them.
+        colours = (
+            PIL.Image.fromarray(image.pixels) if found.mode.startswith("I") else found.convert("RGBA").convert("RGB")
+        )
+        if clear is not None:
+            colours.putalpha(PIL.Image.fromarray(clear))
+        return colours
+
+
+async def _answer(told: Mapping[str, Any]) -> Response:
+    """Megabytes of base64: not on the event loop."""
+    content = await asyncio.to_thread(json.dumps, told, ensure_ascii=False, separators=(",", ":"))
+    return Response(await asyncio.to_thread(content.encode, "utf-8", "replace"), media_type="application/json")
+
+
+def told_by(texts: Mapping[str, str]) -> dict[str, Any]:
+    """What a picture says of itself: its infotext, all its texts, and the infotext taken apart. texts: see `read_texts`."""
+    infotext = texts.get(KEY, "")
+    items: Mapping[str, str] = {name: text for name, text in texts.items() if name != RECORD_KEY}
     parameters: dict[str, str] = {}
     if infotext:
         parsed = read(infotext)

@@ -6,14 +6,18 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ..bodies import read_json
+from ...errors import AvilaError
+from ..bodies import let_go, read_bytes, read_json
 from ..guard import client_of
+from ..job import Job
 from ..service import Service
 from ..submission import Submission
 from ..waiting import outcome
@@ -22,6 +26,8 @@ from .init_images import NoInitImage
 from .mapping import Asked, read_asked
 from .mapping import Route as Kind
 from .options import Options
+
+KEY_HEADER = "idempotency-key"
 
 
 def routes(service: Service, options: Options) -> list[Route]:
@@ -50,20 +56,33 @@ class _Generate:
             return error_answer("HTTPException", str(error), 404)
 
     async def _generate(self, request: Request, route: Kind) -> Response:
-        raw = await read_json(request)
-        asked = await asyncio.to_thread(read_asked, route, raw, self._options, self._service)
-        submission = await asyncio.to_thread(_submission, request, raw, asked)
-        if not asked.body["override_settings_restore_afterwards"]:
-            self._options.change(asked.body["override_settings"] or {})
-        job = await self._service.submit(submission)
+        job, asked = await self._submitted(request, route)
         # A client that is gone wants nothing, unless the picture is to be kept or may be asked for again.
-        keep = asked.body["save_images"] or submission.key is not None
+        keep = asked.body["save_images"] or KEY_HEADER in request.headers
         job = await outcome(self._service, job, request, keep=keep)
         return await answer(self._service, job, asked)
 
+    async def _submitted(self, request: Request, route: Kind) -> tuple[Job, Asked]:
+        """The job, and what is needed to answer with it: not the pictures that came, which the job has."""
+        raw = await read_json(request)
+        asked = await asyncio.to_thread(read_asked, route, raw, self._options, self._service)
+        staying = None
+        if not asked.body["override_settings_restore_afterwards"]:
+            staying = asked.body["override_settings"] or {}
+            self._options.check(staying)
+        size = len(await read_bytes(request))
+        submission = await asyncio.to_thread(_submission, request, raw, asked, size)
+        job = await self._service.submit(submission)
+        if staying:
+            with suppress(AvilaError):  # what was right a moment ago; the job is made either way
+                self._options.change(staying)
+        if submission.key is None:  # else it may be the job of an earlier call, and this body is counted nowhere else
+            let_go(request)
+        return job, replace(asked, values={})
 
-def _submission(request: Request, raw: Mapping[str, Any], asked: Asked) -> Submission:
-    key = request.headers.get("idempotency-key")
+
+def _submission(request: Request, raw: Mapping[str, Any], asked: Asked, size: int) -> Submission:
+    key = request.headers.get(KEY_HEADER)
     return Submission(
         values=asked.values,
         client=client_of(request),
@@ -74,7 +93,7 @@ def _submission(request: Request, raw: Mapping[str, Any], asked: Asked) -> Submi
         key=key,
         digest=None if key is None else _digest(asked.route, raw),
         task=asked.body["force_task_id"] or None,
-        size=int(request.headers.get("content-length") or 0),
+        size=size,
         extra={"route": asked.route, "styles": asked.body["styles"] or []},
     )
 

@@ -7,16 +7,18 @@ the fields of the body.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...checkpoint.folders import find_styles_file
-from ...errors import FileProblem, RequestError
+from ...errors import FileProblem, ModelNotFound, RequestError
 from ...images import MULTIPLE, SMALLEST
 from ...infotext import read
 from ...sampling.names import SamplerInfo, resolve_sampler, resolve_schedule
 from ...text.networks import take_networks
 from ...text.styles import Style, apply_styles, find_styles, read_styles
+from ..models import ModelIndex
 from ..problems import NotOffered
 from ..service import Service
 from .fields import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, Body, invalid, read_fields
@@ -55,6 +57,10 @@ _OF_IMAGES = ("resize_mode", "noise_multiplier", "exact_steps", "image_guidance_
 _OF_MASKS = ("mask_blur", "mask_invert", "mask_soft", "masked_content", "inpaint_area", "mask_padding", "mask_weight")
 _IDLE = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": 0.0, "s_noise": 1.0}
 """At these the samplers' own values hold; an s_tmax of 0 is no limit in AUTOMATIC1111."""
+NO_IMAGE_GUIDANCE = 1.0
+"""What AUTOMATIC1111 means by no image_cfg_scale."""
+PICTURES = ("init_images", "mask")
+"""Fields of a body that are pictures."""
 _SEVERAL_TOWERS = ("prompt", "negative_prompt", "hires_prompt", "hires_negative_prompt")
 
 
@@ -82,11 +88,11 @@ def read_asked(route: Route, raw: Mapping[str, Any], options: Options, service: 
     check_scripts(body["script_name"], body["alwayson_scripts"])
     told = _Told.of(body["infotext"])
     overrides = told.overrides | dict(body["override_settings"] or {})
-    settled = options.settled(overrides, model=told.model)
+    settled = options.settled(overrides, model=_model_told(told, service.models))
     values = _without(told.values, fields_of(body["override_settings"] or {}))
     values |= _sampler(body, values)
     sampler = resolve_sampler(values.get("sampler", DEFAULTS["sampler"]))[0]
-    refiner, refined = refiner_named(body)
+    refiner, refined = refiner_named(body, told.refiner)
     values = {**DEFAULTS, **request_values(settled.values, sampler), **values, **_common(body), **refined}
     if route == "img2img":
         values |= _over(told.values, picture_values(body, service.settings), body, PICTURE_FIELDS)
@@ -97,17 +103,21 @@ def read_asked(route: Route, raw: Mapping[str, Any], options: Options, service: 
     _style(values, body["styles"], service.settings.models_dir)
     if body["disable_extra_networks"]:
         values |= {name: take_networks(values[name])[0] for name in _SEVERAL_TOWERS if values.get(name)}
-    return Asked(
-        route, body, _settle(values, sampler), settled, refiner if "refiner_checkpoint" in body else told.refiner
-    )
+    if refiner is None:  # what an infotext says of one goes with it
+        values = _without(values, ("refiner_switch", "refiner_by"))
+    values = _settle(values, sampler)
+    if _follows_picture(values, service.models, settled.model):
+        values.setdefault("image_guidance_scale", NO_IMAGE_GUIDANCE)
+    return Asked(route, _without_pictures(body), values, settled, refiner)
 
 
 @dataclass(frozen=True)
 class _Told:
-    """What the infotext field says. overrides: as override_settings has it."""
+    """What the infotext field says. hash: of the model, by which it may be known. overrides: as override_settings has it."""
 
     values: dict[str, Any]
     model: str | None = None
+    hash: str | None = None
     refiner: str | None = None
     overrides: Mapping[str, Any] | None = None
 
@@ -123,7 +133,30 @@ class _Told:
         fields = parsed.fields
         vae = fields.get("VAE")
         overrides = {} if vae in (None, "", AUTOMATIC, NO_VAE) else {"sd_vae": vae}
-        return cls(values, fields.get("Model hash") or fields.get("Model"), fields.get("Refiner") or None, overrides)
+        model, digest = fields.get("Model") or None, fields.get("Model hash") or None
+        return cls(values, model or digest, digest if model else None, fields.get("Refiner") or None, overrides)
+
+
+def _model_told(told: _Told, models: ModelIndex) -> str | None:
+    """The model of an infotext: by its hash, which a renamed file keeps, else by its name: not every file's hash is known."""
+    if told.hash is not None:
+        with suppress(ModelNotFound):
+            return models.find(told.hash).name
+    return told.model
+
+
+def _follows_picture(values: Mapping[str, Any], models: ModelIndex, model: str) -> bool:
+    """Whether an instruct-pix2pix model is to draw. A file that cannot be read is told of where the job is made."""
+    with suppress(FileProblem):
+        return "image" in values and models.facts(models.find(model)).variant == "pix2pix"
+    return False
+
+
+def _without_pictures(body: Body) -> Body:
+    """The body to answer with: pictures are megabytes, and sent back only where include_init_images asks for them."""
+    if body.values.get("include_init_images"):
+        return body
+    return Body({name: None if name in PICTURES else value for name, value in body.values.items()}, body.given)
 
 
 def _over(told: Mapping[str, Any], read: Mapping[str, Any], body: Body, fields: Mapping[str, str]) -> dict[str, Any]:
@@ -143,11 +176,13 @@ def _common(body: Body) -> dict[str, Any]:
         values["seed"] = None if body["seed"] < 0 else body["seed"]
     if "tiling" in body:
         values["tiling"] = "both" if body["tiling"] else "none"
-    if body["subseed_strength"] > 0:
+    if "subseed_strength" in body:
         values["variation_strength"] = body["subseed_strength"]
+    if "subseed" in body:
         values["variation_seed"] = None if body["subseed"] < 0 else body["subseed"]
-    if body["seed_resize_from_w"] > 0 and body["seed_resize_from_h"] > 0:
-        values |= {"seed_width": body["seed_resize_from_w"], "seed_height": body["seed_resize_from_h"]}
+    for theirs, ours in (("seed_resize_from_w", "seed_width"), ("seed_resize_from_h", "seed_height")):
+        if theirs in body:
+            values[ours] = max(body[theirs], 0) or None
     old = "firstphase_width" in body.values and (body["firstphase_width"] or body["firstphase_height"])
     width, height = drawn_size(body) if old else (body["width"], body["height"])
     if "width" in body or old:
@@ -201,6 +236,8 @@ def _settle(values: dict[str, Any], sampler: SamplerInfo) -> dict[str, Any]:
         idle |= {*_OF_MASKS}
     if not values.get("variation_strength"):
         idle |= {"variation_strength", "variation_seed"}
+    if not (values.get("seed_width") and values.get("seed_height")):
+        idle |= {"seed_width", "seed_height"}
     return _without(values, idle)
 
 

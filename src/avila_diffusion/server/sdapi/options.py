@@ -145,8 +145,23 @@ class Options:
             chosen = self._vae_of(self._vae, entry)
         return Settled(entry.name, chosen, values)
 
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Raises what `change` would raise."""
+        self._read(values)
+
     def change(self, values: Mapping[str, Any]) -> None:
         """Set options. Raises InvalidBody, ModelNotFound, and TooLarge for more than anybody sets; then nothing is changed."""
+        known, kept, model, vae = self._read(values)
+        if model is not None:
+            self._service.default_model = model
+        if vae is not None:
+            self._vae = AUTOMATIC if vae not in (AUTOMATIC, NO_VAE) else vae
+            self._service.default_vae = None if vae in (AUTOMATIC, NO_VAE) else vae
+        self._set |= known
+        self._kept |= kept
+
+    def _read(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], str | None, str | None]:
+        """(options of KNOWN, those that are only kept, the model's name, the VAE's)."""
         values = {name: value for name, value in values.items() if value is not None}
         within = ("body",)
         known = _read_known(values, within)
@@ -157,13 +172,7 @@ class Options:
             name: value for name, value in values.items() if name not in (*KNOWN, *_OF_MODELS, "sd_checkpoint_hash")
         }
         _check_kept(self._kept | kept)
-        if entry is not None:
-            self._service.default_model = entry.name
-        if named is not None:
-            self._vae = AUTOMATIC if named not in (AUTOMATIC, NO_VAE) else named
-            self._service.default_vae = None if named in (AUTOMATIC, NO_VAE) else named
-        self._set |= known
-        self._kept |= kept
+        return known, kept, None if entry is None else entry.name, named
 
     def model_asked(self, values: Mapping[str, Any]) -> Entry | None:
         """The model that options ask for, where it is another than now."""
@@ -183,6 +192,8 @@ class Options:
         return next(beside, NO_VAE)
 
     def _named_vae(self, named: str) -> str:
+        if not named.strip():
+            return AUTOMATIC
         for word in (AUTOMATIC, NO_VAE):
             if named.casefold() == word.casefold():
                 return word
@@ -208,7 +219,13 @@ def request_values(options: Mapping[str, Any], sampler: SamplerInfo) -> dict[str
 def fields_of(options: Mapping[str, Any]) -> set[str]:
     """The fields of a request that some options set, also at their defaults."""
     fields = {ours for theirs, ours in _PLAIN.items() if options.get(theirs) is not None}
-    others = {"randn_source": "rng", "eta_ddim": "eta", "eta_ancestral": "eta", "tiling": "tiling"}
+    others = {
+        "randn_source": "rng",
+        "eta_ddim": "eta",
+        "eta_ancestral": "eta",
+        "tiling": "tiling",
+        "refiner_switch_by_sample_steps": "refiner_by",
+    }
     return fields | {ours for theirs, ours in others.items() if options.get(theirs) is not None}
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -17,7 +16,7 @@ from starlette.routing import Route
 
 from ..bodies import read_json
 from ..guard import client_of
-from ..job import WAITING, Job
+from ..job import Job
 from ..service import Service
 from .fields import Field, read_fields, read_value
 
@@ -55,7 +54,7 @@ class _Progress:
         self._service = service
 
     async def progress(self, request: Request) -> Response:
-        """How far this client's oldest running job is, with a preview of its picture."""
+        """How far the oldest job of this client's that was begun is, with a preview of its picture."""
         client = client_of(request)
         skip = read_value(
             "skip_current_image",
@@ -63,27 +62,27 @@ class _Progress:
             Field("switch"),
             within=("query",),
         )
-        running = self._service.running(client)
-        waiting = [job for job in self._waiting() if job.client == client]
-        if not running and not waiting:
+        jobs = self._of(client)
+        if not jobs:
             return JSONResponse(_answer(0.0, 0.0, dict(_IDLE), None, None))
-        if not running:
-            return JSONResponse(self._queued(waiting))
-        job = running[0]
+        job = jobs[0]
+        text = self._place(job) if job.state == "queued" else None
+        if job.started is None:
+            return JSONResponse(_answer(BEGUN, 0.0, _waiting_state(job), None, text))
         # Of several nobody can tell whose picture the caller means; /internal/progress shows each.
-        preview = None if skip or len(running) > 1 or job.preview is None else job.preview.data
+        preview = None if skip or len(jobs) > 1 or job.preview is None else job.preview.data
         image = None if preview is None else base64.b64encode(preview).decode("ascii")
-        return JSONResponse(_answer(fraction(job), job.progress.eta or 0.0, state_of(job), image, None))
+        return JSONResponse(_answer(fraction(job), job.progress.eta or 0.0, state_of(job), image, text))
 
     async def interrupt(self, request: Request) -> Response:
-        """End this client's running jobs soon, with what there is."""
-        for job in self._service.running(client_of(request)):
+        """End this client's jobs soon, with what there is: those that were begun, else those that wait."""
+        for job in self._of(client_of(request)):
             self._service.interrupt(job)
         return JSONResponse({})
 
     async def skip(self, request: Request) -> Response:
-        """Finish the current picture of this client's running jobs early, and go on with the next."""
-        for job in self._service.running(client_of(request)):
+        """Finish the current picture of this client's jobs early, and go on with the next."""
+        for job in self._of(client_of(request)):
             self._service.skip(job)
         return JSONResponse(None)
 
@@ -92,9 +91,10 @@ class _Progress:
         body = read_fields(await read_json(request), _TASK)
         task = body["id_task"]
         job = self._service.of_task(task, client_of(request)) if task else None
-        queued = job is not None and job.state in WAITING
+        begun = job is not None and job.started is not None and job.state in ("running", "queued")
+        queued = job is not None and not begun and not job.ended
         told: dict[str, Any] = {
-            "active": job is not None and job.state == "running",
+            "active": begun,
             "queued": queued,
             "completed": job is not None and job.ended,
             "progress": None,
@@ -104,8 +104,8 @@ class _Progress:
             "textinfo": "Waiting...",
         }
         if job is not None and queued:
-            told["textinfo"] = f"In queue: {self._service.position(job)}/{len(self._waiting())}"
-        if job is None or job.state != "running":
+            told["textinfo"] = self._place(job)
+        if job is None or not begun:
             return JSONResponse(told)
         told |= {"progress": fraction(job), "eta": job.progress.eta, "textinfo": None}
         told["id_live_preview"] = body["id_live_preview"]
@@ -118,26 +118,29 @@ class _Progress:
     async def pending(self, request: Request) -> Response:
         """Names of this client's tasks that wait."""
         client = client_of(request)
-        tasks = [job.task or job.id for job in self._waiting() if job.client == client]
+        tasks = [job.task or job.id for job in self._waiting() if job.client == client and job.started is None]
         return JSONResponse({"size": len(tasks), "tasks": tasks})
 
     async def ping(self, request: Request) -> Response:
         """That the server is there."""
         return JSONResponse({})
 
-    def _waiting(self) -> list[Job]:
-        return [job for job in self._service.live() if job.state in WAITING]
+    def _of(self, client: str) -> list[Job]:
+        """What "the current job" of a client's means: those that were begun, the oldest first; else those that wait, in their
+        order. One that was begun waits too, between its parts and while others have their turn; one that was put aside is
+        nobody's business here."""
+        jobs = [job for job in self._service.live() if job.client == client and job.state != "paused"]
+        begun = [job for job in jobs if job.started is not None]
+        return sorted(begun, key=lambda job: job.number) or jobs
 
-    def _queued(self, waiting: Sequence[Job]) -> dict[str, Any]:
-        """What is told while this client's jobs all wait: not idle, and no progress."""
-        job = waiting[0]
-        text = f"In queue: {self._service.position(job)}/{len(self._waiting())}"
-        state = _IDLE | {
-            "job": job.task or job.id,
-            "job_count": job.request.count,
-            "job_timestamp": timestamp(job.created),
-        }
-        return _answer(BEGUN, 0.0, state, None, text)
+    def _waiting(self) -> list[Job]:
+        return [job for job in self._service.live() if job.state == "queued"]
+
+    def _place(self, job: Job) -> str:
+        """Where in the line a job is."""
+        if job.state == "paused":
+            return "Paused"
+        return f"In queue: {self._service.position(job)}/{len(self._waiting())}"
 
 
 def fraction(job: Job) -> float:
@@ -158,6 +161,12 @@ def state_of(job: Job) -> dict[str, Any]:
         "sampling_step": job.progress.step,
         "sampling_steps": job.progress.of,
     }
+
+
+def _waiting_state(job: Job) -> dict[str, Any]:
+    """The state while a client's jobs all wait: not idle, and no progress."""
+    told = {"job": job.task or job.id, "job_count": job.request.count, "job_timestamp": timestamp(job.created)}
+    return _IDLE | told
 
 
 def timestamp(seconds: float) -> str:

@@ -50,9 +50,12 @@ def drawn_size(body: Body) -> tuple[int, int]:
     return body["width"], body["height"]
 
 
-def refiner_named(body: Body) -> tuple[str | None, dict[str, Any]]:
-    """The refiner's name as it was given, None for none, and what goes with it."""
-    name = body["refiner_checkpoint"]
+def refiner_named(body: Body, told: str | None = None) -> tuple[str | None, dict[str, Any]]:
+    """The refiner's name as it was given, None for none, and what goes with it. told: the one of an infotext, which holds where
+    the body has none."""
+    name = told
+    if "refiner_checkpoint" in body:
+        name = body["refiner_checkpoint"]
     if is_unset(name):
         return None, {}
     switch = body["refiner_switch_at"]
