@@ -19,11 +19,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MINIMUM = (3, 11)
-LEVELS = {"core": ".", "dev": ".[dev]"}
-"""What is installed: the package alone for people who make pictures, or with all that the tests compare against."""
+LEVELS = {"core": ".", "server": ".[server]", "dev": ".[dev]"}
+"""What is installed: the package alone for people who make pictures, with what the server needs, or with all that the tests
+compare against."""
 
 BUILD = ("hatchling", "editables")
-WITHOUT_DEPENDENCIES = {"core": (), "dev": ("k-diffusion",)}
+WITHOUT_DEPENDENCIES = {"core": (), "server": (), "dev": ("k-diffusion",)}
 """k-diffusion's samplers are what the tests need; what it asks for beside them is gigabytes."""
 
 INTERRUPTED = "avila-installing"
@@ -80,7 +81,7 @@ def _install(level: str, root: Path) -> None:
         _make_venv(base, version, venv)
     marker = venv / INTERRUPTED  # still there next time: this install was cut short, and nothing in .venv is trusted
     marker.write_text("", encoding="utf-8")
-    what = "avila_diffusion and what it needs" if level == "core" else "avila_diffusion and what its tests need"
+    what = "avila_diffusion and what its tests need" if level == "dev" else "avila_diffusion and what it needs"
     _say(f"installing {what}; this is done once and takes a minute or more")
     try:
         constraints = ["-c", str(root / "constraints.txt")]
@@ -91,7 +92,7 @@ def _install(level: str, root: Path) -> None:
     except Trouble:
         marker.unlink()  # pip ended by itself, so what is there is whole; only a kill leaves the marker behind
         raise
-    for name in {"core", level}:
+    for name in list(LEVELS)[: list(LEVELS).index(level) + 1]:  # each holds those before it
         stamp = _stamp_of(name, root)
         stamp.with_suffix(".tmp").write_text(_key(name, root), encoding="utf-8")
         stamp.with_suffix(".tmp").replace(stamp)

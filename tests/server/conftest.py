@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,16 +37,44 @@ def make_settings(tmp_path: Path, models_folder: Path) -> MakeSettings:
     """Settings on a data folder of the test's own, with the models folder; one thread, as tiny networks want."""
 
     def make(**given: Any) -> Settings:
-        values: dict[str, Any] = {
-            "data": tmp_path / "data",
-            "models_dir": str(models_folder),
-            "warm_up": False,
-            "threads": 1,
-            "drain": 5.0,
-        }
-        return Settings(**(values | given))
+        return _settings(tmp_path / "data", models_folder, **given)
 
     return make
+
+
+class Shared:
+    """One service that lives as long as a file's tests, with its worker and the model that it holds: starting those takes
+    seconds. Tests on it leave nothing in its queue."""
+
+    def __init__(self, service: Service, loop: asyncio.AbstractEventLoop) -> None:
+        self.service, self.loop = service, loop
+
+    def run(self, work: Callable[[Service], Coroutine[Any, Any, Made]], seconds: float = 60.0) -> Made:
+        """Run a coroutine function on it, where it lives."""
+        return asyncio.run_coroutine_threadsafe(work(self.service), self.loop).result(seconds)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, models_folder: Path, workers_cache: Path) -> Iterator[Shared]:
+    """See `Shared`."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    with pytest.MonkeyPatch.context() as patch:
+        _surround(patch, workers_cache)
+        settings = _settings(tmp_path_factory.mktemp("shared") / "data", models_folder)
+        service = Service(settings)
+        asyncio.run_coroutine_threadsafe(service.start(), loop).result(30)
+    yield Shared(service, loop)
+    asyncio.run_coroutine_threadsafe(service.stop(0.0), loop).result(30)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(timeout=10)
+    loop.close()
+
+
+def _settings(data: Path, models: Path, **given: Any) -> Settings:
+    values: dict[str, Any] = {"data": data, "models_dir": str(models), "warm_up": False, "threads": 1, "drain": 5.0}
+    return Settings(**(values | given))
 
 
 @contextlib.asynccontextmanager
@@ -94,15 +123,19 @@ def files(service: Service, job: Job) -> list[bytes]:
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workers_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the workers of these tests keep what they remember."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(autouse=True)
-def surroundings(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def surroundings(workers_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the person who runs the tests is read or written; tiny networks need no kernels in C."""
-    monkeypatch.setenv("AVILA_CACHE", str(cache))
-    monkeypatch.setenv("AVILA_KERNELS", "torch")
-    monkeypatch.setenv("AVILA_MODELS", str(cache / "nothing"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    _surround(monkeypatch, workers_cache)
+
+
+def _surround(patch: pytest.MonkeyPatch, cache: Path) -> None:
+    patch.setenv("AVILA_CACHE", str(cache))
+    patch.setenv("AVILA_KERNELS", "torch")
+    patch.setenv("AVILA_MODELS", str(cache / "nothing"))
+    patch.setenv("OMP_NUM_THREADS", "1")

@@ -43,7 +43,10 @@ ENDED = ("done", "failed", "cancelled")
 def picture(seed: int, width: int, height: int, infotext: str | None = None, form: str = "PNG") -> bytes:
     """A picture that differs by its seed: hills before a sky."""
     hue = (seed * 0.137) % 1
-    colour = lambda light: tuple(round(255 * part) for part in colorsys.hls_to_rgb(hue, light, 0.45))  # noqa: E731
+
+    def colour(light: float) -> tuple[int, ...]:
+        return tuple(round(255 * part) for part in colorsys.hls_to_rgb(hue, light, 0.45))
+
     image = Image.new("RGB", (width, height), colour(0.86))
     draw = ImageDraw.Draw(image)
     draw.ellipse([width * 0.62, height * 0.14, width * 0.8, height * 0.14 + width * 0.18], fill=colour(0.95))
@@ -274,8 +277,10 @@ async def facts(request: Request) -> Response:
         {
             "family": "SDXL" if large else "SD 1.x",
             "variant": "base",
-            "picture_size": 1024 if large else 512,
+            "size": 1024 if large else 512,
+            "file_size": 2_132_625_894,
             "fixed_size": False,
+            "problem": None,
             "prediction": "epsilon",
             "defaults": {"steps": 28, "guidance_scale": 5.5} if large else {},
             "lines": [

@@ -37,7 +37,7 @@ class RealServer:
         self.url = f"http://127.0.0.1:{self.port}"
         given = ["--models-dir", str(models if models is not None else data / "no-models")]
         self._command = [sys.executable, "-m", "avila_diffusion", "serve", "--port", str(self.port)]
-        self._command += ["--data-dir", str(data), *given, "-t", "1", *options]
+        self._command += ["--data-dir", str(data), *given, "-t", "1", "--drain", "0", *options]
         self.process: subprocess.Popen[bytes] | None = None
         self.log = data.with_name(f"{data.name}.log")
 

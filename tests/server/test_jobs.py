@@ -14,30 +14,29 @@ from avila_diffusion.server.problems import Conflict, Draining, NoSuchJob, Queue
 from avila_diffusion.server.service import Service
 from avila_diffusion.server.settings import Limits, Retention
 
-from .conftest import MakeSettings, asked, files, run, running, tiny, until
+from .conftest import MakeSettings, Shared, asked, files, run, running, tiny, until
 
 
 async def followed(service: Service, job: Job) -> list[Event]:
     return [event async for event in service.events(job)]
 
 
-def test_a_job_is_drawn_and_told_of_in_order(make_settings: MakeSettings) -> None:
-    async def work() -> None:
-        async with running(make_settings()) as service:
-            job = await service.submit(tiny(seed=7, count=2, steps=3))
-            assert str(job.state) == "queued" and job.number == 1 and len(job.id) == 32
-            events = await followed(service, job)
-            assert [event.number for event in events] == sorted(event.number for event in events)
-            kinds = [event.kind for event in events]
-            assert kinds[-1] == "end" and kinds.count("picture") == 2 and "progress" in kinds and "preview" in kinds
-            assert job.state == "done" and job.progress.fraction == 1.0 and job.problem is None
-            assert [result.seed for result in job.results] == [7, 8]
-            image = read_image(files(service, job)[0])
-            assert (image.width, image.height) == (64, 64) and "Seed: 7" in (image.infotext or "")
-            assert job.report and service.loaded == "tiny.safetensors"
-            assert not list((service.settings.data / "jobs" / job.id).glob("*.journal"))
+def test_a_job_is_drawn_and_told_of_in_order(shared: Shared) -> None:
+    async def work(service: Service) -> None:
+        job = await service.submit(tiny(seed=7, count=2, steps=3))
+        assert str(job.state) == "queued" and len(job.id) == 32
+        events = await followed(service, job)
+        assert [event.number for event in events] == sorted(event.number for event in events)
+        kinds = [event.kind for event in events]
+        assert kinds[-1] == "end" and kinds.count("picture") == 2 and "progress" in kinds and "preview" in kinds
+        assert job.state == "done" and job.progress.fraction == 1.0 and job.problem is None
+        assert [result.seed for result in job.results] == [7, 8]
+        image = read_image(files(service, job)[0])
+        assert (image.width, image.height) == (64, 64) and "Seed: 7" in (image.infotext or "")
+        assert job.report and service.loaded == "tiny.safetensors"
+        assert not list((service.settings.data / "jobs" / job.id).glob("*.journal"))
 
-    run(work)
+    shared.run(work)
 
 
 def test_ended_jobs_are_there_after_a_restart_and_those_that_waited_are_drawn(make_settings: MakeSettings) -> None:
@@ -111,118 +110,111 @@ def test_a_queue_takes_as_many_as_it_has_room_for(make_settings: MakeSettings) -
     run(work)
 
 
-def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_within_a_call(make_settings: MakeSettings) -> None:
-    async def work() -> None:
-        async with running(make_settings()) as service:
-            long = await service.submit(tiny(steps=500, count=50))
-            waiting = await service.submit(tiny(seed=3, count=60))
-            await until(lambda: long.progress.step > 2)
-            await service.cancel(waiting)
-            assert waiting.state == "cancelled" and waiting.results == ()
-            await service.cancel(long)
-            assert long.state == "cancelled"
-            after = await service.submit(tiny(seed=4, steps=2))
-            await service.ended(after)
-            assert after.state == "done"
-            assert service.live() == [] and (await service.find(long.id)).state == "cancelled"
+def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_within_a_call(shared: Shared) -> None:
+    async def work(service: Service) -> None:
+        long = await service.submit(tiny(steps=500, count=50))
+        waiting = await service.submit(tiny(seed=3, count=60))
+        await until(lambda: long.progress.step > 2)
+        await service.cancel(waiting)
+        assert waiting.state == "cancelled" and waiting.results == ()
+        await service.cancel(long)
+        assert long.state == "cancelled"
+        after = await service.submit(tiny(seed=4, steps=2))
+        await service.ended(after)
+        assert after.state == "done"
+        assert service.live() == [] and (await service.find(long.id)).state == "cancelled"
 
-    run(work)
-
-
-def test_interrupting_gives_what_there_is(make_settings: MakeSettings) -> None:
-    async def work() -> None:
-        async with running(make_settings()) as service:
-            job = await service.submit(tiny(steps=500, count=5))
-            await until(lambda: job.progress.step > 2)
-            service.interrupt(job)
-            await service.ended(job)
-            assert job.state == "done" and len(job.results) == 1 and len(files(service, job)) == 1
-
-    run(work)
+    shared.run(work)
 
 
-def test_skipping_goes_on_with_the_next_picture(make_settings: MakeSettings) -> None:
-    async def work() -> None:
-        async with running(make_settings()) as service:
-            job = await service.submit(tiny(steps=60, batch=2, seed=1))
-            await until(lambda: job.progress.step > 2)
-            service.skip(job)
-            await service.ended(job)
-            assert job.state == "done" and len(job.results) == 2
-            whole = await service.ended(await service.submit(tiny(steps=60, batch=2, seed=1)))
-            assert files(service, whole)[0] != files(service, job)[0]
-            assert files(service, whole)[1] == files(service, job)[1]
+def test_interrupting_gives_what_there_is(shared: Shared) -> None:
+    async def work(service: Service) -> None:
+        job = await service.submit(tiny(steps=500, count=5))
+        await until(lambda: job.progress.step > 2)
+        service.interrupt(job)
+        await service.ended(job)
+        assert job.state == "done" and len(job.results) == 1 and len(files(service, job)) == 1
 
-    run(work)
+    shared.run(work)
 
 
-def test_a_paused_job_goes_on_to_the_same_bytes(make_settings: MakeSettings) -> None:
-    async def work() -> None:
-        async with running(make_settings()) as service:
-            whole = await service.ended(await service.submit(tiny(steps=40)))
-            job = await service.submit(tiny(steps=40))
-            await until(lambda: job.progress.step > 3)
+def test_skipping_goes_on_with_the_next_picture(shared: Shared) -> None:
+    async def work(service: Service) -> None:
+        job = await service.submit(tiny(steps=60, batch=2, seed=1))
+        await until(lambda: job.progress.step > 2)
+        service.skip(job)
+        await service.ended(job)
+        assert job.state == "done" and len(job.results) == 2
+        whole = await service.ended(await service.submit(tiny(steps=60, batch=2, seed=1)))
+        assert files(service, whole)[0] != files(service, job)[0]
+        assert files(service, whole)[1] == files(service, job)[1]
+
+    shared.run(work)
+
+
+def test_a_paused_job_goes_on_to_the_same_bytes(shared: Shared) -> None:
+    async def work(service: Service) -> None:
+        whole = await service.ended(await service.submit(tiny(steps=40)))
+        job = await service.submit(tiny(steps=40))
+        await until(lambda: job.progress.step > 3)
+        await service.pause(job)
+        assert job.state == "paused"
+        other = await service.ended(await service.submit(tiny(seed=9)))
+        assert other.state == "done" and job.state == "paused"
+        await service.resume(job)
+        await service.ended(job)
+        assert files(service, job) == files(service, whole)
+        with pytest.raises(Conflict, match="has ended"):
             await service.pause(job)
-            assert job.state == "paused"
-            other = await service.ended(await service.submit(tiny(seed=9)))
-            assert other.state == "done" and job.state == "paused"
-            await service.resume(job)
+
+    shared.run(work)
+
+
+def test_a_short_job_of_another_client_does_not_wait_for_a_long_one(shared: Shared) -> None:
+    async def work(service: Service) -> None:
+        long = await service.submit(tiny(steps=500, count=100))
+        await until(lambda: long.progress.step > 2)
+        short = await service.ended(await service.submit(tiny("ben", steps=5)))
+        assert short.state == "done" and long.state == "running" and long.results == ()
+        own = await service.submit(tiny(steps=2, seed=5, priority=1))
+        assert service.position(own) == 1
+        await service.cancel(long)
+        await service.ended(own)
+
+    shared.run(work)
+
+
+def test_interleaved_jobs_draw_what_they_draw_alone(shared: Shared) -> None:
+    async def work(service: Service) -> None:
+        alone = [await service.ended(await service.submit(tiny(seed=seed, steps=12))) for seed in (1, 2, 3)]
+        jobs = [await service.submit(tiny(f"client{seed}", seed=seed, steps=12)) for seed in (1, 2, 3)]
+        for job in jobs:
             await service.ended(job)
-            assert files(service, job) == files(service, whole)
-            with pytest.raises(Conflict, match="has ended"):
-                await service.pause(job)
+        assert [files(service, job) for job in jobs] == [files(service, job) for job in alone]
 
-    run(work)
+    shared.run(work)
 
 
-def test_a_short_job_of_another_client_does_not_wait_for_a_long_one(make_settings: MakeSettings) -> None:
-    async def work() -> None:
-        async with running(make_settings()) as service:
-            long = await service.submit(tiny(steps=500, count=100))
-            await until(lambda: long.progress.step > 2)
-            short = await service.ended(await service.submit(tiny("ben", steps=5)))
-            assert short.state == "done" and long.state == "running" and long.results == ()
-            own = await service.submit(tiny(steps=2, seed=5, priority=1))
-            assert service.position(own) == 1
-            await service.cancel(long)
-            await service.ended(own)
+def test_another_model_is_loaded_when_its_turn_comes(shared: Shared) -> None:
+    async def work(service: Service) -> None:
+        first = await service.submit(tiny(steps=500, count=20))
+        await until(lambda: first.progress.step > 2)
+        second = await service.ended(await service.submit(tiny("ben", model="small/tiny2", steps=3)))
+        assert second.state == "done" and second.using.model == "small/tiny2.safetensors"
+        assert first.state in ("queued", "running")
+        moved = first.progress.step
+        await until(lambda: first.state == "running" and first.progress.step > moved)
+        await service.cancel(first)
 
-    run(work)
-
-
-def test_interleaved_jobs_draw_what_they_draw_alone(make_settings: MakeSettings) -> None:
-    async def work() -> None:
-        async with running(make_settings()) as service:
-            alone = [await service.ended(await service.submit(tiny(seed=seed, steps=12))) for seed in (1, 2, 3)]
-            jobs = [await service.submit(tiny(f"client{seed}", seed=seed, steps=12)) for seed in (1, 2, 3)]
-            for job in jobs:
-                await service.ended(job)
-            assert [files(service, job) for job in jobs] == [files(service, job) for job in alone]
-
-    run(work)
+    shared.run(work)
 
 
-def test_another_model_is_loaded_when_its_turn_comes(make_settings: MakeSettings) -> None:
-    async def work() -> None:
-        async with running(make_settings()) as service:
-            first = await service.submit(tiny(steps=500, count=20))
-            await until(lambda: first.progress.step > 2)
-            second = await service.ended(await service.submit(tiny("ben", model="small/tiny2", steps=3)))
-            assert second.state == "done" and second.using.model == "small/tiny2.safetensors"
-            assert first.state in ("queued", "running")
-            moved = first.progress.step
-            await until(lambda: first.state == "running" and first.progress.step > moved)
+def test_a_job_that_is_not_done_in_time_fails(shared: Shared) -> None:
+    async def work(service: Service) -> None:
+        job = await service.ended(await service.submit(tiny(steps=500, count=50, seconds=1.0)))
+        assert job.state == "failed" and job.problem is not None and job.problem.kind == "TimedOut"
 
-    run(work)
-
-
-def test_a_job_that_is_not_done_in_time_fails(make_settings: MakeSettings) -> None:
-    async def work() -> None:
-        async with running(make_settings()) as service:
-            job = await service.ended(await service.submit(tiny(steps=500, count=50, seconds=1.0)))
-            assert job.state == "failed" and job.problem is not None and job.problem.kind == "TimedOut"
-
-    run(work)
+    shared.run(work)
 
 
 def test_a_model_file_that_was_replaced_fails_the_job_with_that_line(
@@ -247,14 +239,13 @@ def test_a_model_file_that_was_replaced_fails_the_job_with_that_line(
     run(work)
 
 
-def test_what_only_the_worker_can_tell_fails_the_job_with_one_line(make_settings: MakeSettings) -> None:
-    async def work() -> None:
-        async with running(make_settings()) as service:
-            job = await service.ended(await service.submit(tiny(rng="gpu")))
-            assert job.state == "failed" and job.problem is not None and job.problem.message.count("\n") == 0
-            assert (await service.find(job.id)).problem == job.problem
+def test_what_only_the_worker_can_tell_fails_the_job_with_one_line(shared: Shared) -> None:
+    async def work(service: Service) -> None:
+        job = await service.ended(await service.submit(tiny(rng="gpu")))
+        assert job.state == "failed" and job.problem is not None and job.problem.message.count("\n") == 0
+        assert (await service.find(job.id)).problem == job.problem
 
-    run(work)
+    shared.run(work)
 
 
 def test_jobs_are_listed_found_and_deleted(make_settings: MakeSettings) -> None:

@@ -39,19 +39,21 @@ LONG = {"num_inference_steps": 500, "seed": 7}
 
 
 class Running:
-    """A server in a thread. calls: that came in, by method and path. asked: of its service."""
+    """A server in a thread. calls: that came in, by method and path. made: jobs by id, as they were when they were taken: with
+    the pictures that were given."""
 
     def __init__(self, settings: Settings) -> None:
         self.calls: Counter[str] = Counter()
         self.service = Service(settings)
-        self.asked: list[Submission] = []
+        self.made: dict[str, Job] = {}
         submit = self.service.submit
 
-        async def noted(asked: Submission) -> Job:
-            self.asked.append(asked)
-            return await submit(asked)
+        async def remembered(asked: Submission) -> Job:
+            job = await submit(asked)
+            self.made[job.id] = job
+            return job
 
-        self.service.submit = noted  # type: ignore[method-assign]
+        self.service.submit = remembered  # type: ignore[method-assign]
         app = create_app(settings, self.service)
 
         async def counted(scope: Any, receive: Any, send: Any) -> None:
@@ -87,8 +89,7 @@ class Running:
 
     def jobs(self, prompt: str) -> list[Job]:
         """Those of a prompt, in order."""
-        found = self.do(self.service.list(limit=1000))
-        return [self.do(self.service.find(job.id)) for job in reversed(found) if job.request.prompt == prompt]
+        return [job for job in self.made.values() if job.request.prompt == prompt]
 
     def until(self, true: Callable[[], bool], seconds: float = 20.0) -> None:
         until = time.monotonic() + seconds
@@ -261,10 +262,10 @@ def test_edits_with_a_mask(client: OpenAI, server: Running, bundled: str) -> Non
         extra_body={"num_inference_steps": 2, "seed": 3},
     )
     (job,) = server.jobs("a red apple")
+    assert job.request.mask is not None and job.request.image is not None
     assert (job.request.strength, job.request.masked_content) == (0.9, "fill")
-    values = server.asked[-1].values
-    assert values["image"].data == png()
-    painted = values["mask"].mask()
+    assert job.request.image.data == png()
+    painted = job.request.mask.mask()
     assert painted[64, 64] == 255 and painted[8, 8] == 0 and numpy.mean(painted == 255) == 0.25
 
 
@@ -272,18 +273,18 @@ def test_edits_of_the_transparent_part_and_of_all(client: OpenAI, server: Runnin
     for name, given in (("a hole", png("RGBA", hole=True)), ("no hole", png()), ("opaque", png("RGBA"))):
         made = client.images.edit(image=[given], prompt=name, model=bundled, extra_body={"steps": 2, "strength": 0.5})
         assert made.data is not None and picture(made.data[0]).size == (512, 512)
-        values = server.asked[-1].values
-        assert (values["prompt"], values["strength"]) == (name, 0.5) and ("mask" in values) == (name == "a hole")
+        (job,) = server.jobs(name)
+        assert (job.request.mask is not None) == (name == "a hole") and job.request.strength == 0.5
 
 
-@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # in OpenAI's own client
 def test_variations(client: OpenAI, server: Running, bundled: str) -> None:
     made = client.images.create_variation(
         image=png(), n=2, size="256x256", model=bundled, extra_body={"seed": 4242, "steps": 2}
     )
     assert made.data is not None and [picture(one).size for one in made.data] == [(256, 256)] * 2
-    values = server.asked[-1].values
-    assert (values["prompt"], values["strength"], values["seed"]) == ("", 0.6, 4242) and values["image"].data == png()
+    job = next(job for job in server.jobs("") if job.request.seed == 4242)
+    assert job.request.strength == 0.6 and job.request.image is not None and job.request.image.data == png()
 
 
 @pytest.mark.parametrize(

@@ -398,6 +398,7 @@ def test_the_real_server(browser: Browser, make_settings: Callable[..., Settings
         tab.goto(url)
         tab.wait_for_selector("#model-line:not(:empty)", state="attached")
         assert tab.input_value("#f-model") == "tiny.safetensors"
+        assert re.search(r"Stable Diffusion 1 · \d+ px", tab.inner_text("#model-line"))
         for name, value in (("width", "64"), ("height", "64"), ("steps", "6"), ("count", "2"), ("seed", "7")):
             tab.fill(f"#f-{name}", value)
         tab.fill("#f-prompt", "a <b>hill</b>")

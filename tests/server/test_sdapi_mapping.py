@@ -313,14 +313,15 @@ def test_what_a_body_says_goes_before_an_infotext_also_where_it_is_nothing(desk:
         asked = read(desk, "txt2img", {"infotext": TOLD} | body)
         assert {*told, "refiner_by"} - set(asked.values) == set(gone), body
         assert asked.refiner == (None if "refiner_switch" in gone else "other")
-    for body, name, value in (
+    changes: list[tuple[dict[str, Any], str, Any]] = [
         ({"subseed": 9}, "variation_seed", 9),
         ({"subseed": -1}, "variation_seed", None),
         ({"subseed_strength": 0.5}, "variation_strength", 0.5),
         ({"seed_resize_from_w": 640}, "seed_width", 640),
         ({"refiner_switch_at": 0.3}, "refiner_switch", 0.3),
-    ):
-        assert read(desk, "txt2img", {"infotext": TOLD} | body).values[name] == value
+    ]
+    for change, name, value in changes:
+        assert read(desk, "txt2img", {"infotext": TOLD} | change).values[name] == value
 
 
 def test_the_model_of_an_infotext(desk: Desk, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class Client(threading.Thread):
         self.ended: dict[str, Any] = {}
 
     def run(self) -> None:
-        status, job = self.server.post("/api/v1/jobs", asked(self.number, steps=60), X_Avila_Client=self.name_)
+        status, job = self.server.post("/api/v1/jobs", asked(self.number, steps=24), X_Avila_Client=self.name_)
         assert status == 202, job
         polling = threading.Event()
         poller = threading.Thread(target=self._poll, args=(polling,), daemon=True)

@@ -33,7 +33,7 @@ def test_a_killed_worker_goes_on_to_the_same_bytes(make_settings: MakeSettings) 
         async with running(make_settings()) as service:
             whole = await service.ended(await service.submit(tiny(steps=30, count=2)))
             job = await service.submit(tiny(steps=30, count=2))
-            for _ in range(3):
+            for _ in range(2):
                 before = job.progress.step
                 await until(lambda before=before: job.progress.step > before or job.ended)  # type: ignore[misc]
                 kill(service)
@@ -160,10 +160,10 @@ def test_a_worker_killed_again_and_again_loses_nothing(make_settings: MakeSettin
 
     async def work() -> None:
         async with running(make_settings()) as service:
-            jobs = [await service.submit(tiny(f"client{n % 3}", seed=n, steps=6)) for n in range(12)]
+            jobs = [await service.submit(tiny(f"client{n % 3}", seed=n, steps=6)) for n in range(8)]
 
             async def disturb() -> None:
-                for _ in range(6):
+                for _ in range(4):
                     await asyncio.sleep(chance.uniform(0.2, 1.5))
                     kill(service)
                     assert service.health().live
@@ -173,7 +173,7 @@ def test_a_worker_killed_again_and_again_loses_nothing(make_settings: MakeSettin
                 await service.ended(job)
             disturbing.cancel()
             assert {job.state for job in jobs} == {"done"}
-            again = [await service.ended(await service.submit(tiny(seed=n, steps=6))) for n in range(12)]
+            again = [await service.ended(await service.submit(tiny(seed=n, steps=6))) for n in range(8)]
             assert [files(service, job) for job in jobs] == [files(service, job) for job in again]
 
     run(work)

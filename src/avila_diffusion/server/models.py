@@ -7,7 +7,6 @@ the models folder lead where its owner let them, and nothing else does. No path 
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -427,6 +426,4 @@ def _spec_of(path: Path, vae: Path | None = None) -> tuple[ModelSpec | None, str
 
 def _without_folder(text: str, path: Path) -> str:
     """A message without the folders that the server keeps its files in."""
-    for folder in (f"{path.parent}{os.sep}", f"{path.parent.as_posix()}/"):
-        text = text.replace(folder, "")
-    return text
+    return text.replace(str(path), path.name).replace(path.as_posix(), path.name)

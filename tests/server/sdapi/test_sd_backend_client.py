@@ -35,7 +35,7 @@ def picture() -> PIL.Image.Image:
 
 
 def small(**more: Any) -> Any:
-    values = {
+    values: dict[str, Any] = {
         "prompt": "a hill",
         "width": 64,
         "height": 64,

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ class Call(threading.Thread):
     def __init__(self, served: Served, body: dict[str, Any], **headers: str) -> None:
         super().__init__(daemon=True)
         self.response: requests.Response | None = None
-        self._work = lambda: served.post("txt2img", body, headers=headers)
+        self._work = partial(served.post, "txt2img", body, headers=headers)
         self.start()
 
     def run(self) -> None:
@@ -173,16 +174,17 @@ def test_interrupted_pictures_are_answered(served: Served) -> None:
 def test_skipped_pictures_are_answered(served: Served) -> None:
     call = Call(served, LONG | {"n_iter": 2})
     for number in (0, 1):
-        until(lambda number=number: _step(served, number) > 1)
+        until(partial(_steps, served, number))
         assert served.post("skip").json() is None
     answer = call.ended()
     assert answer.status_code == 200
     assert len(answer.json()["images"]) == 2
 
 
-def _step(served: Served, number: int) -> int:
+def _steps(served: Served, number: int) -> bool:
+    """Whether this picture is being drawn, and some steps are done."""
     state = served.get("progress").json()["state"]
-    return int(state["sampling_step"]) if state["job_no"] == number else 0
+    return bool(state["job_no"] == number and state["sampling_step"] > 1)
 
 
 def test_clients_see_and_stop_their_own_only(served: Served) -> None:
@@ -351,12 +353,16 @@ def test_a_body_in_pieces_counts_by_its_size(served: Served, held_up: None) -> N
     caller.join(30)
 
 
+async def _loaded(served: Served) -> str | None:
+    return served.service.loaded
+
+
 def test_models_are_let_go_and_taken_again(served: Served) -> None:
     assert served.post("txt2img", SMALL).status_code == 200
     assert served.post("unload-checkpoint").json() == {}
-    assert served.service.loaded is None
+    assert served.do(_loaded(served)) is None
     assert served.post("reload-checkpoint").json() == {}
-    assert served.service.loaded == "tiny.safetensors"
+    assert served.do(_loaded(served)) == "tiny.safetensors"
     for path in ("refresh-checkpoints", "refresh-vae", "refresh-loras", "refresh-embeddings"):
         assert served.post(path).json() is None
 

@@ -99,12 +99,13 @@ export async function modelChanged(chosen = true) {
     if (asked !== name) return;
     facts = null;
     byId("model-line").textContent = /** @type {Error} */ (error).message;
+    byId("model-line").classList.add("error");
     return;
   }
   if (asked !== name) return;
   facts = told;
   // What draws at one small size is enlarged to what is asked for: then its own size is no measure.
-  known.own = !facts.picture_size || facts.fixed_size || facts.picture_size < 256 ? 512 : facts.picture_size;
+  known.own = !facts.size || facts.fixed_size || facts.size < 256 ? 512 : facts.size;
   showFacts();
   takeDefaults();
   showPresets();
@@ -133,9 +134,10 @@ function kindWords() {
 
 function showFacts() {
   const model = known.models.find((one) => one.name === asked);
-  const parts = [kindWords(), facts.picture_size ? `${facts.picture_size} px` : "",
+  const parts = [kindWords(), facts.size ? `${facts.size} px` : "",
     model?.size ? size(model.size) : ""];
-  byId("model-line").textContent = parts.filter(Boolean).join(" · ");
+  byId("model-line").textContent = facts.problem ?? parts.filter(Boolean).join(" · ");
+  byId("model-line").classList.toggle("error", Boolean(facts.problem));
 }
 
 /** The sizes that suit the model, as buttons. */
@@ -159,7 +161,7 @@ export function showReport() {
   const name = value("model");
   byId("report-title").textContent = modelWords(name);
   const rows = facts
-    ? [["facts.family", kindWords()], ["facts.size", facts.picture_size && `${facts.picture_size} px`],
+    ? [["facts.family", kindWords()], ["facts.size", facts.size && `${facts.size} px`],
        ["facts.prediction", facts.prediction], ...Object.entries(facts.defaults ?? {}).map(([key, said]) => [`field.${key}`, said])]
     : [];
   const list = rows.filter(([, said]) => said !== null && said !== undefined && said !== "")

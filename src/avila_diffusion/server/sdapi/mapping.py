@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ...checkpoint.folders import find_styles_file
@@ -87,7 +87,7 @@ def read_asked(route: Route, raw: Mapping[str, Any], options: Options, service: 
         raise invalid("firstpass_image", "firstpass_image is not taken here; send it to img2img")
     check_scripts(body["script_name"], body["alwayson_scripts"])
     told = _Told.of(body["infotext"])
-    overrides = told.overrides | dict(body["override_settings"] or {})
+    overrides = {**told.overrides, **(body["override_settings"] or {})}
     settled = options.settled(overrides, model=_model_told(told, service.models))
     values = _without(told.values, fields_of(body["override_settings"] or {}))
     values |= _sampler(body, values)
@@ -119,12 +119,12 @@ class _Told:
     model: str | None = None
     hash: str | None = None
     refiner: str | None = None
-    overrides: Mapping[str, Any] | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, text: str | None) -> _Told:
         if text is None or not text.strip():
-            return cls({}, overrides={})
+            return cls({})
         parsed = read(text)
         try:
             values = parsed.request_values()
@@ -199,9 +199,9 @@ def _eighths(side: int) -> int:
 
 def _sampler(body: Body, told: dict[str, Any]) -> dict[str, Any]:
     """Sampler and schedule where they are given; a schedule in the sampler's name goes before another."""
-    field = "sampler_name" if body["sampler_name"] else "sampler_index"
-    named, scheduler = body[field], body["scheduler"]
-    if field not in body:  # its default, which an infotext goes before
+    source = "sampler_name" if body["sampler_name"] else "sampler_index"
+    named, scheduler = body[source], body["scheduler"]
+    if source not in body:  # its default, which an infotext goes before
         named = None
     if named or scheduler or "steps" in body:
         told.pop("sigmas", None)
@@ -213,7 +213,7 @@ def _sampler(body: Body, told: dict[str, Any]) -> dict[str, Any]:
             if joint is not None:
                 return values
     except RequestError as error:
-        raise invalid(field, str(error)) from None
+        raise invalid(source, str(error)) from None
     try:
         return values | ({"schedule": resolve_schedule(scheduler).name} if scheduler else {})
     except RequestError as error:
