@@ -160,12 +160,13 @@ def test_a_picture(client: OpenAI) -> None:
 
 
 def test_several_in_any_format(client: OpenAI) -> None:
-    for output, magic in (("png", b"\x89PNG"), ("jpeg", b"\xff\xd8\xff"), ("webp", b"RIFF")):
+    formats: list[tuple[Any, bytes]] = [("png", b"\x89PNG"), ("jpeg", b"\xff\xd8\xff"), ("webp", b"RIFF")]
+    for output, magic in formats:
         made = client.images.generate(
             prompt="a lake",
             n=3,
             size="64x64",
-            output_format=output,  # type: ignore[arg-type]
+            output_format=output,
             output_compression=40,
             extra_body={"seed": 9},
         )
