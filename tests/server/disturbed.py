@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import random
 import threading
 import time
@@ -64,7 +65,7 @@ def _submit_all(server: RealServer, jobs: int, ids: dict[int, str]) -> None:
         while number not in ids:
             try:
                 status, answer = server.post("/api/v1/jobs", job_of(number), Idempotency_Key=f"job-{number}")
-            except OSError:
+            except (OSError, http.client.HTTPException):  # killed before, or in the middle of, its answer
                 time.sleep(0.05)
                 continue
             if status in (200, 202):

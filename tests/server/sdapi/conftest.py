@@ -84,7 +84,7 @@ def serving(settings: Settings) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, models_folder: Path, cache: Path) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory, models_folder: Path, workers_cache: Path) -> Iterator[Served]:
     """A server with the tiny checkpoint as its model, styles, a LoRA file that fits nothing, and an embedding."""
     models = tmp_path_factory.mktemp("webui")
     for name in ("Stable-diffusion", "Lora", "embeddings"):
@@ -102,7 +102,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, models_folder: Path, cache:
     styles = 'name,prompt,negative_prompt\nink,"ink drawing of {prompt}",photo\n'
     (models / "styles.csv").write_text(styles, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"AVILA_CACHE": str(cache), "AVILA_KERNELS": "torch", "OMP_NUM_THREADS": "1"}.items():
+        for name, value in {"AVILA_CACHE": str(workers_cache), "AVILA_KERNELS": "torch", "OMP_NUM_THREADS": "1"}.items():
             patch.setenv(name, value)
         settings = Settings(
             data=tmp_path_factory.mktemp("data"), models_dir=str(models), model="tiny", threads=1, drain=1.0
