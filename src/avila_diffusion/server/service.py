@@ -192,9 +192,7 @@ class Service(Core):
     ) -> list[Job]:
         """The newest first. before: only those with a lower number."""
         wanted: frozenset[State] = frozenset(states) if states else ENDED | WAITING | {"running"}
-        ended = await self._do(
-            partial(rows.listed, client=client, states=wanted & ENDED, limit=limit, before=before)
-        )
+        ended = await self._do(partial(rows.listed, client=client, states=wanted & ENDED, limit=limit, before=before))
         live = [
             held.job
             for held in self.held.values()

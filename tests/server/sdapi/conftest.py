@@ -102,7 +102,11 @@ def served(tmp_path_factory: pytest.TempPathFactory, models_folder: Path, worker
     styles = 'name,prompt,negative_prompt\nink,"ink drawing of {prompt}",photo\n'
     (models / "styles.csv").write_text(styles, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"AVILA_CACHE": str(workers_cache), "AVILA_KERNELS": "torch", "OMP_NUM_THREADS": "1"}.items():
+        for name, value in {
+            "AVILA_CACHE": str(workers_cache),
+            "AVILA_KERNELS": "torch",
+            "OMP_NUM_THREADS": "1",
+        }.items():
             patch.setenv(name, value)
         settings = Settings(
             data=tmp_path_factory.mktemp("data"), models_dir=str(models), model="tiny", threads=1, drain=1.0
