@@ -64,7 +64,7 @@ def checked_share(share: object) -> float:
     return share
 
 
-def bytes_of(size: object) -> int | None:
+def bytes_of(size: object, what: str = "max_memory") -> int | None:
     """A number of bytes: as it is, or in words such as "1.5G", "800M" (of 1000) or "2GiB" (of 1024); None for None.
 
     Raises RequestError for anything else, and for less than a megabyte.
@@ -76,12 +76,12 @@ def bytes_of(size: object) -> int | None:
         base = 1024 if found[3] else 1000
         count = int(float(found[1]) * base ** " KMGT".index((found[2] or " ").upper()))
     elif isinstance(size, bool) or not isinstance(size, numbers.Integral):
-        raise RequestError(f"max_memory is {str(size)[:80]!r}; it must be a size such as 3G, 1500M or 2GiB")
+        raise RequestError(f"{what} is {str(size)[:80]!r}; it must be a size such as 3G, 1500M or 2GiB")
     else:
         count = int(size)
     if not 10**6 <= count <= MOST_MEMORY:
         told = f"{count:,} bytes" if abs(count) <= MOST_MEMORY else "more than any machine has"
-        raise RequestError(f"max_memory is {told}; give it with its unit, such as 3G")
+        raise RequestError(f"{what} is {told}; give it with its unit, such as 3G")
     return count
 
 

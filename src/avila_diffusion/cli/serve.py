@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import logging
 import os
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from ..errors import AvilaError, OutputProblem, RequestError
 from .parser import add_memory_options
 
 if TYPE_CHECKING:
-    from ..server.settings import Limits, Settings
+    from ..server.settings import Limits, Retention, Settings
 
 PACKAGES = {
     "starlette": "starlette",
@@ -95,6 +96,12 @@ def _add_jobs(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="jobs that may wait, of one client; default: as --queue, a quarter of it for a server of several people",
     )
+    group.add_argument("--keep", type=int, metavar="N", help="ended jobs that are kept; default 2000")
+    group.add_argument("--keep-days", type=float, metavar="DAYS", help="how long they are kept; default: for ever")
+    group.add_argument("--keep-size", metavar="SIZE", help="bytes that they may take, such as 20G; default 8G")
+    group.add_argument(
+        "--job-timeout", type=float, metavar="SECONDS", help="that a job has, waiting included; default: no limit"
+    )
     group.add_argument(
         "--drain", type=float, default=20.0, metavar="SECONDS", help="that running jobs have at the end; default 20"
     )
@@ -167,14 +174,17 @@ def settings_of(options: argparse.Namespace) -> Settings:
         preview_every=options.preview_every,
         preview_decoder=options.preview_decoder,
         limits=_limits(options, token is None and is_loopback(options.host)),
+        retention=_retention(options),
     )
 
 
 def _limits(options: argparse.Namespace, alone: bool) -> Limits:
     """alone: it is one person's server, whose programs may fill the queue each."""
-    from ..limits import check_whole
+    from ..limits import check_number, check_whole
     from ..server.settings import Limits
 
+    if options.job_timeout is not None:
+        check_number("--job-timeout", options.job_timeout, 1.0, 8_640_000.0)
     for option, value in (("--queue", options.queue), ("--per-client", options.per_client)):
         if value is not None:
             check_whole(option, value, 1, 100_000)
@@ -182,7 +192,25 @@ def _limits(options: argparse.Namespace, alone: bool) -> Limits:
     own = options.per_client
     if own is None:
         own = queue if alone else max(queue // 4, 1)
-    return Limits(queue=queue, per_client=own)
+    return Limits(queue=queue, per_client=own, job_seconds=options.job_timeout)
+
+
+def _retention(options: argparse.Namespace) -> Retention:
+    """How much of what has ended is kept."""
+    from ..given import bytes_of
+    from ..limits import check_number, check_whole
+    from ..server.settings import Retention
+
+    kept = Retention()
+    if options.keep is not None:
+        check_whole("--keep", options.keep, 0, 1_000_000_000)
+        kept = replace(kept, count=options.keep)
+    if options.keep_days is not None:
+        check_number("--keep-days", options.keep_days, 0.0, 36_500.0)
+        kept = replace(kept, age=options.keep_days * 86_400.0)
+    if options.keep_size is not None:
+        kept = replace(kept, size=bytes_of(options.keep_size, "--keep-size"))
+    return kept
 
 
 def _host(option: str, name: str) -> str:
