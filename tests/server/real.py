@@ -41,7 +41,7 @@ class RealServer:
         self.process: subprocess.Popen[bytes] | None = None
         self.log = data.with_name(f"{data.name}.log")
 
-    def start(self, seconds: float = 30.0) -> float:
+    def start(self, seconds: float = 90.0) -> float:
         """Start it; returns after how many seconds it answered."""
         began = time.monotonic()
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ class RealServer:
             self.process = subprocess.Popen(self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         while time.monotonic() - began < seconds:
             with contextlib.suppress(OSError):
-                status, _ = self.call("GET", "/health/live", timeout=2.0)
+                status, _ = self.call("GET", "/health/live", timeout=10.0)
                 assert status in (200, 401), status  # the latter where it has a token
                 return time.monotonic() - began
             if self.process.poll() is not None:
