@@ -12,7 +12,7 @@ import pytest
 
 from avila_diffusion.server.service import Service
 
-from .conftest import MakeSettings, asked, files, run, running, tiny
+from .conftest import MakeSettings, asked, files, run, running, tiny, until
 from .disturbed import draw
 
 pytestmark = [pytest.mark.full, pytest.mark.skipif(sys.platform == "win32", reason="looks into /proc")]
@@ -42,17 +42,20 @@ def test_a_hundred_kills_of_the_worker(make_settings: MakeSettings) -> None:
     async def work() -> None:
         async with running(make_settings()) as service:
             asking = asyncio.ensure_future(answers(service))
-            jobs = [await service.submit(tiny(f"client{n % 5}", seed=n, steps=8)) for n in range(120)]
+            jobs = [await service.submit(tiny(f"client{n % 5}", seed=n, steps=40)) for n in range(120)]
+            assert service.floor is not None
+            worker = service.floor.worker
             for _ in range(100):
-                await asyncio.sleep(chance.uniform(0.1, 3.0))
-                assert service.floor is not None
-                if (pid := service.floor.worker.pid) is not None:
-                    os.kill(pid, 9)
+                await until(lambda: worker.ready, seconds=120.0)
+                await asyncio.sleep(chance.uniform(0.0, 2.0))
+                assert worker.pid is not None
+                os.kill(worker.pid, 9)
+                await until(lambda: not worker.ready)
             for job in jobs:
                 await service.ended(job)
             asking.cancel()
             assert {job.state for job in jobs} == {"done"}
-            again = [await service.ended(await service.submit(tiny(seed=n, steps=8))) for n in range(120)]
+            again = [await service.ended(await service.submit(tiny(seed=n, steps=40))) for n in range(120)]
             assert [files(service, job) for job in jobs] == [files(service, job) for job in again]
             print(
                 f"{service.floor and service.floor.worker.restarts} restarts; the loop was late by {slowest:.3f} s at most"

@@ -194,9 +194,9 @@ class Supervisor:
             return
         self._process, self.ready, self.busy = None, False, None
         why = self._why or why
-        self._failures += 1
+        self._failures += not outside
         self.restarts += 1
-        pause = PAUSES[min(self._failures - 1, len(PAUSES) - 1)]
+        pause = PAUSES[min(max(self._failures - 1, 0), len(PAUSES) - 1)]
         if self._failures >= len(PAUSES) // 2:
             self.trouble = f"the worker {why}, {self._failures} times in a row; it is started again"
         assert self._loop is not None
