@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import AvilaError
@@ -94,12 +94,22 @@ async def _told(request: Request, error: Exception) -> Response:
 async def _http_told(request: Request, error: Exception) -> Response:
     """What the router refuses."""
     assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:  # the router names the methods of the first route that has this path
+        headers["Allow"] = ", ".join(_methods(request))
     said = {
         404: "there is nothing here; /openapi.json lists what there is",
-        405: f"{request.method} is not for this path; it takes {(error.headers or {}).get('Allow', 'another method')}",
+        405: f"{request.method} is not for this path; it takes {headers.get('Allow', 'another method')}",
     }
-    refused = Refused(error.status_code, said.get(error.status_code, str(error.detail)), error.headers)
+    refused = Refused(error.status_code, said.get(error.status_code, str(error.detail)), headers)
     return await _told(request, refused)
+
+
+def _methods(request: Request) -> list[str]:
+    """Those that some route takes at this path."""
+    routes = (route for route in request.app.routes if isinstance(route, Route))
+    here = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return sorted({method for route in here for method in route.methods or ()})
 
 
 async def _gone(request: Request, error: Exception) -> Response:

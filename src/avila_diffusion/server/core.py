@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import shutil
 import sqlite3
 import time
@@ -20,13 +21,17 @@ from ..errors import AvilaError, FileProblem, ModelNotFound, OutputProblem
 from . import rows
 from .dispatch import Place
 from .events import EventLog, ending
-from .floor import Floor, Held
+from .floor import Floor
+from .held import Held
 from .job import Job, Problem, Result, State, Using
 from .models import ModelIndex
+from .problems import NotReady
 from .settings import Settings
 from .store import Store
 from .tally import Tally
 from .wire import Message
+
+log = logging.getLogger("avila.server")
 
 Made = TypeVar("Made")
 
@@ -55,6 +60,7 @@ class Core:
         self._default: str | None = settings.model
         self._draining = False
         self._trouble: str | None = None
+        self._unfit: str | None = None
         self._probed = self._swept = 0.0
         self._reserved: dict[str, int] = {}
         self._reserved_bytes = 0
@@ -72,8 +78,7 @@ class Core:
         use, OutputProblem where it cannot be written, ModelNotFound for a default model that is not there."""
         self._store = await asyncio.to_thread(Store, self.settings.data / "jobs.sqlite")
         await self.models.scan()
-        if self.settings.model is not None:
-            self._default = self.models.find(self.settings.model).name
+        await self._check_names()
         self._jobs_folder.mkdir(parents=True, exist_ok=True)
         await self._store.do(partial(rows.give_up_unreadable, finished=time.time()))
         for job, stamps, parts, size, deadline in await self._store.do(rows.unended):
@@ -88,9 +93,33 @@ class Core:
             self._spawn(self._preload())
         self._ticker = asyncio.get_running_loop().create_task(self._tick())
 
+    async def _check_names(self) -> None:
+        """What was named at the start is there and can be used. Raises ModelNotFound, FileProblem."""
+        if self.settings.preview_decoder is not None:
+            self.models.find(self.settings.preview_decoder, "taesd")
+        if self.settings.model is not None:
+            entry = self.models.find(self.settings.model)
+            facts = await asyncio.to_thread(self.models.facts, entry)
+            if facts.problem:
+                raise FileProblem(facts.problem)
+            self._default = entry.name
+
     async def _preload(self) -> None:
-        with contextlib.suppress(AvilaError):  # its jobs will say so
+        assert self.floor is not None
+        while not self.floor.worker.ready:
+            await asyncio.sleep(0.05)
+        try:
             await self.load(None)
+        except NotReady:
+            pass  # it died or the server stops; the first job loads it
+        except AvilaError as error:
+            self.unfit(str(error))
+
+    def unfit(self, why: str | None) -> None:
+        """The worker can draw with no model, for this reason; None: it can."""
+        if why is not None and why != self._unfit:
+            log.error("no model can be drawn with: %s", why)
+        self._unfit = why
 
     def drain(self) -> None:
         """From now on no job is taken and no part begun."""

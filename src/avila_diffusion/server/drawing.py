@@ -47,6 +47,12 @@ class Studio:
         with contextlib.suppress(AvilaError):
             from ..checkpoint import load  # noqa: F401
             from ..pipeline import engine, journal  # noqa: F401
+        from ..device import choose_policy
+
+        try:
+            choose_policy(self.settings["device"], self.settings["dtype"])
+        except AvilaError as error:
+            self.say("unfit", message=str(error))
 
     def engine(self, model: Message | None) -> AvilaDiffusion:
         """What draws with these files, loaded if it is not there yet."""

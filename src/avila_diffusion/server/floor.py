@@ -16,8 +16,9 @@ from typing import Any, Protocol
 
 from ..errors import AvilaError, FileProblem
 from .dispatch import Line, Place
-from .events import EventLog
+from .held import Held
 from .job import Job, Preview, Problem, Progress, Using
+from .models import ModelIndex
 from .problems import NotReady
 from .rows import Stamps
 from .settings import Settings
@@ -35,39 +36,12 @@ PATIENT_SECONDS = 5.0
 """How long a call may go on after its job's time is over, beyond three usual calls, before the worker counts as hung."""
 
 
-@dataclass(eq=False)
-class Held:
-    """A live job with what only the core knows of it. stamps: of its files when it was accepted. unit: name of the part that
-    the worker has in hand. reached: the furthest place it was ever at (part, picture, decoding, call): a journal that is read
-    again does not count. moved: it got further since it was last taken in hand. ending: it is about to end. committing: a
-    part of it is drawn and on its way to the disk. since: when that part was begun. killed: how often the worker was killed
-    at it from outside."""
-
-    job: Job
-    place: Place
-    log: EventLog
-    stamps: Stamps
-    size: int
-    deadline: float | None
-    folder: Path
-    unit: str | None = None
-    moved: bool = False
-    reached: tuple[int, int, bool, int] = (0, 0, False, 0)
-    ending: bool = False
-    committing: bool = False
-    since: float = 0.0
-    killed: int = 0
-
-    def say_state(self, position: int | None = None) -> None:
-        """Tell who follows it."""
-        self.log.add("state", {"state": self.job.state, "position": position})
-
-
 class Core(Protocol):
     """What the floor asks of the service."""
 
     settings: Settings
     tally: Tally
+    models: ModelIndex
     held: dict[str, Held]
 
     def model_message(self, using: Using) -> Message:
@@ -84,6 +58,10 @@ class Core(Protocol):
 
     def must_finish(self, held: Held) -> None:
         """It ends with the pictures that it has."""
+        ...
+
+    def unfit(self, why: str | None) -> None:
+        """No model can be drawn with, for this reason; None: one can."""
         ...
 
     def changed(self, held: Held) -> None:
@@ -120,6 +98,7 @@ class Floor:
             "loaded": self._loaded,
             "refused": self._refused,
             "unloaded": self._unloaded,
+            "unfit": lambda message: self.core.unfit(message["message"]),
             "turn": self._takes_turn,
             "begun": self._begun,
             "progress": self._progress,
@@ -175,7 +154,7 @@ class Floor:
         self._begun_units += 1
         name = f"{job.id}.{part}.{self._begun_units}"  # never the same: what is said of an earlier attempt is not of this one
         self.line.serve(job.client)
-        held.unit, held.moved, held.since = name, False, time.monotonic()
+        held.unit, held.moved, held.mark = name, False, None
         self._units[name] = held
         if job.started is None:
             job.started = time.time()
@@ -258,6 +237,7 @@ class Floor:
 
     def _loaded(self, message: Message) -> None:
         self.worker.worked()
+        self.core.unfit(None)
         using = Using(**message["using"])
         if using != self.loaded:
             self.line.holding(using, time.monotonic(), message["seconds"])
@@ -317,6 +297,8 @@ class Floor:
         job.skipped &= image == job.progress.image
         share = message["step"] / message["of"] if message["of"] and message["stage"] == "sample" else 0.0
         fraction = (image + (0.98 if message["stage"] == "decode" else 0.97 * share)) / job.images
+        if held.mark is None and message["step"]:
+            held.mark = time.monotonic(), fraction
         job.progress = Progress(
             stage=message["stage"],
             image=image,
@@ -329,13 +311,11 @@ class Floor:
         held.log.progress(job.progress)
 
     def _eta(self, held: Held, fraction: float) -> float | None:
-        if held.job.started is None or fraction <= 0.0:
+        """Seconds to the end, by the calls after the first: that one packs the weights, and says nothing about the others."""
+        if held.mark is None or fraction <= held.mark[1]:
             return None
-        done = (held.place.parts * held.job.request.batch) / held.job.images
-        here = fraction - done
-        if here <= 0.005:
-            return None
-        return (time.monotonic() - held.since) / here * (1 - fraction)
+        began, at = held.mark
+        return (time.monotonic() - began) / (fraction - at) * (1 - fraction)
 
     def _preview(self, message: Message) -> None:
         held = self._units.get(message["unit"])
@@ -367,8 +347,9 @@ class Floor:
             with contextlib.suppress(OSError):
                 (held.folder / f"{held.place.parts}.journal").unlink(missing_ok=True)
         else:
-            names = ("kind", "message", "asked", "lasting")
-            self.core.must_end(held, Problem(**{name: message[name] for name in names}))
+            names = ("kind", "asked", "lasting")
+            line = self.core.models.without_folders(message["message"])
+            self.core.must_end(held, Problem(message=line, **{name: message[name] for name in names}))
         self.wake()
 
     def _stopped(self, message: Message) -> None:

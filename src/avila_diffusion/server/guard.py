@@ -181,7 +181,7 @@ class Guard:
         if allowed and method == "OPTIONS" and "access-control-request-method" in headers:
             return Response(status_code=204)
         own = origin in (f"{scope['scheme']}://{authority}", None)
-        if len(origins) > 1 or origin == "null" or (not (own or allowed) and method not in ("GET", "HEAD")):
+        if len(origins) > 1 or not (own or allowed):
             raise Refused(403, "this call comes from a page of another origin, which may not make it (--cors-origin)")
         site = headers.get("sec-fetch-site", "none")
         if site not in ("none", "same-origin") and not allowed and not _is_visit(scope, headers):

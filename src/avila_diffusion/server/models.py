@@ -27,6 +27,8 @@ from .names import Names, near, one_line
 
 PROCEDURAL = "procedural"
 """Name of the generator without a model."""
+IN_METADATA = "avila procedural"
+"""What its pictures say that they were drawn by."""
 PROCEDURAL_SIZE = 512
 CHECKPOINT = "checkpoint"
 _KIN = {"vae": "taesd", "taesd": "vae"}
@@ -89,6 +91,8 @@ class Entry:
 
     def names(self) -> tuple[tuple[str, ...], ...]:
         """What it is called, from the strictest to the loosest."""
+        if self.name == PROCEDURAL:
+            return (PROCEDURAL,), (IN_METADATA,), ()
         return (self.name,), (self._without_suffix,), (self.file_name, self.stem)
 
 
@@ -199,6 +203,14 @@ class ModelIndex:
             if not trained:
                 raise
             return _only(name, trained, "lora")
+
+    def without_folders(self, text: str) -> str:
+        """A message of the worker, without where on the disk the models lie."""
+        for entries in self._scanned.entries.values():
+            for entry in entries:
+                if entry.path is not None and str(entry.path) in text:
+                    text = _without_folder(text, entry.path)
+        return text
 
     def default(self, asked: str | None = None) -> Entry:
         """The checkpoint used where none is asked for: `asked`, else the first that can be loaded, else the bundled one, else
@@ -421,9 +433,11 @@ def _spec_of(path: Path, vae: Path | None = None) -> tuple[ModelSpec | None, str
     try:
         return detect(gather(path, vae=vae))[0], ""
     except (FileProblem, Unsupported) as error:
-        return None, _without_folder(str(error), path)
+        return None, _without_folder(str(error), path, *([] if vae is None else [vae]))
 
 
-def _without_folder(text: str, path: Path) -> str:
+def _without_folder(text: str, *paths: Path) -> str:
     """A message without the folders that the server keeps its files in."""
-    return text.replace(str(path), path.name).replace(path.as_posix(), path.name)
+    for path in paths:
+        text = text.replace(str(path), path.name).replace(path.as_posix(), path.name)
+    return text

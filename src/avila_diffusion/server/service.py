@@ -18,7 +18,7 @@ from . import rows
 from .acceptance import resolve
 from .core import Core
 from .events import of_ended
-from .floor import Held
+from .held import Held
 from .job import ENDED, WAITING, Event, Job, State, given_of
 from .problems import Conflict, Draining, NoSuchJob, QueueFull
 from .submission import Submission
@@ -312,7 +312,7 @@ class Service(Core):
 
     def problem(self) -> str | None:
         """Why the server cannot work now."""
-        return self._trouble or (None if self.floor is None else self.floor.worker.trouble)
+        return self._trouble or self._unfit or (None if self.floor is None else self.floor.worker.trouble)
 
     def health(self) -> Health:
         """How it is."""

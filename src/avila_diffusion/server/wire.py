@@ -13,6 +13,7 @@ From the worker, `is`:
     ready    pid; its first word
     beat     memory (bytes that it holds), busy (what it does, None: nothing), since (seconds that takes so far)
     loading  model;  loaded  model, using, seconds, report;  refused  model, kind, message …: a `load` failed;  unloaded
+    unfit    message: no model can be drawn with as the server was started
     turn     unit: it is its turn, a call begins
     begun    unit
     progress unit, stage, image, step, of, sigma, seconds;  preview  unit, image, media_type, data (base64)

@@ -188,7 +188,10 @@ class Options:
         if named != AUTOMATIC:
             return named
         wanted = (f"{model.stem}.vae".casefold(), model.stem.casefold())
-        beside = (vae.name for vae in self._service.models.entries("vae") if vae.stem.casefold() in wanted)
+        others = (
+            vae for vae in self._service.models.entries("vae") if vae.path != model.path
+        )  # a plain folder has both
+        beside = (vae.name for vae in others if vae.stem.casefold() in wanted)
         return next(beside, NO_VAE)
 
     def _named_vae(self, named: str) -> str:
