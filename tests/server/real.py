@@ -35,7 +35,10 @@ class RealServer:
     def __init__(self, data: Path, models: Path | None, *options: str) -> None:
         self.data, self.port = data, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        given = ["--models-dir", str(models if models is not None else data / "no-models")]
+        if models is None:
+            models = data.with_name(f"{data.name}-no-models")
+            models.mkdir(parents=True, exist_ok=True)
+        given = ["--models-dir", str(models)]
         self._command = [sys.executable, "-m", "avila_diffusion", "serve", "--port", str(self.port)]
         self._command += ["--data-dir", str(data), *given, "-t", "1", "--drain", "0", *options]
         self.process: subprocess.Popen[bytes] | None = None

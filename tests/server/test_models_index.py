@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from avila_diffusion.errors import FileProblem, ModelNotFound, PickleRefused
 from avila_diffusion.hashes import hash_in_background
-from avila_diffusion.server.models import Entry, ModelIndex
+from avila_diffusion.server.entries import Entry
+from avila_diffusion.server.models import ModelIndex
 
 _opened: list[str] | None = None
 

@@ -157,7 +157,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         data=options.data_dir or _data_folder(),
         host=options.host,
         port=options.port,
-        models_dir=options.models_dir,
+        models_dir=_models_dir(options.models_dir),
         model=options.model,
         token=token,
         insecure=options.insecure,
@@ -211,6 +211,17 @@ def _retention(options: argparse.Namespace) -> Retention:
     if options.keep_size is not None:
         kept = replace(kept, size=bytes_of(options.keep_size, "--keep-size"))
     return kept
+
+
+def _models_dir(text: str | None) -> str | None:
+    """Raises RequestError where a folder that was named is not there: nobody would find out why there are no models."""
+    for part in (text or "").split(os.pathsep):
+        folder = Path(part.strip()).expanduser()
+        if part.strip() and not folder.is_dir():
+            raise RequestError(
+                f"--models-dir {part.strip()[:200]!r} is no folder; give the one that your models are in"
+            )
+    return text
 
 
 def _host(option: str, name: str) -> str:

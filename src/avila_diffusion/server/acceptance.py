@@ -19,9 +19,10 @@ from ..request import PICTURES, GenerateRequest
 from ..sampling.names import resolve_sampler
 from ..second_pass import enlarged, latent_size
 from ..text.prompt import lora_weights, read_prompt
+from .entries import Entry
 from .estimate import Estimate, estimate
 from .job import Using
-from .models import Entry, Facts, ModelIndex
+from .models import Facts, ModelIndex
 from .problems import TooLarge
 from .settings import Limits, Settings
 from .submission import Submission

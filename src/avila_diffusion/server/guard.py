@@ -64,7 +64,7 @@ SECURITY = {
 }
 """Headers of every answer that has not set them itself."""
 CORS_HEADERS = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Avila-Client"
-CORS_EXPOSED = "Location, Retry-After, X-Process-Time"
+CORS_EXPOSED = "Location, Retry-After, Retry-After-Ms, X-Process-Time, X-Request-Id, X-Should-Retry"
 
 ErrorAnswer = Callable[[str, AvilaError, int], Response]
 """From the path that was called, the error and its status: the answer in that dialect's shape."""
@@ -214,7 +214,8 @@ class Guard:
             found["cross-origin-resource-policy"] = "cross-origin"
             if "access-control-request-method" in headers:
                 found["access-control-allow-methods"] = "GET, POST, PATCH, DELETE"
-                found["access-control-allow-headers"] = CORS_HEADERS
+                asked = headers.get("access-control-request-headers", "")  # clients have headers of their own
+                found["access-control-allow-headers"] = asked if _NAMES.fullmatch(asked) else CORS_HEADERS
                 found["access-control-max-age"] = "600"
         return found
 
@@ -274,6 +275,7 @@ class _Answered:
         ]
 
 
+_NAMES = re.compile(r"[A-Za-z0-9-]+(?: *, *[A-Za-z0-9-]+){0,63}")
 _ADDRESS = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _STATIC = re.compile(r"/(?:page/[^/]+)?")
 

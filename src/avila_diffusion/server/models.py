@@ -14,86 +14,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ..checkpoint import bundled
 from ..checkpoint.detect import detect
-from ..checkpoint.folders import ROLES, list_models
 from ..checkpoint.inspection import inspect
 from ..checkpoint.parts import gather
 from ..checkpoint.safetensors import read_header
 from ..config import ModelSpec
 from ..errors import FileProblem, ModelNotFound, PickleRefused, Unsupported
-from ..hashes import SHORT, FileHash, hash_in_background, known_hash
-from .names import Names, near, one_line
+from ..hashes import FileHash, hash_in_background
+from .entries import CHECKPOINT, PROCEDURAL, PROCEDURAL_SIZE, Entry, Scanned, built_in, scan, state_of
+from .names import near, one_line
 
-PROCEDURAL = "procedural"
-"""Name of the generator without a model."""
-IN_METADATA = "avila procedural"
-"""What its pictures say that they were drawn by."""
-PROCEDURAL_SIZE = 512
-CHECKPOINT = "checkpoint"
 _KIN = {"vae": "taesd", "taesd": "vae"}
-_PICKLES = frozenset((".ckpt", ".pt", ".pth", ".bin"))
-_PICKLED_OK = frozenset(("lora", "embedding"))
-"""Roles whose pickled files are read as they are, without running anything in them."""
 _Stamp = tuple[Path | None, int, float]
 """A file as it was scanned: where, bytes, time of its change."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A model. name: relative to its folder, with "/", or "bundled" or "procedural". path: None where there is no file; never
-    shown to clients. size: bytes. changed: seconds since 1970, of its last change. digest: SHA-256 of the file, of a LoRA
-    that of its tensors; None until it is known."""
-
-    name: str
-    role: str
-    path: Path | None
-    size: int
-    changed: float
-    digest: str | None = None
-
-    @property
-    def stem(self) -> str:
-        """The name without folders and suffix."""
-        return self._without_suffix.rpartition("/")[2]
-
-    @property
-    def file_name(self) -> str:
-        """The name without folders."""
-        return self.name.rpartition("/")[2]
-
-    @property
-    def short_hash(self) -> str | None:
-        """The first 10 digits of the digest, as metadata have them."""
-        return None if self.digest is None else self.digest[:SHORT]
-
-    @property
-    def title(self) -> str:
-        """AUTOMATIC1111's: the name and, where it is known, the hash in brackets."""
-        return self.name if self.digest is None else f"{self.name} [{self.short_hash}]"
-
-    @property
-    def needs_conversion(self) -> bool:
-        """Pickled, and not read before `avila convert` made a safetensors file of it."""
-        if self.path is None or self.role in _PICKLED_OK:
-            return False
-        return self.path.suffix.lower() in _PICKLES
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """What tells it from all others."""
-        return self.role, self.name
-
-    @property
-    def _without_suffix(self) -> str:
-        suffix = "" if self.path is None else self.path.suffix
-        return self.name.removesuffix(suffix) if suffix else self.name
-
-    def names(self) -> tuple[tuple[str, ...], ...]:
-        """What it is called, from the strictest to the loosest."""
-        if self.name == PROCEDURAL:
-            return (PROCEDURAL,), (IN_METADATA,), ()
-        return (self.name,), (self._without_suffix,), (self.file_name, self.stem)
 
 
 @dataclass(frozen=True)
@@ -124,20 +57,6 @@ NO_MODEL = Facts(
 )
 
 
-@dataclass(frozen=True)
-class _Scanned:
-    """All entries by role, and their names."""
-
-    entries: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
-    names: Mapping[str, Names[Entry]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, entries: Mapping[str, tuple[Entry, ...]], notes: tuple[str, ...]) -> _Scanned:
-        names = {role: Names([(one, one.names(), one.digest) for one in found]) for role, found in entries.items()}
-        return cls(entries, names, notes)
-
-
 class ModelIndex:
     """The models of the folders that `avila models` would look in.
 
@@ -147,7 +66,7 @@ class ModelIndex:
 
     def __init__(self, models_dir: str | None = None) -> None:
         self.models_dir = models_dir
-        self._scanned = _Scanned.of({CHECKPOINT: _built_in()}, ())
+        self._scanned = Scanned.of({CHECKPOINT: built_in()}, ())
         self._scanning = asyncio.Lock()
         self._facts: dict[_Stamp, Facts] = {}
         self._specs: dict[tuple[_Stamp, _Stamp], ModelSpec] = {}
@@ -165,7 +84,7 @@ class ModelIndex:
     async def scan(self) -> None:
         """Look into the folders again. Raises ModelNotFound where the setting of the folders cannot be used."""
         async with self._scanning:
-            scanned = await asyncio.to_thread(_scan, self.models_dir)
+            scanned = await asyncio.to_thread(scan, self.models_dir)
             with self._lock:
                 self._scanned = scanned
             self.first = (await asyncio.to_thread(self.default)).name
@@ -244,7 +163,7 @@ class ModelIndex:
         if entry.path is None:
             return False
         try:
-            return _state(entry.path) != (entry.size, entry.changed)
+            return state_of(entry.path) != (entry.size, entry.changed)
         except OSError:
             return True
 
@@ -317,7 +236,7 @@ class ModelIndex:
                 role: tuple(replace(e, digest=digests[e.key]) if e.key in digests else e for e in found)
                 for role, found in old.entries.items()
             }
-            self._scanned = _Scanned.of(entries, old.notes)
+            self._scanned = Scanned.of(entries, old.notes)
 
     def _explained(self, wanted: str, role: str) -> str:
         what, listed = _spoken(role), [one.name for one in self._scanned.entries.get(role, ())]
@@ -360,47 +279,6 @@ def _usable(entry: Entry) -> Entry:
             f"{entry.file_name} {target}"
         )
     return entry
-
-
-def _built_in() -> tuple[Entry, ...]:
-    found = []
-    try:
-        path = bundled.bundled_model()
-        size, changed = _state(path)
-        found.append(Entry(bundled.NAME, CHECKPOINT, path, size, changed, known_hash(path)))
-    except (FileProblem, OSError):
-        pass  # this copy of the package has none
-    return (*found, Entry(PROCEDURAL, CHECKPOINT, None, 0, 0.0))
-
-
-def _scan(models_dir: str | None) -> _Scanned:
-    notes: list[str] = []
-    entries: dict[str, tuple[Entry, ...]] = {}
-    for role in ROLES:
-        found = []
-        for model in list_models(role, models_dir, notes=notes):
-            try:
-                model.name.encode()
-                path = model.path.absolute()
-                size, changed = _state(path)
-            except UnicodeEncodeError:  # no answer could hold it
-                notes.append(f"{model.name!a} was skipped: its name is not UTF-8; rename it")
-                continue
-            except OSError:
-                continue  # gone meanwhile
-            digest = known_hash(path, tensors_only=role == "lora") if path.is_file() else None
-            found.append(Entry(model.name, role, path, size, changed, digest))
-        entries[role] = (*found, *(_built_in() if role == CHECKPOINT else ()))
-    return _Scanned.of(entries, tuple(dict.fromkeys(notes)))
-
-
-def _state(path: Path) -> tuple[int, float]:
-    """(bytes, time of the last change) of a file, or of all files of a folder. Raises OSError."""
-    status = path.stat()
-    if not path.is_dir():
-        return status.st_size, status.st_mtime
-    states = [one.stat() for one in path.rglob("*") if one.is_file()]
-    return sum(one.st_size for one in states), max([status.st_mtime, *(one.st_mtime for one in states)])
 
 
 def _told(entry: Entry, path: Path) -> Facts:

@@ -13,7 +13,8 @@ from ...checkpoint.folders import ROLES
 from ...errors import RequestError
 from ...limits import check_text, shown
 from ..bodies import read_json, read_json_or_nothing
-from ..models import Entry, Facts
+from ..entries import Entry
+from ..models import Facts
 from .shapes import PREFIX, service_of
 
 

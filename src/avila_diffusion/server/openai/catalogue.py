@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from ..models import Entry
+from ..entries import Entry
 from ..problems import NotOffered
 from ..service import Service
 from .fields import model_name

@@ -169,6 +169,7 @@ export function findModel(name, hash) {
   return (
     ofRole("checkpoint").find((one) => hash && one.short_hash && one.short_hash === hash.toLowerCase().slice(0, 10)) ??
     ofRole("checkpoint").find((one) => name && stem(one.name) === stem(name)) ??
+    ofRole("checkpoint").find((one) => one.name === "procedural" && name === "avila procedural") ??
     null
   );
 }

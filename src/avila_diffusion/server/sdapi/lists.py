@@ -20,7 +20,7 @@ from ...checkpoint.header import Header, read_header
 from ...errors import FileProblem, ModelNotFound
 from ...limits import LATENT_UPSCALERS
 from ...sampling.names import SAMPLERS, SCHEDULES
-from ..models import Entry
+from ..entries import Entry
 from ..service import Service
 from .mapping import known_styles
 

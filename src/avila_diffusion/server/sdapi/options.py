@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from ...limits import EMPHASES, MAX_SEED, NUMBERS, WHOLES, shown
 from ...sampling.catalogue import SamplerInfo
-from ..models import Entry
+from ..entries import Entry
 from ..problems import TooLarge
 from ..service import Service
 from ..waiting import Format
