@@ -319,7 +319,7 @@ def test_a_stream_of_previews_and_the_picture(client: OpenAI, bundled: str) -> N
         stream=True,
         partial_images=3,
         output_format="webp",
-        extra_body={"steps": 8, "seed": 1},
+        extra_body={"steps": 100, "seed": 1},  # long enough for previews, which are not made more often than people see
     )
     events = list(stream)
     last = events[-1]
@@ -431,8 +431,8 @@ def test_a_time_out_makes_one_generation(server: Running, bundled: str) -> None:
 
 
 def test_a_retry_gets_what_the_first_call_began(server: Running, bundled: str) -> None:
-    with OpenAI(base_url=server.url, api_key="any", timeout=0.4, max_retries=8) as client:
-        made = client.images.generate(prompt="patient", model=bundled, size="128x128", extra_body={"steps": 5})
+    with OpenAI(base_url=server.url, api_key="any", timeout=1.0, max_retries=4) as client:
+        made = client.images.generate(prompt="patient", model=bundled, size="128x128", extra_body={"steps": 12})
     assert made.data is not None and len(server.jobs("patient")) == 1
 
 
@@ -469,7 +469,7 @@ def test_a_key_keeps_the_job_though_its_caller_is_gone(server: Running, bundled:
         pytest.raises(openai.APITimeoutError),
     ):
         client.images.generate(
-            prompt="kept", model=bundled, extra_body={"steps": 5}, extra_headers={"Idempotency-Key": "key-2"}
+            prompt="kept", model=bundled, extra_body={"steps": 80}, extra_headers={"Idempotency-Key": "key-2"}
         )
     server.until(lambda: server.jobs("kept")[0].state == "done", 60)
 
