@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 from .errors import AvilaError, Cancelled, JournalProblem, RequestError
 from .given import LoraGiven, PictureGiven, absolute, bytes_of, check_given, checked_share, folders_of
-from .loading import loading, path_of, read_model, read_preview_decoder, read_refiner, recommended, tell_loras
+from .loading import loading, path_of, read_model, read_preview_decoder, read_refiner, tell_loras
 from .options import GenerateOptions, MemoryMode, PictureOptions, SizedOptions
 from .request import GenerateRequest
 from .result import Early, GenerateResult, Progress
@@ -129,7 +129,7 @@ class AvilaDiffusion:
         again = {"embeddings": absolute(folders), "lenient": lenient, "min_match": min_match, "models": None}
         again |= {"memory": allowed.mode, "max_memory": allowed.limit, "refiner": path_of(second)}
         diffusion._loaded = loading(model, towers, loras, policy, prediction, mmap) | again
-        diffusion._recommended, diffusion._report = recommended(model.spec.defaults), model.report
+        diffusion._recommended, diffusion._report = model.spec.defaults.recommended, model.report
         return diffusion
 
     @classmethod

@@ -7,10 +7,13 @@ cannot tell. Nothing here imports torch.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Prediction = Literal["epsilon", "v", "edm"]
 Variant = Literal["base", "inpainting", "pix2pix", "depth"]
+
+NEEDS = {"pix2pix": "image", "depth": "depth"}
+"""Variants of models that cannot do without a picture, and the field that it is given in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +201,12 @@ class Defaults:
     steps: int | None = None
     guidance_scale: float | None = None
     sampler: str | None = None
+
+    @property
+    def recommended(self) -> dict[str, Any]:
+        """What is said, as fields of a request, but for the size, which the engine fills in."""
+        values = {name: getattr(self, name) for name in ("steps", "guidance_scale", "sampler")}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,3 +87,10 @@ class Cancelled(AvilaError):
     """The run was stopped on request; nothing was written."""
 
     exit_code = 130
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Python's, a GPU's, or the processor allocator's, which is a plain RuntimeError of torch."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    said = str(error).lower()
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or ("allocate" in said and "memory" in said)

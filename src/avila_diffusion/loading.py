@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .checkpoint.load import Model
     from .checkpoint.lora.apply import LoraReport
     from .checkpoint.report import LoadReport
-    from .config import Defaults, ModelSpec
+    from .config import ModelSpec
     from .device import Policy
     from .models.taesd import TinyVAE
     from .pipeline.engine import ModelEngine
@@ -42,12 +42,6 @@ def read_model(
     its_vae = None if vae is None else find_model(name_of("a VAE", vae), "vae")
     model = load_model(file, vae=its_vae, text_encoders=towers, prediction=prediction, mapped=mmap)
     return model, towers, loras
-
-
-def recommended(defaults: Defaults) -> dict[str, Any]:
-    """What a file recommends, as options; the default size is the engine's."""
-    values = {name: getattr(defaults, name) for name in ("steps", "guidance_scale", "sampler")}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def loading(

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from ..errors import AvilaError
+from ..errors import AvilaError, is_out_of_memory
 
 __all__ = ["main"]
 
@@ -53,7 +53,7 @@ def _answer(argv: list[str]) -> int:
     except OSError as error:
         return _fail(one_line(error), 1)
     except Exception as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             return _fail("not enough memory; ask for a smaller picture or batch, or for bfloat16", 1)
         return _bug(error)
 
@@ -86,13 +86,6 @@ def _bug(error: Exception) -> int:
 
     hint = "" if os.environ.get("AVILA_DEBUG") else "; set AVILA_DEBUG=1 for the traceback"
     return _fail(f"{type(error).__name__}: {one_line(error)} (this is a bug{hint})", 1)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Python's, a GPU's, or the processor allocator's, which is a plain RuntimeError of torch."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    said = str(error).lower()
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or ("allocate" in said and "memory" in said)
 
 
 def _survive_narrow_consoles() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..checkpoint.embeddings import Embedding
 from ..checkpoint.load import Model
 from ..checkpoint.lora.apply import LoraReport
+from ..config import NEEDS
 from ..device import Policy
 from ..errors import RequestError
 from ..hashes import FileHash, hash_in_background
@@ -40,9 +41,6 @@ from .passes import Pass, passes_of
 from .prompts import Prompts, Scheduled, condition, read_prompts
 from .run import Run
 from .tiling import tile
-
-NEEDS = {"pix2pix": "image", "depth": "depth"}
-"""Variants of models that cannot do without a picture, and the field that it is given in."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import ModelSpec
+from ..config import NEEDS, ModelSpec
 from ..errors import FileProblem, ModelNotFound, RequestError, Unsupported
 from ..images import check_model_size, drawing_size
 from ..machine import memory as machine_memory
@@ -29,8 +29,6 @@ from .submission import Submission
 
 OWN_VAE = frozenset(("", "none", "automatic"))
 """What means the model's own VAE, whatever the default is."""
-NEEDS = {"pix2pix": "image", "depth": "depth"}
-"""Variants of models that cannot do without a picture, and the field that it is given in."""
 
 
 @dataclass(frozen=True)
@@ -110,17 +108,7 @@ def _with_spec(facts: Facts, spec: ModelSpec | None) -> Facts:
     """Facts of a file that lacks what was given beside it."""
     if facts.spec is not None or spec is None:
         return facts
-    recommended = {name: getattr(spec.defaults, name) for name in ("steps", "guidance_scale", "sampler")}
-    return Facts(
-        spec.family,
-        spec.variant,
-        spec.defaults.size or spec.size,
-        spec.fixed_size,
-        spec.noise.prediction,
-        {name: value for name, value in recommended.items() if value is not None},
-        facts.lines,
-        spec,
-    )
+    return Facts.of(spec, facts.lines)
 
 
 def _refiner(index: ModelIndex, refiner: Entry, model: Entry, spec: ModelSpec, vae: Entry | None) -> Facts:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from ..errors import AvilaError, FileProblem, ModelNotFound, OutputProblem
 from . import rows
 from .dispatch import Place
+from .entries import PROCEDURAL
 from .events import EventLog, ending
 from .floor import Floor
 from .held import Held
@@ -35,7 +36,6 @@ log = logging.getLogger("avila.server")
 
 Made = TypeVar("Made")
 
-PROCEDURAL = "procedural"
 TICK_SECONDS = 0.5
 STOP_SECONDS = 0.5
 """That the worker has to leave: what it has in hand is in its journal."""

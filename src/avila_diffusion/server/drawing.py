@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..api import AvilaDiffusion
-from ..errors import AvilaError, FileProblem, JournalProblem, OutputProblem, RequestError, Unsupported
+from ..errors import (
+    AvilaError,
+    FileProblem,
+    JournalProblem,
+    OutputProblem,
+    RequestError,
+    Unsupported,
+    is_out_of_memory,
+)
 from ..images import Image
 from ..result import Early, GenerateResult, Progress
 from .rows import restored
@@ -89,7 +97,7 @@ class Studio:
         try:
             return AvilaDiffusion.with_model(model["path"], vae=model["vae"], refiner=model["refiner"], **options)
         except Exception as error:
-            if self._model is None or not _is_out_of_memory(error):
+            if self._model is None or not is_out_of_memory(error):
                 raise
         # Outside of the handler: the traceback holds on to what was loaded of it.
         self.unload()
@@ -273,7 +281,7 @@ def _sync_folder(folder: Path) -> None:
 def told(error: Exception) -> Message:
     """An error as a message: its kind, one line, whether the request was wrong, whether it would come again."""
     said = " ".join(str(error).split()) or type(error).__name__
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         line = "not enough memory for this picture; ask for a smaller one, or start the server with --memory lean"
         return {"kind": "OutOfMemoryError", "message": line, "asked": False, "lasting": True, "full": False}
     if isinstance(error, AvilaError):
@@ -283,10 +291,3 @@ def told(error: Exception) -> Message:
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
     line = f"{type(error).__name__}: {said} (this is a bug)"
     return {"kind": type(error).__name__, "message": line, "asked": False, "lasting": True, "full": full}
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Python's, a GPU's, or the processor allocator's, which is a plain RuntimeError of torch."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    message = str(error).lower()
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or ("allocate" in message and "memory" in message)

@@ -45,6 +45,20 @@ class Facts:
     spec: ModelSpec | None = field(default=None, repr=False)
     problem: str = ""
 
+    @classmethod
+    def of(cls, spec: ModelSpec, lines: tuple[str, ...]) -> Facts:
+        """Of a model that can be loaded."""
+        return cls(
+            spec.family,
+            spec.variant,
+            spec.defaults.size or spec.size,
+            spec.fixed_size,
+            spec.noise.prediction,
+            spec.defaults.recommended,
+            lines,
+            spec,
+        )
+
 
 NO_MODEL = Facts(
     "procedural",
@@ -293,17 +307,7 @@ def _told(entry: Entry, path: Path) -> Facts:
     report = found.report
     if spec is None:
         return Facts(report.family, report.variant, 0, False, report.prediction, {}, lines, problem=problem)
-    recommended = {name: getattr(spec.defaults, name) for name in ("steps", "guidance_scale", "sampler")}
-    return Facts(
-        spec.family,
-        spec.variant,
-        spec.defaults.size or spec.size,
-        spec.fixed_size,
-        spec.noise.prediction,
-        {name: value for name, value in recommended.items() if value is not None},
-        lines,
-        spec,
-    )
+    return Facts.of(spec, lines)
 
 
 def _spec_of(path: Path, vae: Path | None = None) -> tuple[ModelSpec | None, str]:
