@@ -14,7 +14,7 @@ import pytest
 import sd_parsers
 import torch
 
-from avila_diffusion import AvilaDiffusion, GenerateRequest
+from avila_diffusion import AvilaDiffusion, GenerateRequest, GenerateResult
 from avila_diffusion.checkpoint import bundled as bundled_module
 from avila_diffusion.checkpoint.bundled import bundled_model, resource
 from avila_diffusion.checkpoint.folders import find_model
@@ -51,6 +51,21 @@ def test_a_picture(bundled: Path) -> None:
     plain = AvilaDiffusion.bundled().text_to_image("a red apple", None, 128, 128, seed=1)
     assert plain.drawn_at is None
     assert (resize(plain.to_numpy(), 256, 256) == result.to_numpy()).all()
+
+
+def test_previews_are_pictures(bundled: Path) -> None:
+    """Of latents that no published factors are for: drawn by its own decoder, the last as the picture is."""
+    previews, made = [], None
+    diffusion = AvilaDiffusion.bundled()
+    for event in diffusion.generate(diffusion.request("a red apple", width=128, height=128)):
+        if isinstance(event, GenerateResult):
+            made = event[0].to_numpy()
+        elif event.preview is not None:
+            previews.append(event.preview().pixels)
+    assert made is not None and len(previews) == 2
+    assert [one.shape for one in previews] == [(128, 128, 3)] * 2
+    assert (previews[0] != previews[1]).any()
+    assert np.abs(previews[1].astype(int) - made).max() <= 1 and np.ptp(made, axis=2).any()
 
 
 def test_what_is_asked_goes_before_what_the_file_recommends(bundled: Path) -> None:

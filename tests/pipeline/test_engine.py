@@ -222,18 +222,19 @@ def test_nothing_global_is_touched(make_engine: Any, finish: Any) -> None:
     assert state() == before
 
 
-@pytest.mark.parametrize("rng", ["nv", "cpu"])
-@pytest.mark.parametrize("key", SAMPLERS)
+@pytest.mark.parametrize(
+    ("key", "rng"), [*((key, "nv") for key in SAMPLERS), ("euler_ancestral", "cpu"), ("dpmpp_sde", "cpu")]
+)
 def test_a_picture_of_a_job_is_the_one_made_alone(key: str, rng: Any, make_engine: Any, finish: Any) -> None:
     engine = make_engine()
     request = ask(sampler=SAMPLERS[key].name, steps=3, rng=rng, seed=41, guidance_scale=1)
-    together = finish(engine.generate(replace(request, batch=3)))
-    one_by_one = finish(engine.generate(replace(request, count=3)))
-    assert [image.seed for image in together] == [41, 42, 43]
-    alone = [finish(engine.generate(replace(request, seed=seed)))[0] for seed in (41, 42, 43)]
+    together = finish(engine.generate(replace(request, batch=2)))
+    one_by_one = finish(engine.generate(replace(request, count=2)))
+    assert [image.seed for image in together] == [41, 42]
+    alone = [finish(engine.generate(replace(request, seed=seed)))[0] for seed in (41, 42)]
     for made in (together, one_by_one):
         assert [image.pixels.tobytes() for image in made] == [image.pixels.tobytes() for image in alone]
-    assert len({image.pixels.tobytes() for image in alone}) == 3
+    assert alone[0].pixels.tobytes() != alone[1].pixels.tobytes()
 
 
 @pytest.mark.parametrize("key", ["euler_ancestral", "dpmpp_sde", "ddim", "uni_pc", "euler_ancestral_cfg_pp", "lcm"])

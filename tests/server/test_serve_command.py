@@ -78,16 +78,19 @@ def test_a_running_job_may_end_and_what_waits_is_kept(tmp_path: Path) -> None:
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     server = RealServer(tmp_path / "data", None, "-m", "procedural", "--drain", "60")
     with server:
-        server.post("/api/v1/jobs", {"request": {**SMALL["request"], "width": 1024, "height": 1024, "count": 200}})
+        body = {"request": {**SMALL["request"], "width": 1024, "height": 1024, "count": 200}}
+        id = server.post("/api/v1/jobs", body)[1]["id"]
+        while server.get(f"/api/v1/jobs/{id}")["state"] == "queued":  # what waits is not waited for
+            time.sleep(0.05)
         assert server.process is not None
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
         began = time.monotonic()
-        if server.process.poll() is None:  # it had something to do
-            status, told = server.post("/api/v1/jobs", SMALL)
-            assert status == 503, told
-            assert server.call("GET", "/health/ready")[0] == 503
-            server.process.send_signal(signal.SIGTERM)
+        while server.call("GET", "/health/ready")[0] == 200:
+            time.sleep(0.05)
+        status, told = server.post("/api/v1/jobs", SMALL)
+        assert status == 503, told
+        assert server.call("GET", "/health/ready")[0] == 503
+        server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(timeout=15) == 0
         assert time.monotonic() - began < 12
 

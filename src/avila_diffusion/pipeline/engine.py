@@ -22,7 +22,7 @@ from ..hashes import FileHash, hash_in_background
 from ..images import Image, check_model_size, drawing_size
 from ..kernels import native
 from ..models.layers import keeper_of
-from ..models.taesd import TinyVAE
+from ..models.taesd import Autoencoder, TinyVAE
 from ..models.text_keys import TextKeys
 from ..request import GenerateRequest
 from ..result import Early, GenerateResult, Progress
@@ -246,7 +246,14 @@ class ModelEngine:
 
     def preview(self, x0: Tensor) -> Image:
         """A rough picture of a latent."""
-        return Image(draw_preview(x0, self.model.spec, self.preview_decoder, self.policy.vae))
+        return Image(draw_preview(x0, self.model.spec, self.draws_previews, self.policy.vae))
+
+    @property
+    def draws_previews(self) -> Autoencoder | None:
+        """The decoder of previews: the one that was given. A model of one small size has latents of a kind of its own, which no
+        published factors are for, and a decoder that takes no time: that.
+        """
+        return self.model.vae if self.preview_decoder is None and self.model.spec.fixed_size else self.preview_decoder
 
     @cached_property
     def name(self) -> str:

@@ -144,8 +144,9 @@ def preview(x0: Tensor, latent: LatentConfig) -> Pixels:
     return to_pixels(picture)
 
 
-def draw_preview(x0: Tensor, spec: ModelSpec, decoder: TinyVAE | None, dtype: torch.dtype) -> Pixels:
-    """The picture of a latent of a model, as far as it is known: by a tiny decoder at full size, without one as `preview`.
+def draw_preview(x0: Tensor, spec: ModelSpec, decoder: Autoencoder | None, dtype: torch.dtype) -> Pixels:
+    """The picture of a latent of a model, as far as it is known: at full size by a tiny decoder or the model's own, without
+    one as `preview`.
 
     On a processor in bands, as low as they can be: it is drawn in the midst of a run, beside what that keeps.
     Raises NotFinite where the latent is not finite.
@@ -157,6 +158,7 @@ def draw_preview(x0: Tensor, spec: ModelSpec, decoder: TinyVAE | None, dtype: to
         room = least_room(decoder.config, x0.shape[2], x0.shape[3], max(4, dtype.itemsize))
     native.give_back()  # of the UNet's
     try:
-        return to_pixels(decode(decoder, x0, spec.tiny_latent, dtype, room=room))
+        latent = spec.tiny_latent if isinstance(decoder, TinyVAE) else spec.latent_space
+        return to_pixels(decode(decoder, x0, latent, dtype, room=room))
     finally:
         native.give_back()
