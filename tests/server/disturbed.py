@@ -23,20 +23,27 @@ def job_of(number: int) -> dict[str, Any]:
 
 @dataclass
 class Outcome:
-    """digests: of every job's pictures, by its number. doubled: jobs beyond those that were asked for."""
+    """digests: of every job's pictures, by its number. doubled: jobs beyond those asked for. codes: what a server that
+    was asked to end exited with. slowest: seconds that it took at most."""
 
     digests: dict[int, tuple[str, ...]] = field(default_factory=dict)
     states: dict[int, str] = field(default_factory=dict)
     doubled: int = 0
     kills: int = 0
     orphans: int = 0
+    codes: set[int] = field(default_factory=set)
+    slowest: float = 0.0
 
 
-def draw(data: Path, models: Path, jobs: int, kills: int = 0, seed: int = 0) -> Outcome:
+DRAIN = 2
+"""Seconds that a server has which is asked to end."""
+
+
+def draw(data: Path, models: Path, jobs: int, kills: int = 0, seed: int = 0, gently: bool = False) -> Outcome:
     """Submit jobs 0 to `jobs` - 1, each until it is acknowledged, while the server is killed at random moments and started
-    again; then wait for all."""
+    again; then wait for all. gently: it is asked to end, by SIGTERM."""
     outcome, chance = Outcome(), random.Random(seed)
-    server = RealServer(data, models, "--queue", str(jobs + 10), "--per-client", str(jobs + 10))
+    server = RealServer(data, models, "--queue", str(jobs + 10), "--per-client", str(jobs + 10), "--drain", str(DRAIN))
     server.start()
     ids: dict[int, str] = {}
     submitting = threading.Thread(target=_submit_all, args=(server, jobs, ids), daemon=True)
@@ -46,7 +53,12 @@ def draw(data: Path, models: Path, jobs: int, kills: int = 0, seed: int = 0) -> 
             time.sleep(chance.expovariate(1 / 0.7))
             assert server.process is not None
             workers = children_of(server.process.pid)
-            server.kill()
+            if gently:
+                began = time.monotonic()
+                outcome.codes.add(server.stop())
+                outcome.slowest = max(outcome.slowest, time.monotonic() - began)
+            else:
+                server.kill()
             outcome.kills += 1
             time.sleep(chance.uniform(0.0, 0.3))
             outcome.orphans += sum(_computes(pid) for pid in workers)

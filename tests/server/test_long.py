@@ -1,4 +1,5 @@
-"""The server for long, behind --full: killed 200 times over 1,000 jobs, its worker 100 times; 2,000 jobs in one life."""
+"""The server for long, behind --full: killed 200 times over 1,000 jobs, its worker 100 times, ended 50 times; 2,000 jobs in
+one life."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import pytest
 from avila_diffusion.server.service import Service
 
 from .conftest import MakeSettings, asked, files, run, running, tiny, until
-from .disturbed import draw
+from .disturbed import DRAIN, draw
 
 pytestmark = [pytest.mark.full, pytest.mark.skipif(sys.platform == "win32", reason="looks into /proc")]
 
@@ -23,6 +24,15 @@ def test_two_hundred_kills_over_a_thousand_jobs(tmp_path: Path, models_folder: P
     wild = draw(tmp_path / "wild", models_folder, jobs=1000, kills=200, seed=8)
     print(f"{wild.kills} kills, {len(wild.states)} jobs, doubled {wild.doubled}, orphans {wild.orphans}")
     assert wild.kills == 200 and wild.doubled == 0 and wild.orphans == 0
+    assert set(wild.states.values()) == {"done"} and wild.digests == calm.digests
+
+
+def test_fifty_orderly_ends_over_three_hundred_jobs(tmp_path: Path, models_folder: Path) -> None:
+    calm = draw(tmp_path / "calm", models_folder, jobs=300)
+    wild = draw(tmp_path / "wild", models_folder, jobs=300, kills=50, seed=8, gently=True)
+    print(f"{wild.kills} ends, exit codes {wild.codes}, {wild.slowest:.1f} s at most")
+    assert wild.kills == 50 and wild.codes == {0} and wild.doubled == 0 and wild.orphans == 0
+    assert wild.slowest < DRAIN + 2
     assert set(wild.states.values()) == {"done"} and wild.digests == calm.digests
 
 

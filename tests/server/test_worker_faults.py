@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -113,6 +114,33 @@ def test_a_call_that_never_ends_is_ended(make_settings: MakeSettings, monkeypatc
             before = worker.restarts
             service.floor.watch(0.0)
             await until(lambda: worker.restarts == before + 1)
+            assert (await service.ended(await service.submit(asked()))).state == "done"
+
+    run(work)
+
+
+@posix
+def test_a_model_that_is_cut_short_under_a_running_job(
+    make_settings: MakeSettings, models_folder: Path, tmp_path: Path
+) -> None:
+    """Reading the mapping beyond the file's end is SIGBUS, which ends the worker and nothing else."""
+    shutil.copytree(models_folder, tmp_path / "models")
+    file = tmp_path / "models" / "Stable-diffusion" / "tiny.safetensors"
+
+    async def work() -> None:
+        async with running(make_settings(models_dir=str(tmp_path / "models"), memory="lean")) as service:
+            job = await service.submit(tiny(steps=400, count=30))
+            await until(lambda: job.progress.step > 1)
+            assert service.floor is not None
+            before = service.floor.worker.restarts
+            os.truncate(file, 4096)
+            assert (await service.ended(job)).state == "failed"
+            assert service.floor.worker.restarts == before + 1
+            assert job.problem is not None
+            assert job.problem.message.startswith(
+                "the model file tiny.safetensors has changed since the job was accepted"
+            )
+            assert service.health().live
             assert (await service.ended(await service.submit(asked()))).state == "done"
 
     run(work)
