@@ -13,6 +13,7 @@ from torch import Tensor
 
 from avila_diffusion.kernels import rooms
 from avila_diffusion.kernels.rooms import PAGE, SLACK, SMALLEST, Imagined, Rooms, fresh, lend
+from avila_diffusion.pipeline.forecast import held_now
 
 FLOATS = PAGE // 4
 
@@ -105,3 +106,16 @@ def test_memory_of_ones_own_is_writable_and_as_large_as_asked() -> None:
         tensor = rooms.own(count)
         tensor.fill_(2)
         assert tensor.shape == (count,) and float(tensor.sum(dtype=torch.float64)) == 2 * count
+
+
+@pytest.mark.skipif(rooms._malloc_trim() is None, reason="the C library here is not glibc")
+def test_what_the_heap_keeps_is_given_back() -> None:
+    blocks = [torch.ones(16 << 10) for _ in range(1000)]  # 64 kB each, which glibc takes from its heap
+    full = held_now()
+    pinned = blocks[::100]  # the heap cannot shrink from its end
+    del blocks
+    left = held_now()
+    rooms.trim()
+    assert full is not None and left is not None and len(pinned) == 10
+    assert left > full - (16 << 20), "glibc gave it back by itself: this tests nothing"
+    assert (held_now() or 0) < left - (40 << 20)

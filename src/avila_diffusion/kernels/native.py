@@ -123,6 +123,7 @@ def give_back() -> None:
     """Give memory that nothing uses back to the system: of tensors that died, and what this thread computes with."""
     drop_scratch()
     rooms.give_back()
+    rooms.trim()
 
 
 def room(*shape: int) -> Tensor:

@@ -9,11 +9,14 @@ its size, and what is held stays within `SLACK` of the most that was in use at o
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
+import sys
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from functools import cache
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -171,6 +174,18 @@ def lend(rooms: Rooms[mmap.mmap], count: int) -> Tensor:
     part = memoryview(block)[: 4 * count]
     weakref.finalize(part, rooms.take_back, block).atexit = False
     return torch.frombuffer(part, dtype=torch.float32)
+
+
+def trim() -> None:
+    """Let the C library give back what lies free in its heap: where many small blocks were made and freed, as in the first call
+    of a network, glibc keeps a hundred megabytes. Other libraries keep less, and are not asked."""
+    if (ask := _malloc_trim()) is not None:
+        ask(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], Any] | None:
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 def own(count: int) -> Tensor:

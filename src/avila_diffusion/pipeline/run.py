@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import AvilaError
 from ..hashes import FileHash
 from ..images import Image, resize
-from ..kernels import native
+from ..kernels import native, rooms
 from ..masking import upscaled
 from ..models.layers import keep_derived, release
 from ..models.vae import LatentDistribution
@@ -223,6 +223,8 @@ class Run:
                 if not isinstance(event, Step):
                     return event, made
                 made = event.number
+                if self.way.kept is not None:
+                    rooms.trim()  # what packing left in the heap would come to the limit's bytes
                 if event.call.refined:
                     self.refined = True
                 yield Progress(
