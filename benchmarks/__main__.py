@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from . import report
 from .environment import settle
 
 PARTS = ("machine", "step", "decode", "whole", "memory", "load", "text", "step96", "decode1024", "sdxl")
@@ -28,12 +29,11 @@ def read_arguments(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, default=20, help="of a whole picture, default 20")
     parser.add_argument("--threads", type=int, default=2, help="of ours and of each peer, default 2")
-    parser.add_argument("--write", type=Path, metavar="DOCUMENT", help="put the tables into it, between its marks")
     parser.add_argument(
-        "--records",
+        "--write",
         type=Path,
-        metavar="FILE",
-        help="keep what is measured there; the tables have what it held before, too",
+        metavar="DOCUMENT",
+        help="put the tables into it, between its marks; of the same machine those stay that were not measured again",
     )
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the one part, in this process
     arguments = parser.parse_args(words)
@@ -76,21 +76,12 @@ def measure_apart(part: str, words: list[str]) -> dict[str, Any] | None:
     return found
 
 
-def read_records(path: Path | None, about: dict[str, Any]) -> dict[str, Any]:
-    """What was measured before on this machine, by part; nothing of another machine."""
-    if path is None or not path.exists():
-        return {}
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if found["machine"] != about:
-        raise SystemExit(f"{path} is of another machine ({found['machine']}); give another file")
-    records: dict[str, Any] = found["parts"]
-    return records
-
-
-def write_records(path: Path, about: dict[str, Any], records: dict[str, Any]) -> None:
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps({"machine": about, "parts": records}), encoding="utf-8")
-    unfinished.replace(path)
+def write(document: Path, about: dict[str, Any], records: dict[str, Any]) -> None:
+    """Put the tables into it."""
+    before, between, after = report.marked(document.read_text(encoding="utf-8"))
+    unfinished = document.with_name(document.name + ".part")
+    unfinished.write_text(before + report.body(about, records, between) + after, encoding="utf-8", newline="\n")
+    unfinished.replace(document)
 
 
 def main() -> int:
@@ -103,13 +94,12 @@ def main() -> int:
         print(f"unset for these measurements: {', '.join(unset)}")
     import torch
 
-    from . import machine, report
+    from . import machine
 
     torch.set_num_threads(arguments.threads)
     about = machine.describe()
     words = [f"--{name}={getattr(arguments, name)}" for name in ("rounds", "steps", "threads")]
     words += ["--peers"] if arguments.peers else []
-    kept = read_records(arguments.records, about)
     records: dict[str, Any] = {}
     wanted = arguments.part or PARTS
     for part in wanted:
@@ -118,17 +108,13 @@ def main() -> int:
         if record is not None:
             records[part] = record
             print("\n".join(report.SECTIONS[part][1](part, record)), flush=True)
-            if arguments.records is not None:
-                write_records(arguments.records, about, kept | records)
-    measured = len(records)
-    records = {part: found for part in PARTS if (found := (kept | records).get(part)) is not None}
+            if arguments.write is not None:
+                write(arguments.write, about, records)
     print("\n".join(report.goal(records)))
     if arguments.write is not None:
-        text = arguments.write.read_text(encoding="utf-8")
-        arguments.write.write_text(report.filled(text, report.body(about, records)), encoding="utf-8", newline="\n")
         print(f"{arguments.write}: written")
     print(json.dumps({"machine": about, "parts": records, "figures": [vars(x) for x in report.figures(records)]}))
-    return 0 if measured == len(wanted) else 1
+    return 0 if len(records) == len(wanted) else 1
 
 
 if __name__ == "__main__":

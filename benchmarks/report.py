@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,6 +77,10 @@ def best(record: Record | None, name: str, under: str = "seconds") -> float | No
 
 def over(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a / b
+
+
+FIGURES_OF = (*["step"] * 3, "decode", "sdxl", "whole", *["memory"] * 4, "load")
+"""The parts whose records make the lines of the goal's table, in its order."""
 
 
 def figures(records: Records) -> list[Figure]:
@@ -238,40 +243,64 @@ SECTIONS: dict[str, tuple[str, Callable[[str, Record], list[str]]]] = {
 }
 
 
-def sections(records: Records) -> list[str]:
-    """A heading and its tables for every part that was measured."""
-    lines = []
-    for name, (title, make) in SECTIONS.items():
-        if name in records:
-            lines += [f"### {title}", "", *make(name, records[name])]
-    return lines
+def sections(records: Records) -> dict[str, list[str]]:
+    """The tables of every part that was measured, by its heading."""
+    return {title: make(name, records[name]) for name, (title, make) in SECTIONS.items() if name in records}
 
 
-def body(machine: Mapping[str, object], records: Records) -> str:
-    """All that stands between the marks."""
-    said = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in machine.items() if value is not None)
-    when = sorted({str(record["when"])[:10] for record in records.values() if "when" in record})
-    lines = [
-        f"Measured {' and '.join(when)}: {said}. {rounds(records)}" if when else f"{said}.",
-        "",
-        *goal(records),
-        "",
-        *sections(records),
-    ]
-    return "\n".join(lines).rstrip("\n") + "\n"
+@dataclass(frozen=True)
+class Said:
+    """What stands between the marks. rounds: of parts. rows: of the goal's table. sections: by heading, with it."""
+
+    dates: frozenset[str] = frozenset()
+    rounds: dict[str, int] = field(default_factory=dict)
+    rows: Sequence[str] = ()
+    sections: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, between: str, about: str) -> Said:
+        """Of a text that `body` made; nothing where it is of another machine."""
+        first, _, rest = between.partition("\n")
+        if f": {about}." not in first:
+            return cls()
+        table, *sections = re.split(r"^(?=### )", rest, flags=re.MULTILINE)
+        return cls(
+            frozenset(re.findall(r"\d{4}-\d\d-\d\d", first.partition(about)[0])),
+            {part: int(count) for part, count in re.findall(r"(\w+) (\d+)(?=[,.])", first.partition("Best of: ")[2])},
+            [line for line in table.splitlines() if line.startswith("| ")][2:],
+            {section.partition("\n")[0].removeprefix("### "): section.rstrip("\n") + "\n" for section in sections},
+        )
 
 
-def rounds(records: Records) -> str:
+def body(machine: Mapping[str, object], records: Records, before: str = "") -> str:
+    """All that stands between the marks. before: what stood there; of the same machine its parts stay that were not measured
+    again."""
+    about = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in machine.items() if value is not None)
+    said = Said.of(before, about)
+    when = sorted({str(record["when"])[:10] for record in records.values() if "when" in record} | said.dates)
+    rows = goal(records)
+    for number, (row, part) in enumerate(zip(said.rows, FIGURES_OF, strict=False)):
+        if part not in records:
+            rows[2 + number] = row
+    parts = {title: "\n".join([f"### {title}", "", *lines]) for title, lines in sections(records).items()}
+    parts = {title: text for title, _ in SECTIONS.values() if (text := parts.get(title) or said.sections.get(title))}
+    best = {part: count for part in SECTIONS if (count := (said.rounds | rounds(records)).get(part))}
+    counted = f" Best of: {', '.join(f'{part} {count}' for part, count in best.items())}." if best else ""
+    lines = [f"Measured {' and '.join(when)}: {about}.{counted}" if when else f"{about}.", "", *rows, ""]
+    return "\n".join([*lines, *(text.rstrip("\n") + "\n" for text in parts.values())]).rstrip("\n") + "\n"
+
+
+def rounds(records: Records) -> dict[str, int]:
     """How often each candidate of a part ran, the best of which counts."""
-    counts = {
+    return {
         part: len(next(iter(record["seconds"].values()))) for part, record in records.items() if "seconds" in record
     }
-    return f"Best of: {', '.join(f'{part} {count}' for part, count in counts.items())}." if counts else ""
 
 
-def filled(text: str, between: str) -> str:
-    """The document with this between its marks. Raises ValueError where it has not both, once each and in order."""
+def marked(text: str) -> tuple[str, str, str]:
+    """A document: before its marks, between them, after. Raises ValueError where it has not both, once each and in order."""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ValueError(f"the document needs the lines {BEGIN.strip()} and {END}, once each and in that order")
     before, _, rest = text.partition(BEGIN)
-    return before + BEGIN + between + END + rest.partition(END)[2]
+    between, _, after = rest.partition(END)
+    return before + BEGIN, between, END + after

@@ -143,27 +143,42 @@ def test_tables_are_tables_and_hold_the_numbers() -> None:
     assert set(report.SECTIONS) == set(PARTS) == set(command.PARTS)
 
 
-def test_records_are_kept_by_part_and_of_one_machine(tmp_path: Path) -> None:
-    path, about = tmp_path / "records.json", {"processor": "P", "threads": 2}
-    assert command.read_records(None, about) == command.read_records(path, about) == {}
-    command.write_records(path, about, RECORDS)
-    assert command.read_records(path, about) == RECORDS
-    assert [found.name for found in tmp_path.iterdir()] == ["records.json"]
-    with pytest.raises(SystemExit, match="is of another machine"):
-        command.read_records(path, about | {"threads": 4})
-    assert report.rounds(RECORDS) == "Best of: step 3, sdxl 1, whole 1, memory 1."
-    assert report.rounds({}) == ""
+def test_a_part_is_measured_again_and_the_others_stay(tmp_path: Path) -> None:
+    document, about = tmp_path / "document.md", {"processor": "P 1.5", "threads": 2}
+    document.write_text(f"before\n{BEGIN}{END}\nafter\n", encoding="utf-8")
+
+    def written(records: dict[str, Any], about: dict[str, Any] = about) -> str:
+        command.write(document, about, records)
+        return report.marked(document.read_text(encoding="utf-8"))[1]
+
+    whole = report.body(about, RECORDS)
+    assert written(RECORDS) == written({}) == whole
+    again = {"step": {**RECORDS["step"], "seconds": {"fast": [0.5], "openvino": [2.0]}, "when": "2026-02-03 04:05"}}
+    both = written(again)
+    assert both == report.body(about, RECORDS | again | {"before": {"when": "2026-01-02 03:04"}})
+    assert both.startswith("Measured 2026-01-02 and 2026-02-03: processor P 1.5, threads 2. Best of: step 1, sdxl 1, ")
+    assert "| 4.00x |" in both and "not measured" in both.splitlines()[5], "diffusers did not run this time"
+    other = written({"load": RECORDS["load"]}, about | {"threads": 4})
+    assert "### Until" in other and "### SDXL" not in other and other.count("not measured") == 10
+    assert [found.name for found in tmp_path.iterdir()] == ["document.md"]
+    assert "before\n" in document.read_text(encoding="utf-8") and "\nafter\n" in document.read_text(encoding="utf-8")
 
 
 def test_the_marks_of_a_document() -> None:
     text = f"before\n{BEGIN}old\n{END}\nafter\n"
-    new = report.filled(text, "new\n")
-    assert new == f"before\n{BEGIN}new\n{END}\nafter\n"
-    assert report.filled(new, "new\n") == new
+    assert report.marked(text) == (f"before\n{BEGIN}", "old\n", f"{END}\nafter\n")
     for broken in ("nothing", BEGIN, END + BEGIN, text + text):
         with pytest.raises(ValueError, match="once each"):
-            report.filled(broken, "new\n")
-    report.filled(report.DOCUMENT.read_text(encoding="utf-8"), "new\n")
+            report.marked(broken)
+
+
+def test_what_the_document_says_can_be_read_again() -> None:
+    between = report.marked(report.DOCUMENT.read_text(encoding="utf-8"))[1]
+    about = between.partition(": processor ")[2].partition(". Best of")[0]
+    said = report.Said.of(between, f"processor {about}")
+    assert len(said.rows) == len(report.figures({})) == len(report.FIGURES_OF)
+    assert said.sections and said.dates and said.rounds
+    assert report.body({"processor": about}, {}, between) == between
 
 
 def test_rounds_take_turns_and_two_do_not_count() -> None:

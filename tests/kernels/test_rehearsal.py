@@ -23,7 +23,9 @@ from avila_diffusion.models.text_keys import TextKeys
 from avila_diffusion.models.twin import twin
 from avila_diffusion.models.weights import LowRank
 
-needs_kernels = pytest.mark.skipif(build.library() is None, reason=f"the kernels are not built: {build.problem}")
+needs_kernels = pytest.mark.skipif(
+    not kernels.ENABLED or build.library() is None, reason=f"no kernels of ours here: {build.problem}"
+)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import pytest
 
-from avila_diffusion import AvilaDiffusion
+from avila_diffusion import AvilaDiffusion, kernels
 from avila_diffusion.errors import RequestError
 from avila_diffusion.kernels import build, calibration
 from avila_diffusion.kernels.rehearsal import Kind
@@ -57,7 +57,7 @@ def test_guidance_costs_what_it_costs(make: Any) -> None:
     assert longer.text_seconds > both.text_seconds
 
 
-@pytest.mark.skipif(build.library() is None, reason="nothing is packed")
+@pytest.mark.skipif(not kernels.ENABLED or build.library() is None, reason="nothing is packed")
 def test_less_is_kept_more_is_waited_for(make: Any) -> None:
     engine = make()
     outlook = engine.outlook(engine.request("a hill", steps=5))
