@@ -157,6 +157,7 @@ def error(found: torch.Tensor, exact: torch.Tensor) -> float:
 
 @needs_compiler
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="these are x86 targets")
+@pytest.mark.skipif(not kernels.ENABLED, reason="the kernels are turned off")
 @pytest.mark.parametrize(("target", "lanes"), [("-march=x86-64-v3", 8), ("-march=x86-64", 4)])
 def test_builds_for_other_processors(target: str, lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if lanes == 8 and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):

@@ -18,7 +18,7 @@ from avila_diffusion.kernels import build, native
 from avila_diffusion.models.layers import Conv2d, GroupNorm, Layer, LayerNorm, Linear, Upsample, attend
 
 pytestmark = pytest.mark.skipif(
-    not kernels.ENABLED or build.library() is None, reason=f"no kernels of ours here: {build.problem}"
+    not kernels.ENABLED or build.library() is None, reason=f"no kernels of ours here, or turned off: {build.problem}"
 )
 
 draw = partial(torch.randn, generator=torch.Generator().manual_seed(11))

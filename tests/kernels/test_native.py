@@ -17,7 +17,7 @@ from avila_diffusion.models.layers import Conv2d, GroupNorm, Layer, LayerNorm, L
 from avila_diffusion.models.weights import LowRank
 
 pytestmark = pytest.mark.skipif(
-    not kernels.ENABLED or build.library() is None, reason=f"no kernels of ours here: {build.problem}"
+    not kernels.ENABLED or build.library() is None, reason=f"no kernels of ours here, or turned off: {build.problem}"
 )
 
 

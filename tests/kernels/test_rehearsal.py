@@ -24,7 +24,7 @@ from avila_diffusion.models.twin import twin
 from avila_diffusion.models.weights import LowRank
 
 needs_kernels = pytest.mark.skipif(
-    not kernels.ENABLED or build.library() is None, reason=f"no kernels of ours here: {build.problem}"
+    not kernels.ENABLED or build.library() is None, reason=f"no kernels of ours here, or turned off: {build.problem}"
 )
 
 

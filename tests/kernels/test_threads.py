@@ -16,7 +16,7 @@ from avila_diffusion import kernels
 from avila_diffusion.kernels import build, native, structures, team
 
 pytestmark = pytest.mark.skipif(
-    not kernels.ENABLED or build.library() is None, reason=f"no kernels of ours here: {build.problem}"
+    not kernels.ENABLED or build.library() is None, reason=f"no kernels of ours here, or turned off: {build.problem}"
 )
 
 

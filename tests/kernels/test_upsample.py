@@ -49,6 +49,7 @@ def test_a_swapped_phase_is_seen() -> None:
     assert not torch.allclose(convolve_upsampled(x, phases, bias), _plain(x, weight, bias), atol=1e-3)
 
 
+@pytest.mark.skipif(not kernels.ENABLED, reason="the plain way is taken always")
 def test_the_layer_takes_the_plain_way_for_gradients_and_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = Upsample(4)
     layer.load_state_dict({"conv.weight": _draw(4, 4, 3, 3), "conv.bias": _draw(4)}, assign=True)

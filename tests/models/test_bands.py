@@ -89,7 +89,7 @@ def test_whatever_is_kept(
     for plan in _every_choice(USUAL, size, 4):
         with monkeypatch.context() as patch:
             patch.setattr(bands, "plan_decode", lambda *_, plan=plan: plan)
-            assert _apart(decode_in_bands(vae, z, 0), expected) <= 1e-5
+            assert _apart(decode_in_bands(vae, z, 0), expected) <= 2e-5
 
 
 def test_a_batch_is_its_pictures(fill: Any) -> None:

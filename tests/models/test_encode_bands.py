@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from avila_diffusion import kernels
 from avila_diffusion.config import VAEConfig
 from avila_diffusion.models import encode_bands, rows, walk
 from avila_diffusion.models.encode_bands import encode_in_bands
@@ -101,7 +102,9 @@ def test_a_batch_is_its_pictures(fill: Any) -> None:
     vae, x = _vae(USUAL, fill, torch.float32), _picture((24, 20), torch.float32, batch=2)
     room = least_room_to_encode(USUAL, 24, 20)
     both = encode_in_bands(vae, x, room).mean
-    assert torch.equal(both, torch.cat([encode_in_bands(vae, one, room).mean for one in torch.split(x, 1)]))
+    alone = torch.cat([encode_in_bands(vae, one, room).mean for one in torch.split(x, 1)])
+    # torch's convolutions may add in another order where there are two.
+    assert torch.equal(both, alone) if kernels.ENABLED else _apart(both, alone) <= 1e-5
     assert _apart(both, vae.encode(x).mean) <= 1e-5
 
 

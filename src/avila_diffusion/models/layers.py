@@ -303,7 +303,7 @@ class GroupNorm(Layer):
         if self.served(x) and native.serves_channels(x.shape[1]):
             assert weight is not None and bias is not None
             return native.group_norm(x, self.groups, weight, bias, self.eps, silu)
-        y = F.group_norm(x, self.groups, weight, bias, self.eps)
+        y = torch.group_norm(x, self.groups, weight, bias, self.eps)  # F's refuses a group of one number
         return F.silu(y, inplace=True) if silu else y
 
 
