@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,31 +67,37 @@ def curves() -> list[Curve]:
     ]
 
 
-@cache
-def operations(run: Run) -> float:
-    """Of the UNet and the decoder; the text towers' 6.7 GMAC a chunk are left out, which makes the bound stricter."""
-    from .operations import decode_operations, unet_operations
+class Runner:
+    """Runs on one loaded model, text and decoding included."""
 
-    cells = run.side // 8
-    step = unet_operations("sd1", cells, cells, batch=2, tokens=77 * run.chunks)
-    return float(run.batch * (run.steps * step + decode_operations(cells, cells)))
+    def __init__(self) -> None:
+        from .ours import open_model
 
+        self.diffusion = open_model("sd1", "fast", THREADS)
 
-def make_runner() -> Callable[[Run], float]:
-    """Seconds of a run on one loaded model, text and decoding included."""
-    from .ours import open_model
-    from .picture import GUIDANCE
-
-    diffusion = open_model("sd1", "fast", THREADS)
-
-    def seconds(run: Run) -> float:
-        words = " ".join(["cat"] * (75 * run.chunks - 5))
-        options: dict[str, Any] = {"steps": run.steps, "batch": run.batch, "sampler": "euler", "seed": 1}
+    def seconds(self, run: Run) -> float:
+        request = self._request(run)
         began = time.perf_counter()
-        diffusion.text_to_image(words, words, run.side, run.side, guidance_scale=GUIDANCE, **options)
+        for _ in self.diffusion.generate(request):
+            pass
         return time.perf_counter() - began
 
-    return seconds
+    def operations(self, run: Run) -> float:
+        """As computed: of Winograd's convolutions the products that they make, not those that they save."""
+        request = self.diffusion.resolved(self._request(run))
+        outlook = self.diffusion.outlook(request).rehearsed(None)
+        text, step, decode = (
+            sum(work.operations for work in stage.work) for stage in (outlook.text, outlook.step, outlook.decode)
+        )
+        return float(text + run.batch * (run.steps * step + decode))
+
+    def _request(self, run: Run) -> Any:
+        from .picture import GUIDANCE
+
+        words = " ".join(["cat"] * (75 * run.chunks - 5))
+        options: dict[str, Any] = {"steps": run.steps, "batch": run.batch, "sampler": "euler", "seed": 1}
+        options |= {"width": run.side, "height": run.side, "guidance_scale": GUIDANCE}
+        return self.diffusion.request(words, negative_prompt=words, **options)
 
 
 def measure(found: Sequence[Curve], seconds: Callable[[Run], float], count: Callable[[Run], float]) -> None:
@@ -164,7 +169,8 @@ def say(found: Sequence[Curve]) -> list[str]:
 def main() -> int:
     settle(THREADS)
     found = curves()
-    measure(found, make_runner(), operations)
+    runner = Runner()
+    measure(found, runner.seconds, runner.operations)
     print("\n".join(say(found)))
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else PICTURE
     draw(found).quantize(64).save(path, optimize=True)
