@@ -1,4 +1,4 @@
-"""Measure: tables for people, and one line of JSON last for scripts. `--peers` makes the whole table of the goal.
+"""Measure: tables for people, and one line of JSON last for scripts. `--peers` makes the whole table.
 
 Parts run one after another, each in a process of its own; within a part ours and the peers take turns. What is made once
 (checkpoints with seeded weights, 2.1 and 6.9 GB; networks converted for OpenVINO, 4 GB a size) is kept in the cache folder.
@@ -11,12 +11,15 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from . import report
 from .environment import settle
 
+ALONE = ("machine", "memory", "load")
+"""Parts without peers."""
 PARTS = ("machine", "step", "decode", "whole", "memory", "load", "text", "step96", "decode1024", "sdxl")
 
 
@@ -76,6 +79,20 @@ def measure_apart(part: str, words: list[str]) -> dict[str, Any] | None:
     return found
 
 
+def check_document(document: Path, about: dict[str, Any], wanted: Sequence[str], peers: bool) -> None:
+    """Whether the tables may go there. Raises SystemExit where that would take out what is not measured now."""
+    try:
+        said = report.Said.of(report.marked(document.read_text(encoding="utf-8"))[1])
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"nothing can be written into {document}: {error}") from None
+    missing = [part for part in PARTS if part in said.made and part not in wanted]
+    if missing and said.about != report.named(about):
+        raise SystemExit(f"{document} is of another machine ({said.about}); measure {', '.join(missing)} too")
+    beside = [part for part in wanted if part in said.made and part not in ALONE]
+    if beside and not peers:
+        raise SystemExit(f"{document} has peers in {', '.join(beside)}; give --peers")
+
+
 def write(document: Path, about: dict[str, Any], records: dict[str, Any]) -> None:
     """Put the tables into it."""
     before, between, after = report.marked(document.read_text(encoding="utf-8"))
@@ -102,6 +119,8 @@ def main() -> int:
     words += ["--peers"] if arguments.peers else []
     records: dict[str, Any] = {}
     wanted = arguments.part or PARTS
+    if arguments.write is not None:
+        check_document(arguments.write, about, wanted, arguments.peers)
     for part in wanted:
         print(f"{part} …", flush=True)
         record = measure_apart(part, words)
@@ -111,7 +130,7 @@ def main() -> int:
             if arguments.write is not None:
                 write(arguments.write, about, records)
     print("\n".join(report.goal(records)))
-    if arguments.write is not None:
+    if arguments.write is not None and records:
         print(f"{arguments.write}: written")
     print(json.dumps({"machine": about, "parts": records, "figures": [vars(x) for x in report.figures(records)]}))
     return 0 if len(records) == len(wanted) else 1

@@ -28,7 +28,7 @@ TOLERANCE = 1.1
 
 @dataclass(frozen=True)
 class Run:
-    """One run: pixels along a side, sampling steps, pictures, chunks of 75 tokens; decoded or left before that."""
+    """One run: pixels along a side, sampling steps, pictures, chunks of 75 tokens in each prompt."""
 
     side: int = SIDE
     steps: int = 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,11 +37,13 @@ BUDGET = 1.5e9
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the goal. value, least, aim: in `unit`, "x" for ratios; value None where it was not measured.
+    """One line of the table. value, least, aim: in `unit`, "x" for ratios; value None where it was not measured. part: of whose
+    record it is made.
 
     better: whether it is to be at least that much, or at most.
     """
 
+    part: str
     name: str
     against: str
     value: float | None
@@ -79,12 +81,8 @@ def over(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a / b
 
 
-FIGURES_OF = (*["step"] * 3, "decode", "sdxl", "whole", *["memory"] * 4, "load")
-"""The parts whose records make the lines of the goal's table, in its order."""
-
-
 def figures(records: Records) -> list[Figure]:
-    """The goal's table, in its order."""
+    """The lines of the table of figures, in its order."""
     step, decode, sdxl, whole = (records.get(name) for name in ("step", "decode", "sdxl", "whole"))
     fast = best(step, "fast")
     # SDXL's fast and diffusers' are never in memory together: lean, which ran beside each, joins them.
@@ -94,11 +92,26 @@ def figures(records: Records) -> list[Figure]:
     )
     peers = [found for name in ("diffusers", "openvino") if (found := best(whole, name)) is not None]
     return [
-        Figure("SD 1.5 UNet step, 64x64, CFG, fast", "OpenVINO float32", over(best(step, "openvino"), fast), 1.25, 1.6),
-        Figure("the same", "diffusers channels_last", over(best(step, "diffusers"), fast), 1.6, 2.1),
-        Figure("the same, lean", "fast", over(best(step, "lean"), fast), 1.15, 1.05, better="less"),
-        Figure("VAE decode 512x512", "OpenVINO float32", over(best(decode, "openvino"), best(decode, "fast")), 1.8, 3),
         Figure(
+            "step",
+            "SD 1.5 UNet step, 64x64, CFG, fast",
+            "OpenVINO float32",
+            over(best(step, "openvino"), fast),
+            1.25,
+            1.6,
+        ),
+        Figure("step", "the same", "diffusers channels_last", over(best(step, "diffusers"), fast), 1.6, 2.1),
+        Figure("step", "the same, lean", "fast", over(best(step, "lean"), fast), 1.15, 1.05, better="less"),
+        Figure(
+            "decode",
+            "VAE decode 512x512",
+            "OpenVINO float32",
+            over(best(decode, "openvino"), best(decode, "fast")),
+            1.8,
+            3,
+        ),
+        Figure(
+            "sdxl",
             "SDXL UNet step, 128x128, CFG, fast",
             "diffusers channels_last",
             None if joined is None or factor is None else joined * factor,
@@ -106,6 +119,7 @@ def figures(records: Records) -> list[Figure]:
             1.4,
         ),
         Figure(
+            "whole",
             "whole picture, SD 1.5, 512x512, 20 steps, CFG",
             "the best of diffusers and OpenVINO",
             over(min(peers, default=None), best(whole, "ours")),
@@ -126,17 +140,17 @@ def _memory_figures(record: Record | None) -> list[Figure]:
 
     slower, limit = over(best(record, "1.5G"), best(record, "fast")), 1.1 * file / 1e9
     return [
-        Figure("SD 1.5 512x512, float16 file: peak, fast", "-", held("fast"), 6.5, 5, "GB", "less"),
-        Figure("the same, lean", "the weights' file", held("lean"), limit + 1.5, limit + 0.6, "GB", "less"),
-        Figure("peak with --max-memory 1.5G", "-", held("1.5G"), BUDGET / 1e9, BUDGET / 1e9, "GB", "less"),
-        Figure("its time", "fast", slower, 1.5, 1.2, "x", "less"),
+        Figure("memory", "SD 1.5 512x512, float16 file: peak, fast", "-", held("fast"), 6.5, 5, "GB", "less"),
+        Figure("memory", "the same, lean", "the weights' file", held("lean"), limit + 1.5, limit + 0.6, "GB", "less"),
+        Figure("memory", "peak with --max-memory 1.5G", "-", held("1.5G"), BUDGET / 1e9, BUDGET / 1e9, "GB", "less"),
+        Figure("memory", "its time", "fast", slower, 1.5, 1.2, "x", "less"),
     ]
 
 
 def _load_figure(record: Record | None) -> Figure:
     times = (record or {}).get("best")
     waited = None if times is None else times["begins"] - times["torch"]
-    return Figure("first UNet step begins after import torch", "-", waited, 1.5, 1, "s", "less")
+    return Figure("load", "first UNet step begins after import torch", "-", waited, 1.5, 1, "s", "less")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -146,8 +160,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def goal(records: Records) -> list[str]:
+    """The table of figures."""
+    return _goal(figures(records))
+
+
+def _goal(shown: Sequence[Figure]) -> list[str]:
     head = ("figure", "against", "measured", "at least", "aim", "met")
-    return table(head, [figure.row() for figure in figures(records)])
+    return table(head, [figure.row() for figure in shown])
 
 
 def timings(name: str, record: Record) -> list[str]:
@@ -250,51 +269,63 @@ def sections(records: Records) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class Said:
-    """What stands between the marks. rounds: of parts. rows: of the goal's table. sections: by heading, with it."""
+    """What stands between the marks. about: the machine. made: part → when it was measured, and the best of how many rounds.
+    values: name and opponent of a figure → its number. sections: by heading, with it."""
 
-    dates: frozenset[str] = frozenset()
-    rounds: dict[str, int] = field(default_factory=dict)
-    rows: Sequence[str] = ()
-    sections: Mapping[str, str] = field(default_factory=dict)
+    about: str = ""
+    made: dict[str, str] = field(default_factory=dict)
+    values: dict[tuple[str, str], float] = field(default_factory=dict)
+    sections: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, between: str, about: str) -> Said:
-        """Of a text that `body` made; nothing where it is of another machine."""
+    def of(cls, between: str) -> Said:
+        """Of a text that `body` made."""
         first, _, rest = between.partition("\n")
-        if f": {about}." not in first:
-            return cls()
+        about, _, made = first.partition(". Measured: ")
         table, *sections = re.split(r"^(?=### )", rest, flags=re.MULTILINE)
+        values = {}
+        for line in [line for line in table.splitlines() if line.startswith("| ")][2:]:
+            name, against, value, *_ = (cell.strip() for cell in line.strip("| ").split(" | "))
+            if found := re.match(r"[\d.]+", value):
+                values[name, against] = float(found[0])
         return cls(
-            frozenset(re.findall(r"\d{4}-\d\d-\d\d", first.partition(about)[0])),
-            {part: int(count) for part, count in re.findall(r"(\w+) (\d+)(?=[,.])", first.partition("Best of: ")[2])},
-            [line for line in table.splitlines() if line.startswith("| ")][2:],
+            about.removesuffix("."),
+            dict(re.findall(r"(\w+) (\d{4}-\d\d-\d\d(?:, best of \d+)?)", made)),
+            values,
             {section.partition("\n")[0].removeprefix("### "): section.rstrip("\n") + "\n" for section in sections},
         )
+
+
+def named(machine: Mapping[str, object]) -> str:
+    """A machine in words."""
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in machine.items() if value is not None)
 
 
 def body(machine: Mapping[str, object], records: Records, before: str = "") -> str:
     """All that stands between the marks. before: what stood there; of the same machine its parts stay that were not measured
     again."""
-    about = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in machine.items() if value is not None)
-    said = Said.of(before, about)
-    when = sorted({str(record["when"])[:10] for record in records.values() if "when" in record} | said.dates)
-    rows = goal(records)
-    for number, (row, part) in enumerate(zip(said.rows, FIGURES_OF, strict=False)):
-        if part not in records:
-            rows[2 + number] = row
-    parts = {title: "\n".join([f"### {title}", "", *lines]) for title, lines in sections(records).items()}
-    parts = {title: text for title, _ in SECTIONS.values() if (text := parts.get(title) or said.sections.get(title))}
-    best = {part: count for part in SECTIONS if (count := (said.rounds | rounds(records)).get(part))}
-    counted = f" Best of: {', '.join(f'{part} {count}' for part, count in best.items())}." if best else ""
-    lines = [f"Measured {' and '.join(when)}: {about}.{counted}" if when else f"{about}.", "", *rows, ""]
-    return "\n".join([*lines, *(text.rstrip("\n") + "\n" for text in parts.values())]).rstrip("\n") + "\n"
+    about, said = named(machine), Said.of(before)
+    if said.about != about:
+        said = Said()
+    shown = []
+    for figure in figures(records):
+        old = None if figure.part in records else said.values.get((figure.name, figure.against))
+        shown.append(figure if old is None else replace(figure, value=old))
+    made = said.made | {part: _made(record) for part, record in records.items() if "when" in record}
+    list_ = "; ".join(f"{part} {made[part]}" for part in SECTIONS if part in made)
+    new = sections(records)
+    texts = ["\n".join([f"### {title}", "", *lines]) for title, lines in new.items()]
+    by_title = said.sections | dict(zip(new, texts, strict=True))
+    kept = [by_title[title].rstrip("\n") + "\n" for title, _ in SECTIONS.values() if title in by_title]
+    first = f"{about}. Measured: {list_}." if list_ else f"{about}."
+    return "\n".join([first, "", *_goal(shown), "", *kept]).rstrip("\n") + "\n"
 
 
-def rounds(records: Records) -> dict[str, int]:
-    """How often each candidate of a part ran, the best of which counts."""
-    return {
-        part: len(next(iter(record["seconds"].values()))) for part, record in records.items() if "seconds" in record
-    }
+def _made(record: Record) -> str:
+    """The day, and how often each candidate ran, the best of which counts."""
+    seconds = record.get("seconds")
+    best = f", best of {len(next(iter(seconds.values())))}" if seconds else ""
+    return f"{str(record['when'])[:10]}{best}"
 
 
 def marked(text: str) -> tuple[str, str, str]:

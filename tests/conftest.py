@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import lzma
+import os
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import prod
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,9 @@ SIZES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8}
 
 
 def pytest_configure() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    hypothesis.settings.register_profile("shared", deadline=None)  # other processes may have the processor meanwhile
+    hypothesis.settings.load_profile("shared")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -23,6 +23,7 @@ from benchmarks import children, environment, growth, operations, picture, repor
 from benchmarks.parts import PARTS
 from benchmarks.report import BEGIN, END, Figure
 
+from avila_diffusion import AvilaDiffusion
 from avila_diffusion.config import NoiseConfig
 from avila_diffusion.kernels import native
 from avila_diffusion.sampling.names import SCHEDULES
@@ -126,7 +127,7 @@ def test_figures_are_ratios_of_the_bests() -> None:
 )
 def test_verdicts(better: Any, value: float, verdict: str) -> None:
     least, aim = (1.2, 1.9) if better == "more" else (1.2, 0.9)
-    assert Figure("f", "-", value, least, aim, "x", better).verdict == verdict
+    assert Figure("step", "f", "-", value, least, aim, "x", better).verdict == verdict
 
 
 def test_tables_are_tables_and_hold_the_numbers() -> None:
@@ -136,7 +137,7 @@ def test_tables_are_tables_and_hold_the_numbers() -> None:
     assert lines[2] == "| SD 1.5 UNet step, 64x64, CFG, fast | OpenVINO float32 | 1.30x | 1.25x | 1.60x | yes |"
     assert "| the same, lean | fast | 1.10x | at most 1.15x | 1.05x | yes |" in lines
     body = report.body({"processor": "P", "threads": 2, "memory_gb": None}, RECORDS)
-    assert "Measured 2026-01-02: processor P, threads 2." in body
+    assert body.startswith("processor P, threads 2. Measured: step 2026-01-02, best of 3.\n")
     assert "| ours, fast | 1 s | 2 s | 1.00 | 1600 GFLOP/s = 8.00 |" in body
     assert "| attention | 500 ms | 50% | 50 | 100 = 0.50 |" in body
     assert "unknown" in body
@@ -151,17 +152,43 @@ def test_a_part_is_measured_again_and_the_others_stay(tmp_path: Path) -> None:
         command.write(document, about, records)
         return report.marked(document.read_text(encoding="utf-8"))[1]
 
-    whole = report.body(about, RECORDS)
-    assert written(RECORDS) == written({}) == whole
-    again = {"step": {**RECORDS["step"], "seconds": {"fast": [0.5], "openvino": [2.0]}, "when": "2026-02-03 04:05"}}
-    both = written(again)
-    assert both == report.body(about, RECORDS | again | {"before": {"when": "2026-01-02 03:04"}})
-    assert both.startswith("Measured 2026-01-02 and 2026-02-03: processor P 1.5, threads 2. Best of: step 1, sdxl 1, ")
-    assert "| 4.00x |" in both and "not measured" in both.splitlines()[5], "diffusers did not run this time"
+    old = {part: {"when": "2026-01-02 03:04", **record} for part, record in RECORDS.items()}
+    old["memory"]["file"] = 2132625150  # as the seeded checkpoint has; the bound is made of it
+    old["decode"] = RECORDS["step"] | {"seconds": {"fast": [1.0], "openvino": [3.0]}}
+    assert written(old) == written({}) == report.body(about, old)
+    again: dict[str, Any] = {}
+    for part in ("sdxl", "decode", "step"):
+        again[part] = {**old[part], "seconds": {**old[part]["seconds"], "fast": [0.5]}, "when": "2026-02-03 04:05"}
+        assert written({part: again[part]}) == report.body(about, old | again)
+    alone = written({"step": {**again["step"], "seconds": {"fast": [0.5]}}})
+    first, _, row, *_ = (line for line in alone.splitlines() if line)
+    assert "threads 2. Measured: step 2026-02-03, best of 1; sdxl 2026-02-03, best of 1; " in first
+    assert "whole 2026-01-02, best of 1" in first and "### SDXL" in alone and "| 6.00x |" in alone
+    assert alone.count("not measured") == 3 + 1, f"peers did not run this time: {row}"
     other = written({"load": RECORDS["load"]}, about | {"threads": 4})
     assert "### Until" in other and "### SDXL" not in other and other.count("not measured") == 10
     assert [found.name for found in tmp_path.iterdir()] == ["document.md"]
     assert "before\n" in document.read_text(encoding="utf-8") and "\nafter\n" in document.read_text(encoding="utf-8")
+
+
+def test_a_document_is_not_emptied(tmp_path: Path) -> None:
+    document, about = tmp_path / "document.md", {"processor": "P 1.5", "threads": 2}
+    for text in (None, "no marks"):
+        if text is not None:
+            document.write_text(text, encoding="utf-8")
+        with pytest.raises(SystemExit, match=r"nothing can be written into .*document.md"):
+            command.check_document(document, about, ["step"], peers=True)
+    document.write_text(f"{BEGIN}{END}", encoding="utf-8")
+    command.write(document, about, {part: {"when": "2026-01-02", **record} for part, record in RECORDS.items()})
+    command.check_document(document, about, ["step", "memory"], peers=True)
+    command.check_document(document, about, ["memory", "load"], peers=False)
+    command.check_document(document, {"processor": "other"}, command.PARTS, peers=True)
+    with pytest.raises(SystemExit, match="has peers in step; give --peers"):
+        command.check_document(document, about, ["step", "memory"], peers=False)
+    with pytest.raises(
+        SystemExit, match=r"another machine \(processor P 1.5, threads 2\); measure whole, memory, load, sdxl"
+    ):
+        command.check_document(document, {"processor": "other"}, ["step"], peers=True)
 
 
 def test_the_marks_of_a_document() -> None:
@@ -172,13 +199,15 @@ def test_the_marks_of_a_document() -> None:
             report.marked(broken)
 
 
-def test_what_the_document_says_can_be_read_again() -> None:
+def test_what_the_document_says_can_be_read_again_and_the_readme_agrees() -> None:
     between = report.marked(report.DOCUMENT.read_text(encoding="utf-8"))[1]
-    about = between.partition(": processor ")[2].partition(". Best of")[0]
-    said = report.Said.of(between, f"processor {about}")
-    assert len(said.rows) == len(report.figures({})) == len(report.FIGURES_OF)
-    assert said.sections and said.dates and said.rounds
-    assert report.body({"processor": about}, {}, between) == between
+    said = report.Said.of(between)
+    assert len(said.values) == len(report.figures({})) and len(said.sections) == len(said.made) > 5
+    assert report.body({"processor": said.about.removeprefix("processor ")}, {}, between) == between
+    values = [said.values[figure.name, figure.against] for figure in report.figures({})]
+    readme = (report.DOCUMENT.parent.parent / "README.md").read_text(encoding="utf-8")
+    assert f"are {values[0]:.1f} times as fast as OpenVINO's and {values[1]:.1f} times as fast as diffusers'" in readme
+    assert f"{values[5]:.1f}" == f"{values[0]:.1f}", "of whole pictures the same is said"
 
 
 def test_rounds_take_turns_and_two_do_not_count() -> None:
@@ -245,6 +274,19 @@ def test_growth_is_told_by_the_worst_ratio() -> None:
     plot = growth.draw(found)
     assert plot.width == 4 * growth.WIDTH * 2
     assert len(plot.getcolors(maxcolors=1 << 20) or []) > 10
+
+
+def test_operations_of_a_run_are_those_that_it_makes(tiny_checkpoint: Any) -> None:
+    runner = object.__new__(growth.Runner)
+    runner.diffusion = AvilaDiffusion.with_model(tiny_checkpoint("sd1"), device="cpu")
+    one, two, three, pair = (
+        runner.operations(growth.Run(side=64, steps=steps, batch=batch))
+        for steps, batch in ((1, 1), (2, 1), (3, 1), (1, 2))
+    )
+    assert three - two == two - one > 0
+    assert pair - one > two - one, "another picture is another step, and another decode"
+    assert runner.operations(growth.Run(side=64, chunks=2)) > two
+    assert runner.seconds(growth.Run(side=64, steps=1)) > 0
 
 
 def test_the_command_says_what_there_is() -> None:

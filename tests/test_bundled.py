@@ -68,6 +68,26 @@ def test_previews_are_pictures(bundled: Path) -> None:
     assert np.abs(previews[1].astype(int) - made).max() <= 1 and np.ptp(made, axis=2).any()
 
 
+def test_previews_are_tiled_as_the_picture_is(bundled: Path) -> None:
+    """Whatever was decoded before: a server's runs take turns."""
+    diffusion = AvilaDiffusion.bundled(sampler="Euler")
+    runs = [
+        diffusion.generate(diffusion.request("a red apple", width=128, height=128, seed=1, tiling=tiling))
+        for tiling in ("x", "none")
+    ]
+    shown: list[Any] = [[], []]
+    pictures: list[Any] = [None, None]
+    for _ in range(6):
+        for number, run in enumerate(runs):
+            event = next(run, None)
+            if isinstance(event, GenerateResult):
+                pictures[number] = event[0].to_numpy().astype(int)
+            elif event is not None and event.preview is not None:
+                shown[number].append(event.preview().pixels)
+    assert all(np.abs(made[-1] - picture).max() <= 1 for made, picture in zip(shown, pictures, strict=True))
+    assert np.abs(pictures[0] - pictures[1]).max() > 5
+
+
 def test_what_is_asked_goes_before_what_the_file_recommends(bundled: Path) -> None:
     diffusion = AvilaDiffusion.bundled(steps=3, dtype="bfloat16", device="cpu", threads=1, mmap=False)
     request = diffusion.request("a cat", guidance_scale=7.0, sampler="Euler", width=64)

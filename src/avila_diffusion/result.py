@@ -26,7 +26,7 @@ class Progress:
     step of `of`: model calls done for this picture; `of` is 0 where only the run can tell (DPM adaptive).
     sigma: noise level of the call just made, None outside "sample".
     preview(): the current guess of the finished picture, made only when it is called: small and rough, or of its size where the
-    model was loaded with a preview decoder. None outside "sample".
+    model was loaded with a preview decoder or is the bundled one. None outside "sample".
     """
 
     stage: str

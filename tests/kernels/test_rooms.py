@@ -117,5 +117,6 @@ def test_what_the_heap_keeps_is_given_back() -> None:
     left = held_now()
     rooms.trim()
     assert full is not None and left is not None and len(pinned) == 10
-    assert left > full - (16 << 20), "glibc gave it back by itself: this tests nothing"
+    if left < full - (16 << 20):
+        pytest.skip("it was given back at once: another library than glibc's stands in for it")
     assert (held_now() or 0) < left - (40 << 20)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from avila_diffusion import kernels
 from avila_diffusion.config import VAEConfig
+from avila_diffusion.kernels import build
 from avila_diffusion.models import encode_bands, rows, walk
 from avila_diffusion.models.encode_bands import encode_in_bands
 from avila_diffusion.models.layers import wrap
@@ -104,7 +105,8 @@ def test_a_batch_is_its_pictures(fill: Any) -> None:
     both = encode_in_bands(vae, x, room).mean
     alone = torch.cat([encode_in_bands(vae, one, room).mean for one in torch.split(x, 1)])
     # torch's convolutions may add in another order where there are two.
-    assert torch.equal(both, alone) if kernels.ENABLED else _apart(both, alone) <= 1e-5
+    ours = kernels.ENABLED and build.library() is not None
+    assert torch.equal(both, alone) if ours else _apart(both, alone) <= 1e-5
     assert _apart(both, vae.encode(x).mean) <= 1e-5
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from avila_diffusion import AvilaDiffusion
+from avila_diffusion import AvilaDiffusion, Progress
 from avila_diffusion.errors import RequestError
 from avila_diffusion.kernels import rooms
 from avila_diffusion.machine import Memory as MachineMemory
@@ -196,3 +196,17 @@ def test_sizes(make: Any, given: Any, expected: int) -> None:
     assert make(max_memory=given)._engine.memory.limit == expected
     with pytest.raises(RequestError, match="memory is 'most'; it must be auto, fast, lean"):
         make(memory="most")
+
+
+def test_the_heap_is_given_back_after_every_call_of_a_run_that_may_not_keep_all(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_for: list[None] = []
+    monkeypatch.setattr("avila_diffusion.kernels.rooms.trim", lambda: asked_for.append(None))
+    trimmed = {}
+    for memory in ("fast", "lean"):
+        engine, request = asked(make(memory=memory))
+        asked_for.clear()
+        steps = sum(isinstance(event, Progress) and event.step > 0 for event in engine.generate(request))
+        trimmed[memory] = len(asked_for) - 1
+    assert trimmed == {"fast": 0, "lean": steps}, "once more at the end of each"

@@ -140,3 +140,9 @@ def test_calls(layout: Callable[[str], AvilaDiffusion]) -> None:
         calls = sum(one.plan.calls or one.plan.counted for one in passes) * len(request.seeds)
         told = estimate(request, facts_of(diffusion), Settings(data=Path())).calls
         assert calls * rows <= told <= 1.5 * calls * rows, values
+
+
+def test_covers_the_forecast_of_a_model_of_one_size(bundled: Path) -> None:
+    """And its previews, which its own decoder draws."""
+    for side in (64, 256, 512):
+        check(AvilaDiffusion.bundled(), width=side, height=side)

@@ -64,7 +64,7 @@ def test_a_hundred_kills_of_the_worker(make_settings: MakeSettings) -> None:
             for job in jobs:
                 await service.ended(job)
             asking.cancel()
-            assert {job.state for job in jobs} == {"done"}
+            assert [job.problem for job in jobs if job.state != "done"] == []
             again = [await service.ended(await service.submit(tiny(seed=n, steps=40))) for n in range(120)]
             assert [files(service, job) for job in jobs] == [files(service, job) for job in again]
             print(

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,13 @@ def serve(*options: str, env: dict[str, str] | None = None) -> subprocess.Comple
     return subprocess.run(
         command, capture_output=True, encoding="utf-8", timeout=30, env={**os.environ, **(env or {})}, check=False
     )
+
+
+def until(true: Callable[[], object], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never is"
+        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -80,13 +87,11 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     with server:
         body = {"request": {**SMALL["request"], "width": 1024, "height": 1024, "count": 200}}
         id = server.post("/api/v1/jobs", body)[1]["id"]
-        while server.get(f"/api/v1/jobs/{id}")["state"] == "queued":  # what waits is not waited for
-            time.sleep(0.05)
+        until(lambda: server.get(f"/api/v1/jobs/{id}")["state"] != "queued")  # what waits is not waited for
         assert server.process is not None
         server.process.send_signal(signal.SIGTERM)
         began = time.monotonic()
-        while server.call("GET", "/health/ready")[0] == 200:
-            time.sleep(0.05)
+        until(lambda: server.call("GET", "/health/ready")[0] != 200)
         status, told = server.post("/api/v1/jobs", SMALL)
         assert status == 503, told
         assert server.call("GET", "/health/ready")[0] == 503

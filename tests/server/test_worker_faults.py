@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from avila_diffusion.server import supervisor
+from avila_diffusion.server.floor import KILLS
 from avila_diffusion.server.service import Service
 from avila_diffusion.server.settings import Limits
 
@@ -115,6 +116,22 @@ def test_a_call_that_never_ends_is_ended(make_settings: MakeSettings, monkeypatc
             service.floor.watch(0.0)
             await until(lambda: worker.restarts == before + 1)
             assert (await service.ended(await service.submit(asked()))).state == "done"
+
+    run(work)
+
+
+def test_kills_count_until_the_job_gets_further(make_settings: MakeSettings) -> None:
+    """A hundred kills from outside end no job, unless it is fifty times the same place."""
+
+    async def work() -> None:
+        async with running(make_settings()) as service:
+            job = await service.submit(tiny(steps=400))
+            await until(lambda: job.progress.step > 1)
+            assert service.floor is not None
+            (held,) = service.floor.core.held.values()
+            held.killed = KILLS
+            await until(lambda: held.killed == 0)
+            await service.cancel(job)
 
     run(work)
 

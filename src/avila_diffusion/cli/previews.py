@@ -32,7 +32,8 @@ def add_preview_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--preview-dir",
         metavar="DIR",
-        help="leave a preview here after every step, STEM-PICTURE-STEP.png; small, but for --preview-decoder",
+        help="leave a preview here after every step, STEM-PICTURE-STEP.png; "
+        "small, but for --preview-decoder and the bundled model",
     )
     group.add_argument("--preview-every", type=int, metavar="N", help="after every N-th step; default 1")
 

@@ -178,14 +178,17 @@ def lend(rooms: Rooms[mmap.mmap], count: int) -> Tensor:
 
 def trim() -> None:
     """Let the C library give back what lies free in its heap: where many small blocks were made and freed, as in the first call
-    of a network, glibc keeps a hundred megabytes. Other libraries keep less, and are not asked."""
+    of a network, glibc keeps a hundred megabytes. Other libraries have no such call."""
     if (ask := _malloc_trim()) is not None:
         ask(0)
 
 
 @cache
 def _malloc_trim() -> Callable[[int], Any] | None:
-    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    found = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if found is not None:
+        found.argtypes = [ctypes.c_size_t]
+    return found
 
 
 def own(count: int) -> Tensor:

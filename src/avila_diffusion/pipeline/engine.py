@@ -42,6 +42,9 @@ from .prompts import Prompts, Scheduled, condition, read_prompts
 from .run import Run
 from .tiling import tile
 
+SMALL = 256
+"""Pixels a side up to which a model's own decoder may draw previews."""
+
 
 @dataclass(frozen=True, eq=False)
 class ModelEngine:
@@ -244,16 +247,20 @@ class ModelEngine:
         """The model's noise levels."""
         return NoiseTable.from_config(self.model.spec.noise)
 
-    def preview(self, x0: Tensor) -> Image:
-        """A rough picture of a latent."""
+    def preview(self, x0: Tensor, request: GenerateRequest) -> Image:
+        """A rough picture of a latent of a run."""
+        if self.draws_previews is self.model.vae:
+            tile(self.model.vae, request)
         return Image(draw_preview(x0, self.model.spec, self.draws_previews, self.policy.vae))
 
     @property
     def draws_previews(self) -> Autoencoder | None:
-        """The decoder of previews: the one that was given. A model of one small size has latents of a kind of its own, which no
-        published factors are for, and a decoder that takes no time: that.
+        """The decoder of previews: the one that was given. A model of one small size, such as the bundled one, has latents of a
+        kind of its own, which no published factors are for, and its own decoder takes an eighth of a second: that.
         """
-        return self.model.vae if self.preview_decoder is None and self.model.spec.fixed_size else self.preview_decoder
+        spec = self.model.spec
+        own = self.preview_decoder is None and spec.fixed_size and spec.size <= SMALL
+        return self.model.vae if own else self.preview_decoder
 
     @cached_property
     def name(self) -> str:

@@ -121,7 +121,7 @@ class Outlook:
     def beside(self) -> int:
         """Bytes beside kept weights that a run takes at least, though its networks need less: for the file, and for a
         preview where those are decoded."""
-        decoder = self.engine.draws_previews
+        decoder = self.engine.preview_decoder
         if decoder is None:
             return self.finishing
         return self.finishing + least_room(decoder.config, *self.latent, self.itemsize) + BAND_SCRATCH

@@ -224,7 +224,7 @@ class Run:
                     return event, made
                 made = event.number
                 if self.way.kept is not None:
-                    rooms.trim()  # what packing left in the heap would come to the limit's bytes
+                    rooms.trim()  # what packing left in the heap would come to the bytes that are allowed
                 if event.call.refined:
                     self.refined = True
                 yield Progress(
@@ -234,7 +234,7 @@ class Run:
                     step=calls + made,
                     of=of,
                     sigma=event.call.sigma,
-                    preview=partial(self.engine.preview, event.denoised.x0),
+                    preview=partial(self.engine.preview, event.denoised.x0, self.request),
                 )
                 if self.early.asked:
                     return event.denoised.x0, made

@@ -26,7 +26,7 @@ from .floor import Floor
 from .held import Held
 from .job import Job, Problem, Result, State, Using
 from .models import ModelIndex
-from .problems import NotReady
+from .problems import Draining, NotReady
 from .settings import Settings
 from .store import Store
 from .tally import Tally
@@ -222,8 +222,8 @@ class Core:
     async def _commit_part(self, held: Held, message: Message) -> None:
         try:
             await self._commit(held, message)
-        except OutputProblem:
-            pass  # the part's journal has everything: it is drawn again when there is room
+        except (OutputProblem, Draining):
+            pass  # the part's journal has everything: it is drawn again when there is room, or when the server is back
         finally:
             held.committing = False
             if self.floor is not None:

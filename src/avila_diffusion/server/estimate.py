@@ -72,14 +72,17 @@ def estimate(
         held = BASE + shown + PROCEDURAL_A_PIXEL * request.width * request.height
         return Estimate(held, held, len(request.seeds))
     itemsize = 8 if settings.dtype == "float64" else 4
-    base = BASE + shown + _given(request) + (PREVIEW if settings.preview_decoder else 0)
     first, last = _latents(request, spec)
     texts = _texts(request, spec, request.prompt, request.negative_prompt)
     second = _texts(request, spec, request.hires_prompt or request.prompt, request.hires_negative_prompt or "")
     unets = [spec.unet, *([refiner.spec.unet] if refiner is not None and refiner.spec is not None else [])]
     sampling = max(_unet(unet, last, max(texts, second, key=_weight), itemsize) for unet in unets)
     finishing = FINISHING_A_PIXEL * max(CELL_PIXELS**2 * last[0] * last[1], _pixels(request))
-    coded = [_coded(spec.vae, last, itemsize), *_encoded(request, spec, first, last, itemsize)]
+    decoded = _coded(spec.vae, last, itemsize)
+    coded = [decoded, *_encoded(request, spec, first, last, itemsize)]
+    # A model of one size draws previews by its own decoder.
+    previews = PREVIEW if settings.preview_decoder else min(decoded) if spec.fixed_size else 0
+    base = BASE + shown + _given(request) + previews
     whole, bands = max(one for one, _ in coded), max(one for _, one in coded)
     calls = _calls(request, texts, second if request.hires else None)
     memory, least = (base + max(sampling, finishing, coding) for coding in (whole, bands))

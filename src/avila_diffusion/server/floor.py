@@ -288,7 +288,8 @@ class Floor:
         job = held.job
         reached = (held.place.parts, message["image"], message["stage"] == "decode", message["step"])
         if (message["step"] or message["stage"] == "decode") and reached > held.reached:
-            held.reached, held.moved, job.retries, self._settled_in = reached, True, 0, True
+            held.reached, held.moved, self._settled_in = reached, True, True
+            job.retries = held.killed = 0
             if message["step"]:
                 seconds = float(message["seconds"])
                 self._calls[held.place.using] = 0.8 * self._calls.get(held.place.using, seconds) + 0.2 * seconds

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import FileProblem, OutputProblem
+from .problems import Draining
 
 Made = TypeVar("Made")
 Work = Callable[[sqlite3.Connection], Any]
@@ -87,9 +88,10 @@ class Store:
             raise problem
 
     async def do(self, work: Callable[[sqlite3.Connection], Made]) -> Made:
-        """What `work` returns of the connection, once what it wrote is safe. Raises OutputProblem where it cannot be."""
+        """What `work` returns of the connection, once what it wrote is safe. Raises OutputProblem where it cannot be,
+        Draining where the server stops."""
         if self._closed:
-            raise OutputProblem("the server stops; ask it again when it is back")
+            raise Draining("the server stops; ask it again when it is back")
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Made] = loop.create_future()
 
