@@ -36,8 +36,9 @@ PROCEDURAL_A_PIXEL = 400
 
 @dataclass(frozen=True)
 class Estimate:
-    """memory: bytes of the process at most, the mapped model aside. least: likewise where pictures are decoded in bands, as is
-    done where memory is short. calls: of the model, for a prompt each, for all pictures."""
+    """memory: bytes of the process at most, aside from the mapped model and from derived weights, which are kept only where the
+    machine has room for them. least: likewise where pictures are decoded in bands, as is done where memory is short.
+    calls: of the model, for a prompt each, for all pictures."""
 
     memory: int
     least: int
