@@ -16,4 +16,5 @@ def test_a_group_of_one_number_is_its_bias(dtype: torch.dtype) -> None:
     norm.load_state_dict({"weight": torch.randn(32, dtype=dtype), "bias": bias}, assign=True)
     with torch.no_grad():
         found = norm(torch.randn(1, 32, 1, 1, dtype=dtype))
-    torch.testing.assert_close(found, bias.view(1, 32, 1, 1))
+    # What rounds is divided by the root of epsilon, a three hundredth.
+    torch.testing.assert_close(found, bias.view(1, 32, 1, 1), rtol=0, atol=1e-3 if dtype == torch.float32 else 1e-11)
