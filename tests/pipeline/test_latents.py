@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from avila_diffusion import kernels
 from avila_diffusion.config import LatentConfig, VAEConfig
 from avila_diffusion.errors import Cancelled, NotFinite
+from avila_diffusion.kernels import build
 from avila_diffusion.models.plans import least_room_to_encode
 from avila_diffusion.models.vae import VAE, LatentDistribution
 from avila_diffusion.pipeline.latents import PREVIEW, decode, encode, from_vae, preview, to_pixels, to_vae
@@ -187,8 +189,9 @@ def test_encoding_in_bands(tiny_vae: VAE) -> None:
     room = least_room_to_encode(tiny_vae.config, 16, 24)
     found = encode(tiny_vae, picture, torch.float32, lambda: said.append(None), room)
     expected = encode(tiny_vae, picture, torch.float32)
-    torch.testing.assert_close(found.mean, expected.mean, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found.log_variance, expected.log_variance, rtol=1e-4, atol=1e-4)
+    atol = 1e-5 if kernels.ENABLED and build.library() is not None else 1e-4  # torch's convolutions differ by more
+    torch.testing.assert_close(found.mean, expected.mean, rtol=1e-4, atol=atol)
+    torch.testing.assert_close(found.log_variance, expected.log_variance, rtol=1e-4, atol=atol)
     assert len(said) > 1
     with pytest.raises(ValueError, match=str(room)):
         encode(tiny_vae, picture, torch.float32, room=room - 1)

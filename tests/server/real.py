@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -113,6 +114,15 @@ class RealServer:
     def post(self, path: str, body: Any, **headers: Any) -> tuple[int, Any]:
         """Status and answer."""
         return self.call("POST", path, body, timeout=60.0, **headers)
+
+
+def until(true: Callable[[], object], seconds: float = 30.0) -> None:
+    """Waits until it is true. Raises TimeoutError where it never is."""
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            raise TimeoutError(f"not true after {seconds:g} seconds")
+        time.sleep(0.01)
 
 
 def children_of(pid: int) -> list[int]:

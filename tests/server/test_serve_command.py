@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from avila_diffusion.cli.parser import build_parser
 from avila_diffusion.cli.serve import settings_of
 from avila_diffusion.errors import RequestError
 
-from .real import ENDED, RealServer, free_port, posix
+from .real import ENDED, RealServer, free_port, posix, until
 
 SMALL = {"request": {"prompt": "a sunset", "width": 64, "height": 64, "seed": 1}}
 
@@ -31,13 +31,6 @@ def serve(*options: str, env: dict[str, str] | None = None) -> subprocess.Comple
     return subprocess.run(
         command, capture_output=True, encoding="utf-8", timeout=30, env={**os.environ, **(env or {})}, check=False
     )
-
-
-def until(true: Callable[[], object], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it never is"
-        time.sleep(0.05)
 
 
 @pytest.fixture

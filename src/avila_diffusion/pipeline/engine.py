@@ -249,9 +249,10 @@ class ModelEngine:
 
     def preview(self, x0: Tensor, request: GenerateRequest) -> Image:
         """A rough picture of a latent of a run."""
-        if self.draws_previews is self.model.vae:
+        decoder = self.draws_previews
+        if decoder is self.model.vae:
             tile(self.model.vae, request)
-        return Image(draw_preview(x0, self.model.spec, self.draws_previews, self.policy.vae))
+        return Image(draw_preview(x0, self.model.spec, decoder, self.policy.vae))
 
     @property
     def draws_previews(self) -> Autoencoder | None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +18,8 @@ from avila_diffusion.server.app import create_app
 from avila_diffusion.server.job import Job
 from avila_diffusion.server.service import Service
 from avila_diffusion.server.settings import Settings
+
+from ..real import until
 
 Made = TypeVar("Made")
 
@@ -47,15 +48,6 @@ class Served:
     def post(self, path: str, body: Any = None, **more: Any) -> requests.Response:
         """POST to a path of /sdapi/v1."""
         return requests.post(f"{self.url}/sdapi/v1/{path}", json=body, timeout=60, **more)
-
-
-def until(true: Callable[[], object], seconds: float = 30.0) -> None:
-    """Waits until it is true. Raises TimeoutError where it never is."""
-    end = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > end:
-            raise TimeoutError(f"not true after {seconds:g} seconds")
-        time.sleep(0.01)
 
 
 @contextlib.contextmanager

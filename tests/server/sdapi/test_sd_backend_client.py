@@ -19,7 +19,8 @@ from sd_backend_client import (
     connect_to_backend,
 )
 
-from .conftest import Served, until
+from ..real import until
+from .conftest import Served
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from avila_diffusion.server.job import Job, Problem, Using
 from avila_diffusion.server.problems import QueueFull
 from avila_diffusion.server.sdapi.answers import failure
 
-from .conftest import Served, until
+from ..real import until
+from .conftest import Served
 
 SMALL = {"prompt": "a hill", "width": 64, "height": 64, "steps": 2, "cfg_scale": 2, "seed": 5}
 LONG = SMALL | {"steps": 450}
