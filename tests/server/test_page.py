@@ -310,6 +310,20 @@ def test_the_token_is_asked_for(visit: Open, mock: Mock) -> None:
     page.done()
 
 
+def test_generate_stands_still_while_the_lists_arrive(visit: Open, mock: Mock) -> None:
+    """A press whose release finds something else under it is no click."""
+    mock.token = "open sesame"
+    page = visit(refused=True, ready=False)
+    place = "JSON.stringify(document.getElementById('generate').getBoundingClientRect())"
+    page.tab.wait_for_selector("#signin-token")
+    before = page.tab.evaluate(place)
+    page.tab.fill("#signin-token", "open sesame")
+    page.tab.press("#signin-token", "Enter")
+    page.tab.wait_for_selector("#model-line:not(:empty)")
+    page.tab.wait_for_selector("#styles-list label")
+    assert page.tab.evaluate(place) == before
+
+
 def test_a_server_that_goes_away_is_waited_for(browser: Browser) -> None:
     mock = Mock(pace=0.002)
     context = browser.new_context(locale="en-US")
