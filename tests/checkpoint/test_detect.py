@@ -435,9 +435,9 @@ def test_lcm(micro: Shapes, spec_of: Any) -> None:
 def test_numbers_are_counted_from_zero_in_one_pass() -> None:
     names = [f"a.{n}.w" for n in (0, 1, 2, 4)] + ["a.01.w", "b.1.w", "c.0", "a.0.x.0.y", "0.z", "d.٣.w", "e.-1.w"]
     assert count_numbers(names) == {"a": 3, "c": 1, "a.0.x": 1}
-    start = time.perf_counter()
+    start = time.process_time()
     assert count_numbers(["x." + "9" * 5000 + ".y", ".".join("0" * 200_000), *(f"r.{n}.w" for n in range(50_000))])
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 # --- inspect

@@ -181,9 +181,9 @@ def test_a_huge_graph_takes_no_time() -> None:
         for number in range(4000)
     }
     nodes |= {f"o{number}": {"class_type": "SaveImage", "inputs": {"images": ["0", 0]}} for number in range(900)}
-    started = time.perf_counter()
+    started = time.process_time()
     found_in(prompt=nodes)
-    assert time.perf_counter() - started < 1.5  # 0.3 s; 5 s where each output walks the graph anew
+    assert time.process_time() - started < 1.5  # 0.3 s; 5 s where each output walks the graph anew
 
 
 def test_a_graph_of_too_many_nodes_is_said() -> None:
@@ -355,10 +355,10 @@ def test_no_text_stops_the_reader(text: str, name: str) -> None:
 
 def test_blanks_in_an_old_prompt_of_invokeai_take_no_time() -> None:
     prompt = "a" + " " * 80_000 + "cat [dog]"
-    started = time.perf_counter()
+    started = time.process_time()
     texts: dict[str, Any] = {"sd-metadata": {"image": {"prompt": prompt}}}
     found = found_in(None, **texts)
-    assert time.perf_counter() - started < 1  # 5 s where every blank is tried as the first
+    assert time.process_time() - started < 1  # 5 s where every blank is tried as the first
     assert found.request_values["negative_prompt"] == "dog"
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 
-def until(tab: Page, true: str, seconds: float = 10.0) -> None:
+def until(tab: Page, true: str, seconds: float = 40.0) -> None:
     """Wait until an expression holds. Playwright's own way of waiting needs `eval` in the page, which its policy forbids."""
     end = time.monotonic() + seconds
     while not tab.evaluate(true):

@@ -115,6 +115,6 @@ def test_units_with_the_same_loras_keep_the_model_for_some_calls() -> None:
 def test_choosing_is_quick_with_a_full_queue() -> None:
     line = Line(using=ONE)
     places = [place(number, f"client{number % 50}") for number in range(2000)]
-    began = time.perf_counter()
+    began = time.process_time()
     begun(line, places)
-    assert time.perf_counter() - began < 1.0
+    assert time.process_time() - began < 1.0

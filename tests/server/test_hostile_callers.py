@@ -221,11 +221,11 @@ def test_a_picture_that_unfolds(server: RealServer, path: str) -> None:
 
     post(good)  # what is imported with the first picture is no part of it
     before = memory(server)
-    told = [post(body) for _ in range(5)]
+    told = [post(body) for _ in range(9)]
     connection.close()
     assert {status for status, _, _ in told} <= {400, 413, 422}, told
     assert all(b"13000x13000" in answer.replace(b",", b"") for _, _, answer in told), told
-    assert sorted(seconds for _, seconds, _ in told)[2] < 0.05
+    assert sorted(seconds for _, seconds, _ in told)[2] < 0.05  # of nine: somebody else may have had the processor
     assert memory(server) - before < 10e6
     assert server.get("/api/v1/server")["problem"] is None
 

@@ -52,7 +52,7 @@ def visit(browser: Browser, mock: Mock) -> Iterator[Open]:
 
         def opened(refused: bool = False, ready: bool = True, **options: Any) -> Visit:
             context = browser.new_context(**{"locale": "en-US", "viewport": {"width": 1280, "height": 860}, **options})
-            context.set_default_timeout(8000)
+            context.set_default_timeout(40000)
             contexts.append(context)
             tab = context.new_page()
             watch = Watch(url, refused)
@@ -327,7 +327,7 @@ def test_generate_stands_still_while_the_lists_arrive(visit: Open, mock: Mock) -
 def test_a_server_that_goes_away_is_waited_for(browser: Browser) -> None:
     mock = Mock(pace=0.002)
     context = browser.new_context(locale="en-US")
-    context.set_default_timeout(15000)
+    context.set_default_timeout(40000)
     tab = context.new_page()
     with Running(create_mock(mock)) as url:
         tab.goto(url)
