@@ -110,7 +110,7 @@ ROOMS = {
     ),
     "text": Room(("text", "text.*"), ("errors", "text.*"), but=("text.conditioner",)),
     "sampling": Room(("sampling.*",), ("errors", "config", "sampling.*"), torch=True),
-    "device": Room(("device",), ("errors",), torch=True),
+    "device": Room(("device",), ("errors", "limits"), torch=True),
     "pipeline": Room(("pipeline", "pipeline.*"), ("*",), but=ABOVE_PIPELINE, torch=True),
     "api": Room(
         ("api", "loading"), ("*",), but=("", "cli", "cli.*", "diagnose", "server", "server.*", "training", "training.*")

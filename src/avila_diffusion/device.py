@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import torch
 
 from .errors import DeviceProblem, RequestError
+from .limits import check_device
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 MAX_THREADS = 1024
@@ -51,10 +51,8 @@ def _device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    known = re.fullmatch("(cpu|cuda|mps)|(cuda):([0-9]{1,4})", name) if isinstance(name, str) else None
-    if known is None:
-        raise RequestError(f"device {str(name)[:80]!r} is unknown; it is auto, cpu, cuda, cuda:N or mps")
-    kind, index = known[1] or known[2], known[3]
+    check_device(name)
+    kind, _, index = name.partition(":")
     if kind == "cuda" and not torch.cuda.is_available():
         raise DeviceProblem(f"torch {torch.__version__} sees no CUDA device; use --device cpu, or see avila doctor")
     if kind == "cuda" and index and int(index) >= torch.cuda.device_count():

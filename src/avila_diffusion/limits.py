@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -173,6 +174,12 @@ def check_number(name: str, value: object, low: float, high: float) -> None:
         raise RequestError(f"{name} must be a number, not {shown(value)}")
     if not low <= value <= high:  # NaN fails too
         raise RequestError(f"{name} is {shown(value)}; it must be from {low:g} to {high:g}")
+
+
+def check_device(name: object) -> None:
+    """Raise RequestError unless it is the name of a device; whether this machine has it is for `device.choose_policy`."""
+    if not isinstance(name, str) or re.fullmatch("auto|cpu|mps|cuda(:[0-9]{1,4})?", name) is None:
+        raise RequestError(f"device {str(name)[:80]!r} is unknown; it is auto, cpu, cuda, cuda:N or mps")
 
 
 def shown(value: object) -> str:

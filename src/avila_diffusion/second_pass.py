@@ -34,7 +34,17 @@ def latent_size(request: GenerateRequest, scale: int) -> tuple[int, int]:
         raise RequestError(f"the second pass would be {width}x{height}; at most {MAX_PIXELS:,} pixels are drawn")
     cut_x, cut_y = _overhang(request, width, height, scale)
     size = height // scale - cut_y, width // scale - cut_x
-    check_model_size(size[1] * scale, size[0] * scale)
+    try:
+        check_model_size(size[1] * scale, size[0] * scale)
+    except RequestError as error:
+        what = (
+            "hires_scale"
+            if request.hires_scale is not None
+            else "hires_width"
+            if request.hires_width
+            else "hires_height"
+        )
+        raise RequestError(f"{what} asks for a second pass of {width}x{height}: {error}") from None
     return size
 
 

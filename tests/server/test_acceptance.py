@@ -228,3 +228,13 @@ def test_no_torch(tmp_path: Path) -> None:
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_pixels_that_are_added_to_nothing(accept: Try) -> None:
+    """As on the command line: they are left aside, and the run says so."""
+    assert accept(outpaint=(1, 2, 3, 4)) is not None
+
+
+def test_a_second_pass_of_no_size_is_named_by_what_asked_for_it(accept: Try) -> None:
+    with pytest.raises(RequestError, match="^hires_width asks for a second pass of 1x1: width 0 is too small"):
+        accept(width=64, height=64, hires_width=1)

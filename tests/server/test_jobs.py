@@ -9,6 +9,8 @@ import pytest
 
 from avila_diffusion.errors import ModelNotFound, RequestError
 from avila_diffusion.images import read_image
+from avila_diffusion.server import rows
+from avila_diffusion.server.events import HELD
 from avila_diffusion.server.job import Event, Job
 from avila_diffusion.server.problems import Conflict, Draining, NoSuchJob, QueueFull
 from avila_diffusion.server.service import Service
@@ -35,6 +37,43 @@ def test_a_job_is_drawn_and_told_of_in_order(shared: Shared) -> None:
         assert (image.width, image.height) == (64, 64) and "Seed: 7" in (image.infotext or "")
         assert job.report and service.loaded == "tiny.safetensors"
         assert not list((service.settings.data / "jobs" / job.id).glob("*.journal"))
+
+    shared.run(work)
+
+
+@pytest.mark.parametrize("seed", [2**63 - 1, 2**64 - 1])
+def test_seeds_of_64_bits(shared: Shared, seed: int) -> None:
+    """SQLite's whole numbers have a sign."""
+
+    async def work(service: Service) -> None:
+        job = await service.ended(await service.submit(asked(seed=seed, count=2)))
+        assert job.state == "done"
+        found = await service.find(job.id)
+        assert [result.seed for result in found.results] == [seed, (seed + 1) % 2**64]
+
+    shared.run(work)
+
+
+def test_what_cannot_be_written_down_ends_the_job(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given: object) -> None:
+        raise OverflowError("too large")
+
+    async def drawn(service: Service) -> Job:
+        return await service.ended(await service.submit(asked()))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, "add_part", broken)
+        job = shared.run(drawn)
+    assert job.state == "failed" and job.problem is not None and job.problem.kind == "Incident"
+    assert "could not be written down (OverflowError)" in job.problem.message
+    assert shared.run(drawn).state == "done"
+
+
+def test_all_pictures_are_told_to_who_comes_late(shared: Shared) -> None:
+    async def work(service: Service) -> None:
+        job = await service.submit(asked(count=HELD + 6))
+        await until(lambda: len(job.results) >= HELD + 3)
+        assert [event.kind for event in await followed(service, job)].count("picture") == HELD + 6
 
     shared.run(work)
 

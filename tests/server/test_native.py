@@ -273,6 +273,7 @@ BODIES: list[tuple[bytes, str, int]] = [
     (b'{"request": {}}', "text/plain", 415),
     (b'{"request": {}}', "", 415),
     (b'{"request": {}}', "application/json; charset=latin-1", 415),
+    (b'{"request": {"prompt": 1}}', "application/json; charset=UTF8", 422),
     (b"x" * (5 << 20), "application/json", 413),
 ]
 
@@ -335,6 +336,8 @@ def test_models(client: TestClient) -> None:
     assert client.patch(f"{API}/models", json={"default": "tiny"}).json()["default"] == "tiny.safetensors"
     assert client.patch(f"{API}/models", json={"default": "procedural"}).json()["default"] == "procedural"
     assert client.patch(f"{API}/models", json={"default": "nothing"}).status_code == 404
+    assert client.patch(f"{API}/models", json={"default": "tiny", "default_vae": "nothing"}).status_code == 404
+    assert client.get(f"{API}/models").json()["default"] == "procedural"  # both or neither
     assert client.patch(f"{API}/models", json={}).status_code == 422
     assert client.post(f"{API}/models/load", json={"model": "nothing"}).status_code == 404
     assert client.post(f"{API}/models/load", json={"model": "procedural"}).status_code == 200

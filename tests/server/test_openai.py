@@ -229,6 +229,7 @@ def test_models(client: OpenAI, server: Running) -> None:
     assert listed[0].id == "procedural" and {one.object for one in listed} == {"model"}
     assert client.models.retrieve("procedural").owned_by == "avila"
     assert client.models.retrieve("dall-e-3").id == "procedural"
+    assert client.get("/models/", cast_to=dict)["object"] == "list"  # as some programs join addresses
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("no such")
     before = server.calls["DELETE /v1/models/procedural"]
@@ -392,7 +393,8 @@ def test_who_leaves_a_stream_ends_its_job(server: Running, bundled: str) -> None
         ({"extra_body": {"seed": 1.5}}, "seed", "a whole number"),
         ({"extra_body": {"stepps": 3}}, "stepps", "did you mean steps"),
         ({"extra_body": {"steps": 3, "num_inference_steps": 4}}, "steps", "give one of the two"),
-        ({"extra_body": {"sampler": "Eulr"}}, None, "unknown sampler"),
+        ({"extra_body": {"sampler": "Eulr"}}, "sampler", "unknown sampler"),
+        ({"size": "8192x8192"}, "size", "more than"),
         ({"extra_body": {"guidance_scale": 1000}}, "guidance_scale", "guidance_scale is 1000"),
         ({"extra_body": {"steps": 600}}, "steps", "steps is 600"),
     ],

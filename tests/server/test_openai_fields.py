@@ -177,7 +177,10 @@ def test_errors(error: AvilaError, status: int, code: str, retry: str) -> None:
 def test_the_field_that_is_meant() -> None:
     for message, param in (
         ("steps is 0", "steps"),
-        ("width 65 is not", "width"),
+        ("width 65 is not", "size"),
+        ("8,192x8,192 has more", "size"),
+        ("count is 0", "n"),
+        ("unknown schedule 'x'", "schedule"),
         ("this takes up", None),
         ("image: no", "image"),
     ):

@@ -124,6 +124,9 @@ def test_its_examples_work(url: str, document: dict[str, Any]) -> None:
 def test_it_is_served(url: str) -> None:
     for path in ("/openapi.json", "/api/v1/openapi.json"):
         assert requests.get(url + path, timeout=30).json()["openapi"] == "3.1.0"
+    page = requests.get(f"{url}/docs", timeout=30)
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "/sdapi/v1/txt2img" in page.text and "/v1/images/generations" in page.text
 
 
 def test_what_schemathesis_sends(url: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,27 @@ def test_a_batch_ends_with_its_caller(client: TestClient, monkeypatch: pytest.Mo
     monkeypatch.setattr(Request, "is_disconnected", gone)
     monkeypatch.setattr(extras, "_resize", None)  # nothing is made any more
     assert batch(client, 2).json()["error"] == "Cancelled"
+
+
+def test_what_a_picture_of_novelai_says(client: TestClient) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    said = PngInfo()
+    comment = {
+        "steps": 28,
+        "sampler": "k_euler_ancestral",
+        "seed": 5,
+        "scale": 11.0,
+        "uc": "lowres",
+        "width": 512,
+        "height": 768,
+    }
+    for name, text in (("Software", "NovelAI"), ("Description", "a cat"), ("Comment", json.dumps(comment))):
+        said.add_text(name, text)
+    told = client.post("/sdapi/v1/png-info", json={"image": encoded(glass(), pnginfo=said)}).json()
+    lines = "a cat\nNegative prompt: lowres\nSteps: 28, Sampler: Euler a, CFG scale: 11.0, Seed: 5, Size: 512x768"
+    assert told["info"] == f"{lines}, Clip skip: 2, ENSD: 31337"
+    assert told["parameters"]["Sampler"] == "Euler a" and told["items"]["Software"] == "NovelAI"
 
 
 def test_what_a_picture_says(client: TestClient) -> None:

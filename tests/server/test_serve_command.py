@@ -236,6 +236,7 @@ OPTIONS: list[tuple[list[str], str]] = [
     (["--allow-host", "*"], "--allow-host"),
     (["--allow-host", "http://x"], "--allow-host"),
     (["--dtype", "int8"], "--dtype"),
+    (["--device", "nope"], "device 'nope' is unknown"),
 ]
 
 

@@ -139,11 +139,12 @@ def run_serve(options: argparse.Namespace) -> int:
 
 def settings_of(options: argparse.Namespace) -> Settings:
     """What the options say. Raises RequestError."""
-    from ..limits import check_number, check_whole
+    from ..limits import check_device, check_number, check_whole
     from ..server.hosts import is_loopback
     from ..server.settings import Settings
 
     check_whole("--port", options.port, 0, 65535)
+    check_device(options.device)
     check_number("--drain", options.drain, 0.0, 86_400.0)
     check_whole("--preview-every", options.preview_every, 0, 10_000)
     if options.threads is not None:

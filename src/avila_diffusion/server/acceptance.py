@@ -170,7 +170,7 @@ def check_limits(request: GenerateRequest, limits: Limits) -> None:
     for what, across, down in (
         ("width x height is", width, height),
         *([("the second pass would be", *enlarged(request))] if request.hires else []),
-        *([("the picture with outpaint would be", *_outpainted(request))] if request.outpaint else []),
+        *([("the picture with outpaint would be", *added)] if (added := _outpainted(request)) else []),
     ):
         if across * down > limits.pixels:
             raise RequestError(
@@ -178,8 +178,10 @@ def check_limits(request: GenerateRequest, limits: Limits) -> None:
             )
 
 
-def _outpainted(request: GenerateRequest) -> tuple[int, int]:
-    assert request.image is not None and request.outpaint is not None
+def _outpainted(request: GenerateRequest) -> tuple[int, int] | None:
+    """Its size, where something is added to a picture."""
+    if request.image is None or request.outpaint is None:
+        return None
     (width, height), (left, upper, right, lower) = request.image.size, request.outpaint
     return width + left + right, height + upper + lower
 

@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import AvilaError
-from . import native, openai, openapi, page, sdapi
+from . import native, openai, openapi, overview, page, sdapi
 from .guard import Guard
 from .metrics import Metrics
 from .refusals import Incident, Refused, status_and_headers
@@ -64,7 +64,7 @@ def error_answer(path: str, error: AvilaError, status: int) -> Response:
 
 def _routes(service: Service) -> list[BaseRoute]:
     parts = (native, sdapi, openai, page)
-    return [*openapi.ROUTES, *(route for part in parts for route in part.routes(service))]
+    return [*openapi.ROUTES, *overview.ROUTES, *(route for part in parts for route in part.routes(service))]
 
 
 def _lifespan(service: Service) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:

@@ -38,7 +38,7 @@ async def read_json(request: Request) -> dict[str, Any]:
     kind = kind.strip().lower()
     if not (kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))):
         raise Refused(415, f"the content type is {kind[:80] or 'not given'!r}; send application/json")
-    if "charset" in rest.lower() and "utf-8" not in rest.lower():
+    if "charset" in rest.lower() and re.search("utf-?8", rest.lower()) is None:
         raise Refused(415, "the body must be UTF-8")
     _check_plain(request)
     data = await read_bytes(request)

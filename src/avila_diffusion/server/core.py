@@ -224,6 +224,13 @@ class Core:
             await self._commit(held, message)
         except (OutputProblem, Draining):
             pass  # the part's journal has everything: it is drawn again when there is room, or when the server is back
+        except Exception as error:
+            # What cannot be written down now can it no better when it is drawn again, which would never end.
+            log.exception("what was drawn of job %s could not be written down", held.job.id)
+            line = (
+                f"its pictures were drawn and could not be written down ({type(error).__name__}); see the server's log"
+            )
+            await self._end(held, "failed", Problem(kind="Incident", message=line))
         finally:
             held.committing = False
             if self.floor is not None:

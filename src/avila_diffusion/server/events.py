@@ -14,7 +14,7 @@ from .job import Event, Job, Preview, Progress
 
 Kind = Literal["state", "progress", "preview", "picture", "note", "end"]
 HELD = 64
-"""Events of the kinds that add up. Of the others the newest is held."""
+"""Notes, of which there is no end. Pictures are all held, as many as a job may have; of the other kinds the newest."""
 _NEWEST = ("state", "progress", "preview")
 
 
@@ -23,7 +23,8 @@ class EventLog:
 
     def __init__(self) -> None:
         self._number = int(time.time() * 1000)
-        self._kept: deque[Event] = deque(maxlen=HELD)
+        self._notes: deque[Event] = deque(maxlen=HELD)
+        self._kept: list[Event] = []
         self._newest: dict[str, Event] = {}
         self._changed = asyncio.Event()
         self.ended = False
@@ -37,7 +38,7 @@ class EventLog:
         if kind in _NEWEST:
             self._newest[kind] = event
         else:
-            self._kept.append(event)
+            (self._notes if kind == "note" else self._kept).append(event)
         self.ended = kind == "end"
         self.wake()
 
@@ -60,7 +61,7 @@ class EventLog:
 
     def since(self, number: int) -> list[Event]:
         """Those after `number` that are held, in order."""
-        found = [event for event in (*self._kept, *self._newest.values()) if event.number > number]
+        found = [event for event in (*self._kept, *self._notes, *self._newest.values()) if event.number > number]
         return sorted(found, key=lambda event: event.number)
 
     async def follow(self, after: int = 0) -> AsyncIterator[Event]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -18,10 +19,11 @@ from starlette.routing import BaseRoute, Route
 from ..version import __version__
 from .credentials import NAME
 from .fields import request_fields
-from .native.asking import LONGEST_NAME, LONGEST_TASK, MOST_SECONDS, PRIORITIES
+from .native.asking import LONGEST_NAME, MOST_SECONDS, PRIORITIES
 from .native.jobs import MOST_LISTED, STATES
 from .native.shapes import PREFIX
 from .openai.fields import DRAWS, OURS
+from .submission import LONGEST_TASK
 
 JSON = "application/json"
 FORM = "multipart/form-data"
@@ -128,6 +130,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/v1/images/edits"): Operation(body=_form("image", "prompt", mask=True), media=FORM),
     ("POST", "/v1/images/variations"): Operation(body=_form("image"), media=FORM),
     ("GET", "/"): Operation(answer="text/html"),
+    ("GET", "/docs"): Operation(answer="text/html"),
     ("GET", "/page/{file}"): Operation(answer="*/*"),
     ("GET", "/health/ready"): Operation(statuses=(200, 503)),
     ("GET", "/metrics"): Operation(answer="text/plain"),
@@ -139,10 +142,15 @@ _FREE = Operation(body={"type": "object"}, needed=False)
 
 async def document(request: Request) -> Response:
     """This document."""
-    state = request.app.state
-    if not hasattr(state, "openapi"):
-        state.openapi = describe(request.app.routes)
-    return JSONResponse(state.openapi)
+    return JSONResponse(of_app(request.app))
+
+
+def of_app(app: Starlette) -> dict[str, Any]:
+    """The document of an application, made once."""
+    if not hasattr(app.state, "openapi"):
+        app.state.openapi = describe(app.routes)
+    document: dict[str, Any] = app.state.openapi
+    return document
 
 
 def describe(routes: Iterable[BaseRoute]) -> dict[str, Any]:
@@ -192,7 +200,7 @@ _SECURITY = {
 
 
 def _operation(route: Route, method: str, path: str) -> dict[str, Any]:
-    ours = path.startswith((f"{PREFIX}/", "/health/", "/metrics", "/openapi.json"))
+    ours = path.startswith((f"{PREFIX}/", "/health/", "/metrics", "/openapi.json", "/docs"))
     known = OPERATIONS.get((method, path), _PLAIN if ours or method != "POST" else _FREE)
     told = _RAISES.sub("", inspect.getdoc(route.endpoint) or "").strip() or route.name
     summary, _, rest = told.partition("\n\n")

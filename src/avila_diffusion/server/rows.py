@@ -68,7 +68,8 @@ def with_key(connection: sqlite3.Connection, client: str, key: str) -> tuple[str
 def add_part(connection: sqlite3.Connection, job: Job, part: int, results: Iterable[Result]) -> None:
     """The pictures of one finished part. Done again after a crash it changes nothing."""
     rows = [
-        (job.number, one.index, one.file, one.seed, one.width, one.height, one.size, one.infotext) for one in results
+        (job.number, one.index, one.file, _signed(one.seed), one.width, one.height, one.size, one.infotext)
+        for one in results
     ]
     connection.executemany("INSERT OR REPLACE INTO results VALUES (?,?,?,?,?,?,?,?)", rows)
     connection.execute(
@@ -224,12 +225,17 @@ def _result(row: sqlite3.Row) -> Result:
     return Result(
         index=row["position"],
         file=row["file"],
-        seed=row["seed"],
+        seed=row["seed"] % 2**64,
         width=row["width"],
         height=row["height"],
         size=row["size"],
         infotext=row["infotext"],
     )
+
+
+def _signed(seed: int) -> int:
+    """The same 64 bits as SQLite has them, whose whole numbers are signed."""
+    return seed - 2**64 if seed >= 2**63 else seed
 
 
 def _readable(values: Mapping[str, Any]) -> GenerateRequest:

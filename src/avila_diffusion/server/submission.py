@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+KEY = re.compile(r"[\x21-\x7e]{1,255}")
+"""What an idempotency key is, in every dialect."""
+LONGEST_TASK = 128
+"""Characters of a client's own name for a job."""
 
 
 @dataclass(frozen=True, kw_only=True)

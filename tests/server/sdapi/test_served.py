@@ -242,6 +242,18 @@ def test_the_same_call_twice_with_a_key(served: Served) -> None:
     assert other.json()["error"] == "Conflict"
 
 
+@pytest.mark.parametrize("key", ["", "a b", "x" * 256])
+def test_what_is_no_key(served: Served, key: str) -> None:
+    answer = served.post("txt2img", SMALL, headers={"Idempotency-Key": key})
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["header", "idempotency-key"]
+
+
+def test_a_name_of_a_task_is_bounded(served: Served) -> None:
+    answer = served.post("txt2img", SMALL | {"force_task_id": "x" * 129})
+    assert answer.status_code == 422 and answer.json()["detail"][0]["loc"] == ["body", "force_task_id"]
+
+
 def test_a_full_queue(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served.service, "full", lambda client: QueueFull("9 jobs are waiting", 4.0))
     answer = served.post("txt2img", SMALL)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from ...request import PICTURES
 from ..bodies import read_bytes, read_json, worked
 from ..guard import client_of
 from ..settings import Limits
-from ..submission import Submission
+from ..submission import KEY, LONGEST_TASK, Submission
 from ..waiting import picture_of
 from .shapes import FIELDS, service_of
 
@@ -24,9 +23,7 @@ MEMBERS = ("request", "model", "vae", "refiner", "priority", "seconds", "task")
 """What the body of a job may hold."""
 PRIORITIES = (-100, 100)
 LONGEST_NAME = 1024
-LONGEST_TASK = 128
 MOST_SECONDS = 30 * 24 * 3600.0
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 async def read_submission(request: Request) -> Submission:
@@ -34,7 +31,7 @@ async def read_submission(request: Request) -> Submission:
     body = await read_json(request)
     data = await read_bytes(request)
     key = request.headers.get("idempotency-key")
-    if key is not None and not _KEY.fullmatch(key):
+    if key is not None and not KEY.fullmatch(key):
         raise RequestError("Idempotency-Key is no key; send 1 to 255 letters, digits and signs without blanks")
     limits, client = service_of(request).settings.limits, client_of(request)
     return await worked(len(data), lambda: submission_of(body, limits, client, key=key, data=data))

@@ -79,15 +79,16 @@ async def change(request: Request) -> Response:
     body = await read_json(request)
     if not body or not set(body) <= {"default", "default_vae"}:
         raise RequestError('default and default_vae can be changed; send {"default": "name"}')
-    if "default" in body:
-        check_text("default", body["default"])
-        service.default_model = service.models.find(body["default"]).name
+    named = {}
+    for name, role in (("default", "checkpoint"), ("default_vae", "vae")):
+        if name not in body or (role == "vae" and body[name] is None):
+            continue
+        check_text(name, body[name])
+        named[name] = service.models.find(body[name], role).name
+    # Both names are good, or neither is taken.
+    service.default_model = named.get("default", service.default_model)
     if "default_vae" in body:
-        vae = body["default_vae"]
-        if vae is not None:
-            check_text("default_vae", vae)
-            vae = service.models.find(vae, "vae").name
-        service.default_vae = vae
+        service.default_vae = named.get("default_vae")
     return JSONResponse({"default": service.default_model, "default_vae": service.default_vae})
 
 

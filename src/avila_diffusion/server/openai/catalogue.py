@@ -34,6 +34,8 @@ async def listed(request: Request) -> Response:
 async def retrieved(request: Request) -> Response:
     """One of them, by any of its names; OpenAI's own names mean the default one. Raises ModelNotFound."""
     service: Service = request.app.state.service
+    if not request.path_params["id"]:  # GET /v1/models/, as some programs join addresses
+        return await listed(request)
     name = model_name(request.path_params["id"]) or service.default_model
     return JSONResponse(_model(service.models.find(name), service))
 

@@ -32,8 +32,14 @@ _CODES: tuple[tuple[type[AvilaError], str], ...] = (
     (RequestError, "invalid_value"),
 )
 _BY_STATUS = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 415: "unsupported_media_type"}
-_FIRST_WORD = re.compile(r"(\w+)(?=[ :])")
-_FIELDS = frozenset(GenerateRequest.__dataclass_fields__)
+_FIRST_WORD = re.compile(r"(?:unknown )?(\w+)(?=[ :])")
+_SIZE = re.compile(r"[\d,]+x[\d,]+ ")
+_PARAMS = {name: name for name in GenerateRequest.__dataclass_fields__} | {
+    "width": "size",
+    "height": "size",
+    "count": "n",
+}
+"""Field of a request → the parameter that sets it."""
 
 
 class BadField(RequestError):
@@ -105,10 +111,14 @@ def _code(error: AvilaError, status: int) -> str:
 
 
 def _param(error: AvilaError) -> str | None:
-    """The field that is meant: errors of requests begin with it."""
+    """The field that is meant, as this dialect calls it: errors of requests begin with it, or say that it is unknown."""
     if isinstance(error, BadField):
         return error.param
     if isinstance(error, ModelNotFound):
         return "model"
-    found = _FIRST_WORD.match(str(error)) if isinstance(error, RequestError) else None
-    return found[1] if found is not None and found[1] in _FIELDS else None
+    if not isinstance(error, RequestError):
+        return None
+    if _SIZE.match(str(error)):
+        return "size"
+    found = _FIRST_WORD.match(str(error))
+    return _PARAMS.get(found[1]) if found is not None else None

@@ -20,7 +20,7 @@ from ..job import Job
 from ..problems import NoSuchJob
 from ..service import Service
 from ..settings import Limits
-from ..submission import Submission
+from ..submission import KEY, Submission
 from ..waiting import result_bytes
 from . import answers
 from .errors import BadField, error_response, failed_response
@@ -32,7 +32,6 @@ from .streams import Stream
 GENERATION, EDIT = "image_generation", "image_edit"
 FOLDER = "v1/images/files/"
 _FILE = re.compile(r"(?P<job>[0-9a-f]{32})-(?P<index>\d{1,4})(?:-(?P<quality>\d{1,3}))?\.(?P<format>png|jpeg|webp)")
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 def routes(flights: Flights) -> list[BaseRoute]:
@@ -190,7 +189,7 @@ async def file(request: Request) -> Response:
 
 def _key(request: Request) -> str | None:
     key = request.headers.get("idempotency-key")
-    if key is not None and not _KEY.fullmatch(key):
+    if key is not None and not KEY.fullmatch(key):
         raise BadField("Idempotency-Key", "Idempotency-Key must be 1 to 255 printable characters without spaces")
     return key
 

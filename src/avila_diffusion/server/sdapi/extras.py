@@ -20,9 +20,11 @@ from starlette.routing import Route
 from ...errors import Cancelled, RequestError
 from ...image_files import alpha, opened, reading, upright
 from ...images import KEY, RECORD_KEY, Image, read_image, read_texts
-from ...infotext import read
+from ...infotext import read, write_fields
 from ...limits import shown
+from ...metadata.novelai import read_novelai
 from ...pictures import Picture
+from ...sampling.names import resolve_sampler
 from ..bodies import read_json
 from ..problems import NotOffered
 from ..service import Service
@@ -262,10 +264,30 @@ async def _answer(told: Mapping[str, Any]) -> Response:
 
 def told_by(texts: Mapping[str, str]) -> dict[str, Any]:
     """What a picture says of itself: its infotext, all its texts, and the infotext taken apart. texts: see `read_texts`."""
-    infotext = texts.get(KEY, "")
+    infotext = texts.get(KEY, "") or _of_novelai(texts)
     items: Mapping[str, str] = {name: text for name, text in texts.items() if name != RECORD_KEY}
     parameters: dict[str, str] = {}
     if infotext:
         parsed = read(infotext)
         parameters = {"Prompt": parsed.prompt, "Negative prompt": parsed.negative_prompt, **_DEFAULTS, **parsed.fields}
     return {"info": infotext, "items": dict(items), "parameters": parameters}
+
+
+def _of_novelai(texts: Mapping[str, str]) -> str:
+    """A NovelAI picture's record as an infotext, as AUTOMATIC1111 tells it; "" for others."""
+    draft = read_novelai(texts)
+    if draft is None:
+        return ""
+    told = draft.finish().request_values
+    sampler = told.get("sampler")
+    width, height = told.get("width"), told.get("height")
+    fields = {
+        "Steps": told.get("steps"),
+        "Sampler": None if sampler is None else resolve_sampler(sampler)[0].name,
+        "CFG scale": told.get("guidance_scale"),
+        "Seed": told.get("seed"),
+        "Size": f"{width}x{height}" if width and height else None,
+        "Clip skip": told.get("clip_skip"),
+        "ENSD": told.get("ensd"),
+    }
+    return write_fields(told.get("prompt", ""), told.get("negative_prompt", ""), fields)

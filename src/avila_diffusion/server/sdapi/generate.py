@@ -19,9 +19,10 @@ from ..bodies import let_go, read_bytes, read_json
 from ..guard import client_of
 from ..job import Job
 from ..service import Service
-from ..submission import Submission
+from ..submission import KEY, LONGEST_TASK, Submission
 from ..waiting import outcome
 from .answers import answer, error_answer
+from .fields import invalid
 from .init_images import NoInitImage
 from .mapping import Asked, read_asked
 from .mapping import Route as Kind
@@ -82,7 +83,12 @@ class _Generate:
 
 
 def _submission(request: Request, raw: Mapping[str, Any], asked: Asked, size: int) -> Submission:
-    key = request.headers.get(KEY_HEADER)
+    key, task = request.headers.get(KEY_HEADER), asked.body["force_task_id"] or None
+    if key is not None and not KEY.fullmatch(key):
+        line = "Idempotency-Key must be 1 to 255 printable characters without spaces"
+        raise invalid(KEY_HEADER, line, within=("header",))
+    if task is not None and len(task) > LONGEST_TASK:
+        raise invalid("force_task_id", f"force_task_id has {len(task):,} characters; it may have {LONGEST_TASK}")
     return Submission(
         values=asked.values,
         client=client_of(request),
@@ -92,7 +98,7 @@ def _submission(request: Request, raw: Mapping[str, Any], asked: Asked, size: in
         dialect="sdapi",
         key=key,
         digest=None if key is None else _digest(asked.route, raw),
-        task=asked.body["force_task_id"] or None,
+        task=task,
         size=size,
         extra={"route": asked.route, "styles": asked.body["styles"] or []},
     )
