@@ -236,5 +236,5 @@ def test_pixels_that_are_added_to_nothing(accept: Try) -> None:
 
 
 def test_a_second_pass_of_no_size_is_named_by_what_asked_for_it(accept: Try) -> None:
-    with pytest.raises(RequestError, match="^hires_width asks for a second pass of 1x1: width 0 is too small"):
+    with pytest.raises(RequestError, match=r"^hires_width asks for a second pass of 1x1: width 0 is too small"):
         accept(width=64, height=64, hires_width=1)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from avila_diffusion.server import supervisor
+from avila_diffusion.server import floor, supervisor
 from avila_diffusion.server.floor import KILLS
 from avila_diffusion.server.service import Service
 from avila_diffusion.server.settings import Limits
@@ -56,9 +56,9 @@ def test_a_job_at_which_the_worker_always_dies_is_given_up_and_others_go_on(
     async def work() -> None:
         async with running(make_settings()) as service:
             assert service.floor is not None
-            floor, killed = service.floor, 0
+            watched, killed = service.floor, 0
             poison = await service.submit(tiny(seed=666))
-            takes_turn = floor._takes_turn
+            takes_turn = watched._takes_turn
 
             def watch(message: dict[str, object]) -> None:
                 nonlocal killed
@@ -67,7 +67,7 @@ def test_a_job_at_which_the_worker_always_dies_is_given_up_and_others_go_on(
                     killed += 1
                     kill(service, signal.SIGSEGV)
 
-            floor._handlers = {**floor._handlers, "turn": watch}
+            watched._handlers = {**watched._handlers, "turn": watch}
             other = await service.submit(asked("ben", count=3))
             await service.ended(poison)
             assert poison.state == "failed" and poison.problem is not None and poison.problem.kind == "Crashed"
@@ -116,6 +116,26 @@ def test_a_call_that_never_ends_is_ended(make_settings: MakeSettings, monkeypatc
             service.floor.watch(0.0)
             await until(lambda: worker.restarts == before + 1)
             assert (await service.ended(await service.submit(asked()))).state == "done"
+
+    run(work)
+
+
+def test_a_long_call_that_nobody_wants_any_more_is_ended(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(floor, "LEFT_SECONDS", 0.5)
+
+    async def work() -> None:
+        async with running(make_settings()) as service:
+            assert service.floor is not None
+            worker = service.floor.worker
+            endless = await service.submit(tiny(width=4096, height=2048, batch=8, steps=1))
+            await until(lambda: (worker.busy or "").startswith(endless.id))
+            await service.cancel(endless)
+            other = await service.ended(await service.submit(asked("ben")))
+            assert other.state == "done" and other.retries == 0
+            assert worker.restarts == 1 and worker.trouble is None
+            assert endless.state == "cancelled"
 
     run(work)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -33,7 +34,9 @@ KILLS = 50
 SETTLING_SECONDS = 120.0
 """How long a model that was loaded may take until its first call before another one may take its place."""
 PATIENT_SECONDS = 5.0
-"""How long a call may go on after its job's time is over, beyond three usual calls, before the worker counts as hung."""
+"""How long a call of a job whose time is over may take, beyond three usual calls, before the worker counts as hung."""
+LEFT_SECONDS = 30.0
+"""The same of a job that ended otherwise: somebody cancelled it or went away, and nobody wants what the call makes."""
 
 
 class Core(Protocol):
@@ -90,7 +93,9 @@ class Floor:
         self._units: dict[str, Held] = {}
         self._turn: str | None = None
         self._calls: dict[Using | None, float] = {}
-        self._overdue: set[str] = set()
+        # Unit whose job has ended → seconds that its call may take, and when that was known: what the worker is busy with
+        # is told now and then.
+        self._unwanted: dict[str, tuple[float, float]] = {}
         self._waiting: list[tuple[str, asyncio.Future[None]]] = []
         self._handlers: Mapping[str, Callable[[Message], None]] = {
             "ready": lambda message: self.wake(),
@@ -182,6 +187,8 @@ class Floor:
         """Take a job out of the worker's hands, at the next call at the latest. forget: its journal is of no more use."""
         if held.unit is not None:
             self.worker.tell({"do": "stop", "unit": held.unit, "forget": forget})
+            if forget:
+                self._unwanted.setdefault(held.unit, (LEFT_SECONDS, time.monotonic()))
             self._release(held.unit)
 
     def end_early(self, held: Held, how: str) -> None:
@@ -212,12 +219,15 @@ class Floor:
                 unit = held.unit
                 self.core.must_end(held, Problem(kind="TimedOut", message=line, lasting=False))
                 if unit is not None:
-                    self._overdue.add(unit)
+                    self._unwanted[unit] = PATIENT_SECONDS, time.monotonic()
         busy, since = self.worker.busy, self.worker.busy_since
         usual = max(self._calls.values(), default=0.0)
-        self._overdue &= {busy or ""} if self.worker.ready else set()
-        overdue = busy in self._overdue and since > PATIENT_SECONDS + 3 * usual
-        if busy is not None and (overdue or since > self.core.settings.limits.call_seconds):
+        for unit, (_, known) in list(self._unwanted.items()):
+            if not self.worker.ready or (unit != busy and time.monotonic() - known > PATIENT_SECONDS):
+                del self._unwanted[unit]
+        patience, _ = self._unwanted.get(busy or "", (math.inf, 0.0))
+        unwanted = since > patience + 3 * usual
+        if busy is not None and (unwanted or since > self.core.settings.limits.call_seconds):
             self.worker.kill(f"hung: one call took {since:.0f} seconds")
         self.wake()
 

@@ -234,7 +234,7 @@ class Service(Core):
     # What may be done to a job.
 
     async def cancel(self, job: Job) -> Job:
-        """End it; a call of the model that is under way is finished."""
+        """End it. A call of the model that is under way goes on, unless it lasts: then the worker is started again."""
         held = self.held.get(job.id)
         if held is not None and not held.ending:
             await self._end(held, "cancelled", None)
