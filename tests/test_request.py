@@ -155,6 +155,16 @@ def test_names() -> None:
         assert GenerateRequest(schedule=schedule.name).resolved(64).schedule == schedule.name
 
 
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("lanczos", "Lanczos"), (" latent ", "Latent"), ("LATENT (Bicubic)", "Latent (bicubic)"), ("none", "None")],
+)
+def test_upscalers_are_known_in_any_case(name: str, known: str) -> None:
+    assert GenerateRequest(hires_upscaler=name).hires_upscaler == known
+    with pytest.raises(RequestError, match=r"hires_upscaler 'lancz0s' is unknown; it is one of Latent, "):
+        GenerateRequest(hires_upscaler="lancz0s")
+
+
 def test_unknown_fields_are_named_with_the_known_ones() -> None:
     message = refusal(1000, prompt="a", scale=7, Steps=3)
     assert message.startswith("unknown field Steps, scale; the fields are batch, ")

@@ -162,6 +162,12 @@ def check_choice(name: str, value: str, known: Mapping[str, str]) -> None:
         raise RequestError(f"{name} {shown(value)} is unknown; it is one of {', '.join(known)}")
 
 
+def upscaler_named(name: str) -> str:
+    """An upscaler of the second pass by its name, in any case; a name that is none as it is, for `check_choice` to refuse."""
+    wanted = name.strip().casefold()
+    return next((known for known in UPSCALERS if known.casefold() == wanted), name)
+
+
 def check_whole(name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise RequestError(f"{name} must be a whole number, not {shown(value)}")

@@ -35,6 +35,7 @@ from .limits import (
     check_whole,
     plain,
     shown,
+    upscaler_named,
 )
 from .pictures import Picture
 from .sampling.names import resolve_sampler, resolve_schedule
@@ -194,6 +195,7 @@ class GenerateRequest:
         for name in ("sampler", "schedule", "hires_sampler", "hires_schedule", *PROMPTS, *CHOICES):
             if getattr(self, name) is not None or name not in optional:
                 check_text(name, getattr(self, name))
+        object.__setattr__(self, "hires_upscaler", upscaler_named(self.hires_upscaler))
         for name, known in CHOICES.items():
             check_choice(name, getattr(self, name), known)
         for name in PROMPTS:

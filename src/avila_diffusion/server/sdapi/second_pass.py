@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import RequestError
-from ...limits import UPSCALERS, shown
+from ...limits import UPSCALERS, shown, upscaler_named
 from ...sampling.names import resolve_sampler, resolve_schedule
 from ..models import ModelIndex
 from .fields import Body, invalid
@@ -35,7 +35,7 @@ def hires_values(body: Body, models: ModelIndex, model: str) -> dict[str, Any]:
     _check_checkpoint(body["hr_checkpoint_name"], models, model)
     values: dict[str, Any] = {
         **_size(body),
-        "hires_upscaler": upscaler_named(body["hr_upscaler"]),
+        "hires_upscaler": _upscaler(body["hr_upscaler"]),
         "hires_steps": body["hr_second_pass_steps"] or None,
         "hires_prompt": body["hr_prompt"] or None,
         "hires_negative_prompt": body["hr_negative_prompt"] or None,
@@ -67,13 +67,11 @@ def refiner_named(body: Body, told: str | None = None) -> tuple[str | None, dict
     return name, {} if switch is None else {"refiner_switch": switch}
 
 
-def upscaler_named(name: str | None) -> str:
-    """An upscaler of the second pass by its name, in any case."""
-    wanted = (name or _DEFAULT_UPSCALER).strip().casefold()
-    for known in UPSCALERS:
-        if known.casefold() == wanted:
-            return known
-    raise invalid("hr_upscaler", f"hr_upscaler is {shown(name)}; there are {', '.join(UPSCALERS)}")
+def _upscaler(name: str | None) -> str:
+    found = upscaler_named(name or _DEFAULT_UPSCALER)
+    if found not in UPSCALERS:
+        raise invalid("hr_upscaler", f"hr_upscaler is {shown(name)}; there are {', '.join(UPSCALERS)}")
+    return found
 
 
 def is_unset(name: str | None) -> bool:
