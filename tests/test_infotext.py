@@ -158,6 +158,10 @@ def test_settings_of_pictures_come_back(black: Any) -> None:
     assert parsed.fields.items() >= expected.items()
     added = Settings(image=picture, outpaint=(8, 0, 16, 0))
     assert GenerateRequest(**read(write(added, 1)).request_values(), image=picture).resolved(512) == added
+    assert "Mask mode" not in read(write(added, 1)).fields
+    both = replace(added, mask=picture)
+    assert read(write(both, 1)).fields["Mask mode"] == "Inpaint masked"
+    assert read(write(replace(both, mask_invert=True), 1)).fields["Mask mode"] == "Inpaint not masked"
 
 
 def test_settings_of_two_passes_come_back() -> None:

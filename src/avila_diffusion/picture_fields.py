@@ -15,7 +15,10 @@ AsNumber = Callable[[str, str, type[int] | type[float]], int | float]
 
 
 def from_picture(request: GenerateRequest) -> dict[str, object]:
-    """What AUTOMATIC1111 records of image to image and inpainting; "Exact steps" and "Outpaint" are ours."""
+    """What AUTOMATIC1111 records of image to image and inpainting; "Exact steps", "Soft mask" and "Outpaint" are ours.
+
+    Its fields of masks stand beside "Outpaint" too, so there "Mask mode" is written for a mask, and for nothing else.
+    """
     if request.image is None:
         return {}
     values: dict[str, object] = {"Denoising strength": number_text(request.strength)}
@@ -33,8 +36,8 @@ def from_picture(request: GenerateRequest) -> dict[str, object]:
     if not request.masked:
         return values
     values["Mask blur"] = number_text(request.mask_blur)
-    if request.mask_invert:
-        values["Mask mode"] = NOT_MASKED
+    if request.mask is not None and (request.mask_invert or request.outpaint is not None):
+        values["Mask mode"] = NOT_MASKED if request.mask_invert else MASKED
     if request.mask_soft:
         values["Soft mask"] = True
     if request.masked_content != "original":
@@ -81,8 +84,15 @@ def refined(request: GenerateRequest, name: str | None, digest: str | None) -> d
 RESIZES = {"crop": "Crop and resize", "fill": "Resize and fill", "latent": "Just resize (latent upscale)"}
 CONTENTS = {"fill": "fill", "noise": "latent noise", "nothing": "latent nothing"}
 ONLY_MASKED = "Only masked"
-NOT_MASKED = "Inpaint not masked"
+MASKED, NOT_MASKED = "Inpaint masked", "Inpaint not masked"
 """AUTOMATIC1111's names of what we have shorter ones for; its defaults are left out."""
+_OF_MASKS = ("Mask blur", "Mask mode", "Masked content", "Inpaint area", "Masked area padding", "Soft mask")
+
+
+def has_mask(fields: Mapping[str, str]) -> bool:
+    """Whether a picture was made with a mask. Every field of masks alone may say so: AUTOMATIC1111 writes each only where it is
+    not at its default, and "Mask blur" above 0 only."""
+    return "Mask mode" in fields if "Outpaint" in fields else not fields.keys().isdisjoint(_OF_MASKS)
 
 
 def picture_values(fields: Mapping[str, str], as_number: AsNumber) -> dict[str, Any]:
@@ -97,6 +107,8 @@ def picture_values(fields: Mapping[str, str], as_number: AsNumber) -> dict[str, 
         values["inpaint_area"] = "masked"
     if fields.get("Mask mode") == NOT_MASKED:
         values["mask_invert"] = True
+    if has_mask(fields) and "Mask blur" not in fields:
+        values["mask_blur"] = 0.0
     if "Outpaint" in fields:
         values["outpaint"] = tuple(as_number("Outpaint", part, int) for part in fields["Outpaint"].split())
     for name, key in (("Hires resize-1", "hires_width"), ("Hires resize-2", "hires_height")):

@@ -74,6 +74,30 @@ def test_what_is_not_carried_over_is_named() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ("Mask blur: 4", ["image", "mask"]),
+        ("Mask mode: Inpaint not masked", ["image", "mask"]),
+        ("Masked content: latent noise", ["image", "mask"]),
+        ("Inpaint area: Only masked, Masked area padding: 32", ["image", "mask"]),
+        ("Masked area padding: 8", ["image", "mask"]),
+        ("Soft mask: True", ["image", "mask"]),
+        ("Mask blur: 4, Soft mask: True, Outpaint: 8 0 0 0", ["image"]),
+        ("Mask blur: 4, Mask mode: Inpaint masked, Outpaint: 8 0 0 0", ["image", "mask"]),
+        ("Resize mode: Crop and resize", ["image"]),
+    ],
+)
+def test_every_field_of_masks_asks_for_the_mask(fields: str, wanted: list[str]) -> None:
+    """AUTOMATIC1111 writes no blur of 0."""
+    found = found_in(f"a\nSteps: 2, Seed: 1, Denoising strength: 0.5, {fields}")
+    assert list(found.pictures) == wanted
+    blurred = "mask" in wanted and "Mask blur" not in fields
+    assert found.request_values.get("mask_blur") == (0 if blurred else 4 if "Mask blur" in fields else None)
+    assert not found.lost
+    assert not found_in(f"a\nSteps: 2, Seed: 1, {fields}").pictures
+
+
 def test_fields_at_their_defaults_change_nothing() -> None:
     text = "a\nSteps: 2, Seed: 1, Emphasis: {}, Beta schedule alpha: {}, Beta scheduler beta: 0.6"
     assert found_in(text.format("Original", 0.6)).lost == ()

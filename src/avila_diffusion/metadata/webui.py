@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import RequestError
 from ..images import KEY
 from ..infotext import LoraUsed, Parsed, read
-from ..picture_fields import CONTENTS, NOT_MASKED, ONLY_MASKED, RESIZES
+from ..picture_fields import CONTENTS, MASKED, NOT_MASKED, ONLY_MASKED, RESIZES, has_mask
 from .found import Draft, number, stem
 
 _HYPERNET = re.compile(r" ?<hypernet:[^<>]*>")
@@ -107,7 +107,7 @@ _KNOWN_VALUES = {
     "Resize mode": {"Just resize", *RESIZES.values()},
     "Masked content": {"original", *CONTENTS.values()},
     "Inpaint area": {"Whole picture", ONLY_MASKED},
-    "Mask mode": {"Inpaint masked", NOT_MASKED},
+    "Mask mode": {MASKED, NOT_MASKED},
     "Tiling": {"False", "True", "x", "y"},
 }
 """Fields that are in the request where they have one of these values."""
@@ -118,7 +118,7 @@ _DEFAULTS = {
     "Beta scheduler alpha": "0.6",
     "Beta schedule beta": "0.6",
     "Beta scheduler beta": "0.6",
-    "Mask mode": "Inpaint masked",
+    "Mask mode": MASKED,
     "SLG scale": "0",
     "Guidance": "3.5",
 }
@@ -174,7 +174,7 @@ def _pictures(fields: Mapping[str, str]) -> Iterator[str]:
     if "Denoising strength" not in fields or any(name.startswith(("Hires", "First pass size")) for name in fields):
         return
     yield "image"
-    if "Mask blur" in fields and "Outpaint" not in fields:
+    if has_mask(fields):
         yield "mask"
 
 
