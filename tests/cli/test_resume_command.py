@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from avila_diffusion import kernels
 from avila_diffusion.checkpoint.safetensors import write_safetensors
@@ -282,6 +283,32 @@ def test_replay(
     assert "carries no metadata" in refused(capsys, "replay", "bare.png")
     moved.unlink()
     assert "has another hash than" in refused(capsys, "replay", "a-4.png")
+
+
+def test_replay_with_parts_that_lie_elsewhere(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, refiner, vae = tiny_checkpoint("sdxl"), tmp_path / "refiner.safetensors", tmp_path / "vae.safetensors"
+    shutil.copy(tiny_checkpoint("sdxl_refiner"), refiner)
+    prefix = "first_stage_model."
+    held = {name: tensor for name, tensor in load_file(base).items() if name.startswith(prefix)}
+    write_safetensors(vae, {name.removeprefix(prefix): tensor * 0.9 for name, tensor in held.items()})
+    run(*LINE, "--steps", "2", "-m", base, "--refiner", refiner, "--refiner-switch", "0.5", "--vae", vae, "-o", "a.png")
+    (tmp_path / "elsewhere").mkdir()
+    moved = {path.stem: shutil.move(path, tmp_path / "elsewhere") for path in (refiner, vae)}
+    assert "no vae named 'vae.safetensors'" in (said := refused(capsys, "replay", "a.png", "-m", base))
+    assert said.endswith("; say with --vae which to take")
+    asked = ("replay", "a.png", "-m", base, "--vae", moved["vae"], "--refiner", moved["refiner"])
+    run(*asked, "--verify")
+    told = capsys.readouterr()
+    assert told.out == "a.png: identical in every pixel\n"
+    assert "the metadata name" not in told.err
+    run(*LINE, "--steps", "2", "-m", base, "-o", "bare.png")
+    capsys.readouterr()
+    assert main(["replay", "bare.png", *map(str, asked[2:]), "--verify"]) == 1
+    assert f"the metadata name no VAE; {moved['vae']} is used all the same" in capsys.readouterr().err
+    assert main([*map(str, asked), "--verify", "--vae", str(base)]) == 1
+    assert f"{base} is not the VAE that the metadata name (vae.safetensors)" in capsys.readouterr().err
 
 
 def test_replay_with_a_lora(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,9 +178,9 @@ def _take_files(options: argparse.Namespace, found: Found, display: ProgressDisp
         options.lora = [f"{path}:{text!r}:{unet!r}" for path, text, unet in find_loras(options, found)] or None
     if options.model is None:
         options.model = str(find_checkpoint(options, found, options.from_image, display))
-        if options.vae is None and (vae := find_vae(options, found)) is not None:
+        if options.vae is None and (vae := find_vae(options, found, display)) is not None:
             options.vae = str(vae)
-        if options.refiner is None and (refiner := find_refiner(options, found)) is not None:
+        if options.refiner is None and (refiner := find_refiner(options, found, display)) is not None:
             options.refiner = str(refiner)
 
 

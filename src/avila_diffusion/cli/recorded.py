@@ -58,22 +58,37 @@ def find_checkpoint(options: argparse.Namespace, found: Found, source: str, disp
     raise ModelNotFound(f"{problem}; say with -m which model to take")
 
 
-def find_vae(options: argparse.Namespace, found: Found) -> Path | None:
-    """The VAE that the metadata name, None where they name none."""
+def find_vae(options: argparse.Namespace, found: Found, display: ProgressDisplay) -> Path | None:
+    """By --vae, else the VAE that the metadata name, None where they name none."""
+    return _find_part("VAE", options.vae, (found.vae, found.vae_hash), options.models_dir, display)
+
+
+def find_refiner(options: argparse.Namespace, found: Found, display: ProgressDisplay) -> Path | None:
+    """By --refiner, else the refiner that the metadata name, None where they name none."""
+    return _find_part("refiner", options.refiner, (found.refiner, found.refiner_hash), options.models_dir, display)
+
+
+def _find_part(
+    what: str, asked: str | None, named: tuple[str | None, str | None], folders: str | None, display: ProgressDisplay
+) -> Path | None:
+    """named: what the metadata name, and its hash."""
     from ..checkpoint.folders import find_model
 
-    if found.vae is None:
+    role = "vae" if what == "VAE" else "checkpoint"
+    name, wanted = named
+    if asked is not None:
+        path = find_model(asked, role, folders)
+        if name is None:
+            display.say(f"the metadata name no {what}; {path} is used all the same")
+        elif wanted is not None and not has_hash(path, wanted):
+            display.say(f"{path} is not the {what} that the metadata name ({name})")
+        return path
+    if name is None:
         return None
-    return _checked(find_model(found.vae, "vae", options.models_dir), found.vae_hash)
-
-
-def find_refiner(options: argparse.Namespace, found: Found) -> Path | None:
-    """The refiner that the metadata name, None where they name none."""
-    from ..checkpoint.folders import find_model
-
-    if found.refiner is None:
-        return None
-    return _checked(find_model(found.refiner, "checkpoint", options.models_dir), found.refiner_hash)
+    try:
+        return _checked(find_model(name, role, folders), wanted)
+    except (ModelNotFound, FileProblem) as error:
+        raise type(error)(f"{error}; say with --{what.lower()} which to take") from None
 
 
 def given_pictures(

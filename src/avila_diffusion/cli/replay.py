@@ -31,6 +31,8 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     )
     replay.add_argument("source", metavar="IMAGE", help="a picture with metadata; see `avila info`")
     replay.add_argument("-m", "--model", metavar="MODEL", help="make it with this model, whatever the metadata say")
+    for name in ("VAE", "refiner"):
+        replay.add_argument(f"--{name.lower()}", metavar="FILE", help=f"with this {name}, likewise")
     replay.add_argument(
         "--verify", action="store_true", help="compare with what is recorded; exit code 1 if it differs"
     )
@@ -155,7 +157,7 @@ def _prepared(
     for note in found.notes:
         display.say(note)
     path = find_checkpoint(options, found, options.source, display)
-    vae, loras = find_vae(options, found), find_loras(options, found)
+    vae, loras = find_vae(options, found, display), find_loras(options, found)
     dtype = _dtype(options, conditions)
     as_recorded = "" if dtype == options.dtype else f" in {dtype}, as recorded"
     display.say(f"making {options.source} again with {path}{as_recorded}")
@@ -163,7 +165,7 @@ def _prepared(
         path,
         vae=vae,
         lora=loras or None,
-        refiner=find_refiner(options, found),
+        refiner=find_refiner(options, found, display),
         embeddings=embedding_folders_of(options),
         device=options.device,
         dtype=dtype,
