@@ -6,7 +6,8 @@ import argparse
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ..metadata import Found
     from ..request import GenerateRequest
     from ..result import GenerateResult
+    from .carried import Carried
     from .progress import ProgressDisplay
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
@@ -30,8 +32,6 @@ RUN_OPTIONS = (
     "lenient", "models_dir", "device", "dtype", "threads", "memory", "max_memory", "no_mmap", "preview_dir", "preview_every"
 )  # fmt: skip
 """Options that mean nothing without any model."""
-SCHEDULE_FIELDS = frozenset({"schedule", "steps", "rho", "sigma_min", "sigma_max"})
-"""What sigmas take the place of."""
 BUNDLED = "no model given: drawn by the small bundled one; -m FILE takes a checkpoint, --procedural needs none"
 
 
@@ -111,23 +111,16 @@ def run_generate(options: argparse.Namespace) -> int:
     from .outputs import Destination
     from .progress import ProgressDisplay
 
-    found = None if options.from_image is None else _found(options)
-    carried = {} if found is None else found.request_values
-    notes: list[str] = []
-    request = _request(options, carried, notes)
+    asked = _asked(options)
+    request = asked.request
     destination = Destination.planned(options.output, request.batch * request.count)
     destination.check(trails=options.trail, journals=[options.journal] if options.journal else [])
     display = ProgressDisplay(request.batch * request.count, quiet=options.quiet)
     previews = Previews.asked(options, destination.stem, display.say)
     started = time.monotonic()
     try:
-        for note in notes:
-            display.say(note)
-        if found is not None:
-            _take_files(options, found, display)
-        engine, model = _engine(options, display)
-        values = _values(options, carried) | {"negative_prompt": request.negative_prompt}
-        request = engine.request(request.prompt, **values)  # the model may bring defaults of its own
+        engine, model = _loaded(options, asked, display)
+        request = engine.request(**asked.values)  # the model may bring defaults of its own
         job = Job(engine, request, destination, display, quiet=options.json, trail=options.trail, previews=previews)
         if options.journal is not None:
             job.begin_journal(options.journal)
@@ -138,7 +131,7 @@ def run_generate(options: argparse.Namespace) -> int:
         display.close()
     seconds = time.monotonic() - started
     if options.json:
-        print(json.dumps(_summary(job.results, job.paths, model, seconds)))
+        print(json.dumps(_summary(job.results, job.paths, model, seconds, asked.carried.notes)))
     else:
         display.say(_account(job.results[0], model, seconds))
     return 0
@@ -148,63 +141,77 @@ def prepared(options: argparse.Namespace) -> tuple[AvilaDiffusion, GenerateReque
     """What the options of a job stand for, without running it: what draws, what is asked of it, the checkpoint's path."""
     from .progress import ProgressDisplay
 
-    display = ProgressDisplay(1, quiet=True)
-    found = None if options.from_image is None else _found(options)
-    carried = {} if found is None else found.request_values
-    request = _request(options, carried, [])
-    if found is not None:
-        _take_files(options, found, display)
-    engine, model = _engine(options, display)
-    values = _values(options, carried) | {"negative_prompt": request.negative_prompt}
-    return engine, engine.request(request.prompt, **values), model
+    asked = _asked(options)
+    engine, model = _loaded(options, asked, ProgressDisplay(1, quiet=True))
+    return engine, engine.request(**asked.values), model
 
 
-def _found(options: argparse.Namespace) -> Found:
+@dataclass(frozen=True)
+class _Asked:
+    """What a command line asks for. request: as it is before a model brings its defaults. given: its fields that the command
+    line names. found, carried: of the picture of --from. notes: on styles."""
+
+    request: GenerateRequest
+    given: dict[str, Any]
+    found: Found | None
+    carried: Carried
+    notes: tuple[str, ...]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What `AvilaDiffusion.request` takes."""
+        prompts = {"prompt": self.request.prompt, "negative_prompt": self.request.negative_prompt}
+        return {**self.carried.values, **self.given, **prompts}
+
+
+def _asked(options: argparse.Namespace) -> _Asked:
+    """Raises RequestError, or FileProblem for a picture that says nothing."""
+    from .carried import settle
     from .recorded import read_found
 
-    return read_found(options.from_image)
+    found = None if options.from_image is None else read_found(options.from_image)
+    values = given(options, {} if found is None else found.request_values)
+    carried, notes = settle(found, values), list[str]()
+    request = _request(options, {**carried.values, **values}, notes)
+    return _Asked(request, values, found, carried, tuple(notes))
 
 
-def _take_files(options: argparse.Namespace, found: Found, display: ProgressDisplay) -> None:
+def _loaded(options: argparse.Namespace, asked: _Asked, display: ProgressDisplay) -> tuple[AvilaDiffusion, str | None]:
+    """What draws, and the path of its checkpoint; what is to be known of both is told."""
+    for note in asked.notes:
+        display.say(note)
+    if asked.found is not None:
+        _take_files(options, asked.found, asked.carried, display)
+    return _engine(options, display)
+
+
+def _take_files(options: argparse.Namespace, found: Found, carried: Carried, display: ProgressDisplay) -> None:
     """Let the files that a picture names stand where the command line names none."""
+    from .carried import settle_model
     from .recorded import find_checkpoint, find_loras, find_refiner, find_vae, given_pictures
 
-    for said in (*(f"not carried over: {one}" for one in found.lost), *found.notes):
+    settle_model(carried, found, options)
+    for said in (*(f"not carried over: {one}" for one in found.lost), *found.notes, *carried.notes):
         display.say(said)
-    given_pictures(options, found, options.from_image, display)
+    given_pictures(options, carried.pictures, options.from_image, display)
     if options.procedural:
         return
     if options.lora is None:
         options.lora = [f"{path}:{text!r}:{unet!r}" for path, text, unet in find_loras(options, found)] or None
-    if options.model is None:
-        options.model = str(find_checkpoint(options, found, options.from_image, display))
-        if options.vae is None and (vae := find_vae(options, found, display)) is not None:
-            options.vae = str(vae)
-        if options.refiner is None and (refiner := find_refiner(options, found, display)) is not None:
-            options.refiner = str(refiner)
+    if options.model is not None:
+        options.refiner = options.refiner or (None if carried.refiner is None else str(carried.refiner))
+        return
+    options.model = str(find_checkpoint(options, found, options.from_image, display))
+    if options.vae is None and (vae := find_vae(options, found, display)) is not None:
+        options.vae = str(vae)
+    if options.refiner is None and (refiner := find_refiner(options, found, display)) is not None:
+        options.refiner = str(refiner)
 
 
-def _values(options: argparse.Namespace, carried: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of the request but the prompt: those of a picture, and over them those of the command line."""
-    from ..sampling.names import resolve_sampler
-
-    values = given(options, carried)
-    kept = {name: value for name, value in carried.items() if name != "prompt"}
-    if values.keys() & SCHEDULE_FIELDS:
-        kept.pop("sigmas", None)
-    if "guidance_scale" in values:
-        kept.pop("guidance_list", None)  # which would take its place
-    if "sigmas" in values:
-        kept = {name: value for name, value in kept.items() if name not in SCHEDULE_FIELDS}
-        if "sampler" in kept:  # a joint name holds a schedule too
-            kept["sampler"] = resolve_sampler(kept["sampler"])[0].name
-    return {**kept, **values}
-
-
-def _request(options: argparse.Namespace, carried: Mapping[str, Any], notes: list[str]) -> GenerateRequest:
+def _request(options: argparse.Namespace, values: dict[str, Any], notes: list[str]) -> GenerateRequest:
     """The request of a command line, checked, its prompts as the styles make them. Raises RequestError, FileProblem.
 
-    notes: receives what is to be told of the styles.
+    values: its fields, the prompt that of a picture. notes: receives what is to be told of the styles.
     """
     from ..request import GenerateRequest
     from ..text.styles import apply_styles
@@ -212,7 +219,7 @@ def _request(options: argparse.Namespace, carried: Mapping[str, Any], notes: lis
     if options.words is not None and options.prompt is not None:
         raise RequestError("the prompt is given twice, as an argument and with --prompt; give it once")
     prompt = options.words if options.prompt is None else options.prompt
-    prompt = carried.get("prompt") if prompt is None else prompt
+    prompt = values.pop("prompt", None) if prompt is None else prompt
     if prompt is None:
         raise RequestError('a prompt is needed: avila generate "a sunset over mountains"')
     if options.model is not None and options.procedural:
@@ -226,9 +233,8 @@ def _request(options: argparse.Namespace, carried: Mapping[str, Any], notes: lis
         raise RequestError("the journal has an empty name; give --journal the name of a file")
     if options.threads is not None and options.threads < 1:
         raise RequestError(f"threads is {options.threads}; it must be 1 or more")
-    values = _values(options, carried)
     prompt, negative = apply_styles(prompt, values.pop("negative_prompt", ""), styles_of(options, notes))
-    return GenerateRequest(prompt=prompt, negative_prompt=negative, **values)
+    return GenerateRequest(**{**values, "prompt": prompt, "negative_prompt": negative})
 
 
 def _refuse_useless(options: argparse.Namespace) -> None:
@@ -322,8 +328,10 @@ def _split_weights(given: str) -> tuple[str, float, float]:
     return (name, weights[0], weights[-1]) if weights else (given, 1.0, 1.0)
 
 
-def _summary(results: list[GenerateResult], paths: list[Path], model: str | None, seconds: float) -> dict[str, Any]:
-    """What `--json` prints. `paths`, `seeds` and `infotext` have one entry per picture."""
+def _summary(
+    results: list[GenerateResult], paths: list[Path], model: str | None, seconds: float, notes: Sequence[str]
+) -> dict[str, Any]:
+    """What `--json` prints. `paths`, `seeds` and `infotext` have one entry per picture. notes: on what began the run."""
     request, report = results[0].request, results[0].report
     return {
         "paths": [str(path) for path in paths],
@@ -337,7 +345,7 @@ def _summary(results: list[GenerateResult], paths: list[Path], model: str | None
         "model": model,
         "seconds": round(seconds, 3),
         "infotext": [image.infotext for result in results for image in result.images],
-        "notes": list(dict.fromkeys(note for result in results for note in result.notes)),
+        "notes": list(dict.fromkeys([*notes, *(note for result in results for note in result.notes)])),
         "report": None if report is None else report.to_dict(),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 PROCEDURAL = "avila procedural"
 """What pictures that were drawn without a model name in a model's place."""
+ROLES = {"VAE": "vae", "refiner": "checkpoint"}
+"""Of parts that metadata name: how they are looked up."""
 
 
 def read_found(path: str) -> Found:
@@ -74,34 +77,41 @@ def _find_part(
     """named: what the metadata name, and its hash."""
     from ..checkpoint.folders import find_model
 
-    role = "vae" if what == "VAE" else "checkpoint"
+    if asked is None:
+        return named_part(what, named, folders)
     name, wanted = named
-    if asked is not None:
-        path = find_model(asked, role, folders)
-        if name is None:
-            display.say(f"the metadata name no {what}; {path} is used all the same")
-        elif wanted is not None and not has_hash(path, wanted):
-            display.say(f"{path} is not the {what} that the metadata name ({name})")
-        return path
+    path = find_model(asked, ROLES[what], folders)
+    if name is None:
+        display.say(f"the metadata name no {what}; {path} is used all the same")
+    elif wanted is not None and not has_hash(path, wanted):
+        display.say(f"{path} is not the {what} that the metadata name ({name})")
+    return path
+
+
+def named_part(what: str, named: tuple[str | None, str | None], folders: str | None) -> Path | None:
+    """The "VAE" or "refiner" of this name and hash, None for no name. Raises ModelNotFound, or FileProblem for another hash."""
+    from ..checkpoint.folders import find_model
+
+    name, wanted = named
     if name is None:
         return None
     try:
-        return _checked(find_model(name, role, folders), wanted)
+        return _checked(find_model(name, ROLES[what], folders), wanted)
     except (ModelNotFound, FileProblem) as error:
         raise type(error)(f"{error}; say with --{what.lower()} which to take") from None
 
 
 def given_pictures(
-    options: argparse.Namespace, found: Found, source: str, display: ProgressDisplay
+    options: argparse.Namespace, hashes: Mapping[str, str], source: str, display: ProgressDisplay
 ) -> dict[str, Picture]:
     """The pictures that the run of `source` began with, by the names of their options: metadata do not hold them.
 
-    Raises RequestError where one is not given.
+    hashes: what the metadata tell of them. Raises RequestError where one is not given.
     """
     from ..pictures import Picture
 
     pictures = {}
-    for name, digest in found.pictures.items():
+    for name, digest in hashes.items():
         given = getattr(options, name)
         if given is None:
             raise RequestError(

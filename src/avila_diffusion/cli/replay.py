@@ -145,7 +145,7 @@ def _prepared(
     """The model that the metadata name, with their LoRAs, and what they ask of it."""
     from ..api import AvilaDiffusion
 
-    pictures = given_pictures(options, found, options.source, display)
+    pictures = given_pictures(options, found.pictures, options.source, display)
     request = replace(found.request(), **pictures)  # type: ignore[arg-type]
     if request.seed in (None, -1):  # which draws another each time
         raise FileProblem(f"the metadata of {options.source} name no seed; the picture cannot be made again")
