@@ -41,6 +41,27 @@ def left_over(folder: Path) -> list[str]:
 # The picture itself
 
 
+@pytest.mark.parametrize(("name", "longest"), [("JPEG", 65_500), ("WEBP", 16_383), ("AVIF", 65_536)])
+def test_a_side_that_a_format_does_not_hold_is_told(name: str, longest: int) -> None:
+    """The longest side is made; one pixel more is refused before the encoder is asked."""
+    if name != "AVIF":  # which takes a second for it
+        assert Image(numpy.zeros((1, longest, 3), numpy.uint8)).encoded(name)
+    for height, width in ((2, longest + 1), (longest + 1, 2)):
+        with pytest.raises(OutputProblem, match=rf"at most {longest:,} pixels a side, .* {width}x{height}; save it"):
+            Image(numpy.zeros((height, width, 3), numpy.uint8)).encoded(name)
+
+
+@pytest.mark.parametrize("error", [OSError("broken data\nstream"), ValueError("encoding error 5"), RuntimeError("no")])
+def test_what_an_encoder_raises_is_one_line(pixels: Pixels, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(PIL.Image.Image, "save", save)
+    told = r"^the picture of 40x24 does not become an AVIF \([^\n]*\); take another format$"
+    with pytest.raises(OutputProblem, match=told):
+        Image(pixels).encoded("AVIF")
+
+
 def test_a_picture_cannot_be_changed_from_outside(pixels: Pixels) -> None:
     image = Image(pixels, seed=5)
     expected = pixels.copy()

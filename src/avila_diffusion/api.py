@@ -35,6 +35,9 @@ LATER = frozenset(("min_match", "memory", "max_memory", "refiner"))
 class Engine(Protocol):
     """What makes pictures of requests: a loaded model, or the procedural generator."""
 
+    @property
+    def size(self) -> int: ...
+
     def generate(
         self, request: GenerateRequest, cancel: threading.Event | None = None, *, early: Early | None = None
     ) -> Iterator[Progress | GenerateResult]: ...
@@ -160,6 +163,11 @@ class AvilaDiffusion:
     def report(self) -> LoadReport | None:
         """What was used of the model's files, what not and why; None for the procedural generator."""
         return self._report
+
+    @property
+    def size(self) -> int:
+        """Width and height, in pixels, of pictures for which none are asked."""
+        return self._engine.size
 
     def text_to_image(
         self,

@@ -35,6 +35,8 @@ LONGEST = 4
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".avif": "AVIF"}
 """What pictures are written as, by the suffix of their names."""
+LONGEST_SIDES = {"JPEG": 65_500, "WEBP": 16_383, "AVIF": 65_536}
+"""Pixels of a side that the formats, or their encoders, hold at most; a PNG holds more than memory does."""
 KEY = "parameters"
 """Name of the PNG text chunk that AUTOMATIC1111 writes its infotext to."""
 RECORD_KEY = "avila"
@@ -133,6 +135,7 @@ class Image:
         options: dict[str, Any] = {}
         if format_name == "AVIF" and not PIL.features.check("avif"):
             raise OutputProblem("this Pillow was built without AVIF; name the picture .png, .jpg or .webp")
+        check_format(format_name, self.width, self.height)
         if format_name != "PNG":
             options = {"quality": quality, "exif": exif.make_exif(text, record)}
             if format_name == "JPEG" and len(options["exif"]) > exif.MAX_JPEG:
@@ -145,7 +148,13 @@ class Image:
                 if value:
                     options["pnginfo"].add_text(name, value)
         buffer = io.BytesIO()
-        PIL.Image.fromarray(self.pixels).save(buffer, format_name, **options)
+        try:
+            PIL.Image.fromarray(self.pixels).save(buffer, format_name, **options)
+        except (OSError, ValueError, RuntimeError) as error:  # each encoder has its own
+            said = " ".join(str(error).split())
+            raise OutputProblem(
+                f"the picture of {self.width}x{self.height} does not become {_an(format_name)} ({said}); take another format"
+            ) from error
         return buffer.getvalue()
 
 
@@ -166,6 +175,20 @@ def read_image(source: str | os.PathLike[str] | bytes) -> Image:
         texts = _texts(picture)  # now, because a PNG may carry them behind the pixels
     pixels.flags.writeable = False
     return Image(pixels, texts.get(KEY), record=texts.get(RECORD_KEY), texts=texts)
+
+
+def check_format(format_name: str, width: int, height: int) -> None:
+    """Raises OutputProblem for a picture that is larger than files of this format can be."""
+    longest = LONGEST_SIDES.get(format_name)
+    if longest is not None and max(width, height) > longest:
+        raise OutputProblem(
+            f"{_an(format_name)} has at most {longest:,} pixels a side, and the picture is {width}x{height}; save it as PNG"
+        )
+
+
+def _an(format_name: str) -> str:
+    named = "WebP" if format_name == "WEBP" else format_name
+    return f"an {named}" if named == "AVIF" else f"a {named}"
 
 
 def read_texts(data: bytes) -> dict[str, str]:

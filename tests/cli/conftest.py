@@ -48,6 +48,7 @@ class FlatEngine:
     defaults: dict[str, Any] = field(default_factory=dict)
     requests: list[GenerateRequest] = field(default_factory=list)
     report: FlatReport | None = None
+    size: int = 512
     fail: BaseException | None = None
     fail_run: int = 0
     fail_at: int = 2

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from avila_diffusion.cli import main
+from avila_diffusion.errors import OutputProblem
 
 if TYPE_CHECKING:
     from .conftest import FlatEngine
@@ -155,3 +156,57 @@ def test_a_grid_of_all_pictures(tiny: Callable[..., dict[str, Any]]) -> None:
     assert grid.shape == (128, 128, 3)
     assert (grid[64:, :64] == last).all()
     assert not grid[64:, 64:].any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("-W 4096 -H 4096 --count 5 --grid", "a grid of 3x2 pictures of 4096x4096 is too large; make fewer of them"),
+        (
+            "-W 4096 -H 64 --count 20 --grid -o x.webp",
+            "a WebP has at most 16,383 pixels a side, and the picture is 20480x256",
+        ),
+        (
+            "-W 1024 -H 1024 --count 9 --batch 8 --hires-scale 2 --grid",
+            "a grid of 9x8 pictures of 2048x2048 is too large",
+        ),
+        (
+            "-i wide.png --outpaint right=4096 --inpaint-area masked -o x.webp",
+            "and the picture is 16640x8; save it as PNG",
+        ),
+    ],
+)
+def test_what_is_too_large_for_its_file_is_told_before_the_run(
+    arguments: str, says: str, engine: FlatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "wide.png", photo(12544, 8))
+    assert main(["generate", "a cat", *arguments.split(), "--json", "-q"]) in (1, 2)
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+    assert not engine.requests
+
+
+def test_what_fits_its_file_is_drawn(engine: FlatEngine) -> None:
+    assert main(["generate", "a cat", "-W", "4096", "-H", "4096", "--procedural", "-o", "x.png"]) == 0
+    assert main(["generate", "a cat", "--hires-size", "4096x", "-o", "x.png", "--grid"]) == 0
+    assert len(engine.requests) == 2
+
+
+def test_a_grid_that_fails_leaves_pictures_and_json(
+    tiny: Callable[..., dict[str, Any]],
+    tiny_checkpoint: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> None:
+        raise OutputProblem("no room for a grid")
+
+    monkeypatch.setattr("avila_diffusion.cli.outputs.Destination.save_grid", fail)
+    line = ["--steps", "1", "-s", "3", "--count", "2", "--grid", "-o", "x.png", "--journal", "j", "-m"]
+    for command in (["generate", "a cat", *line, str(tiny_checkpoint("sd1"))], ["resume", "j"]):
+        assert main([*command, "--json", "-q"]) == 1
+        said = capsys.readouterr()
+        assert [Path(path).name for path in json.loads(said.out)["paths"]] == ["x-1.png", "x-2.png"]
+        assert said.err == "avila: error: no room for a grid\n"
+    assert Path("x-2.png").exists()

@@ -111,6 +111,34 @@ def test_killed_twice_a_job_has_the_same_bytes(model: Path, tmp_path: Path, made
     assert not list(tmp_path.glob(".avila-*"))
 
 
+@pytest.mark.parametrize("output", ["x.png", "made/"])
+def test_the_grid_is_part_of_what_is_gone_on_with(
+    model: Path, made: list[int], output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = (*LINE, "--steps", "2", "--count", "3", "-m", model, "--grid")
+    run(*job, "-o", output, "--journal", "whole.journal")
+    whole = {path: path.read_bytes() for path in (Path(line) for line in capsys.readouterr().out.splitlines())}
+    *pictures, grid = whole
+    assert grid.name == ("x-grid.png" if output == "x.png" else "grid.png")
+    calls = len(made)
+    run("resume", "whole.journal")  # nothing is missing
+    assert list(map(Path, capsys.readouterr().out.splitlines())) == [*pictures, grid]
+    grid.unlink()
+    run("resume", "whole.journal")  # of pictures that are all on disk
+    assert list(map(Path, capsys.readouterr().out.splitlines())) == [*pictures, grid]
+    grid.unlink()
+    pictures[1].unlink()
+    run("resume", "whole.journal")  # of some that are on disk, and one that is not
+    assert {path: path.read_bytes() for path in whole} == whole
+    run("resume", "whole.journal", "-o", "other.png")
+    assert Path("other-grid.png").read_bytes() == grid.read_bytes()
+    assert len(made) == calls
+    assert len(list(grid.parent.glob("*grid*"))) == (2 if output == "x.png" else 1)
+    run(*LINE, "--steps", "2", "--count", "2", "-m", model, "-o", "plain.png", "--journal", "plain.journal")
+    run("resume", "plain.journal")
+    assert not Path("plain-grid.png").exists()
+
+
 def test_only_what_is_missing_is_written(
     model: Path, tmp_path: Path, made: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:

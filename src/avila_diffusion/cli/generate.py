@@ -107,13 +107,13 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
 
 def run_generate(options: argparse.Namespace) -> int:
     """`avila generate`."""
-    from .job import Job
+    from .job import Job, made_size
     from .outputs import Destination
     from .progress import ProgressDisplay
 
     asked = _asked(options)
     request = asked.request
-    destination = Destination.planned(options.output, request.batch * request.count)
+    destination = Destination.planned(options.output, request.batch * request.count, grid=options.grid)
     destination.check(trails=options.trail, journals=[options.journal] if options.journal else [])
     display = ProgressDisplay(request.batch * request.count, quiet=options.quiet)
     previews = Previews.asked(options, destination.stem, display.say)
@@ -121,12 +121,11 @@ def run_generate(options: argparse.Namespace) -> int:
     try:
         engine, model = _loaded(options, asked, display)
         request = engine.request(**asked.values)  # the model may bring defaults of its own
+        destination.check_sizes(*made_size(request.resolved(engine.size)))
         job = Job(engine, request, destination, display, quiet=options.json, trail=options.trail, previews=previews)
         if options.journal is not None:
             job.begin_journal(options.journal)
         job.run()
-        if options.grid:
-            job.save_grid()
     finally:
         display.close()
     seconds = time.monotonic() - started
@@ -134,6 +133,8 @@ def run_generate(options: argparse.Namespace) -> int:
         print(json.dumps(_summary(job.results, job.paths, model, seconds, asked.carried.notes)))
     else:
         display.say(_account(job.results[0], model, seconds))
+    if job.unmade is not None:
+        raise job.unmade
     return 0
 
 

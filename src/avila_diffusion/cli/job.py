@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..errors import AvilaError
 
 if TYPE_CHECKING:
     from ..api import AvilaDiffusion
@@ -25,7 +28,8 @@ class Job:
     """quiet: pictures are not named on stdout. trail: one is left beside each picture. journal: held by this job.
 
     planned: pictures go where the journal says, and those that are there already are not made again.
-    previews: where they are wanted. results, paths: what `run` made.
+    previews: where they are wanted. results, paths: what `run` made. unmade: why there is no grid that was asked for; the
+    pictures are not worse for it.
     """
 
     engine: AvilaDiffusion
@@ -40,6 +44,8 @@ class Job:
     previews: Previews | None = None
     results: list[GenerateResult] = field(default_factory=list)
     paths: list[Path] = field(default_factory=list)
+    unmade: AvilaError | None = None
+    _images: dict[int, Image] = field(default_factory=dict)
 
     def begin_journal(self, path: str, *, copied: Journal | None = None) -> None:
         """Record the job in a new file, which closes when it has run. Raises OutputProblem where it cannot be made."""
@@ -53,21 +59,24 @@ class Job:
         try:
             for index in range(self.request.count):
                 self._run_batch(index)
+            if self.destination.grid:
+                self._add_grid()
         except BaseException:
             self._tell_journal("go on with: avila resume {}")
             raise
         finally:
             if self.journal is not None:
                 self.journal.close()
-        self._tell_journal("it may be deleted, or branched from")
+        self._tell_journal(
+            "it may be deleted, or branched from" if self.unmade is None else "make the grid with: avila resume {}"
+        )
 
-    def save_grid(self) -> None:
-        """All pictures side by side, in a file beside them; nothing where there is only one."""
-        from ..grid import make_grid
-
-        images = [image for result in self.results for image in result.images]
-        if len(images) > 1:
-            self._add_paths([self.destination.save_grid(make_grid(images))])
+    def _add_grid(self) -> None:
+        pictures = [self._images.get(number, path) for number, path in enumerate(self.paths)]
+        try:
+            self._add_paths([save_grid(self.destination, pictures, self.journal if self.planned else None)])
+        except AvilaError as error:
+            self.unmade = error
 
     def _run_batch(self, index: int) -> None:
         """Batch `index` as a run of its own."""
@@ -87,6 +96,8 @@ class Job:
                 self.display.say(note)
         for image, seed in zip(result.images, result.request.seeds, strict=True):
             number = len(self.paths)
+            if self.destination.grid:
+                self._images[number] = image
             path = self._save(image, number, seed)
             if trail is not None:
                 self._save_trail(trail, number - first, path, replace(result.request, seed=seed, batch=1, count=1))
@@ -153,10 +164,38 @@ class Job:
             self.display.say(f"{path} holds {calls} model call{'' if calls == 1 else 's'}; {what.format(path)}")
 
 
+def made_size(request: GenerateRequest) -> tuple[int, int]:
+    """Width and height of the finished pictures of a resolved request; of a second pass at most."""
+    from ..second_pass import enlarged
+
+    width, height = request.width or 0, request.height or 0
+    if request.hires:
+        width, height = enlarged(request)
+        return min(width, request.hires_width or width), min(height, request.hires_height or height)
+    if request.image is not None and request.masked and request.inpaint_area == "masked":  # it goes back into all of it
+        (width, height), (left, upper, right, lower) = request.image.size, request.outpaint or (0, 0, 0, 0)
+        return width + left + right, height + upper + lower
+    return width, height
+
+
 def is_there(journal: Journal | None, image: int) -> Path | None:
     """Where a picture was written, if it is there still."""
     known = None if journal is None else journal.file(image)
     return known[0] if known is not None and known[1] and known[0].is_file() else None
+
+
+def save_grid(destination: Destination, pictures: Sequence[Image | Path], journal: Journal | None) -> Path:
+    """Pictures, those that are on disk alone by their paths, side by side in a file beside them; the one that is there already,
+    as the journal says, is left alone. In the journal it is the picture after the last one."""
+    from ..grid import make_grid
+    from ..images import read_image
+
+    if (known := is_there(journal, len(pictures))) is not None:
+        return known
+    path = destination.save_grid(make_grid([read_image(one) if isinstance(one, Path) else one for one in pictures]))
+    if journal is not None:
+        journal.add_file(len(pictures), path, written=True)
+    return path
 
 
 def tell(path: Path) -> None:

@@ -26,18 +26,21 @@ Note = Callable[[Path, bool], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Destination:
-    """A place for `pictures` pictures. stem None: numbered files that never replace one another."""
+    """A place for `pictures` pictures. stem None: numbered files that never replace one another. grid: several of them are
+    wanted side by side in one more file."""
 
     folder: Path
     stem: str | None
     pictures: int
     suffix: str = ".png"
+    grid: bool = False
 
     @classmethod
-    def planned(cls, output: str | None, pictures: int) -> Destination:
+    def planned(cls, output: str | None, pictures: int, *, grid: bool = False) -> Destination:
         """What `-o OUTPUT` means. Raises RequestError where the name is one of a picture that is not written."""
+        grid = grid and pictures > 1
         if output is None:
-            return cls(folder=Path(DEFAULT_FOLDER), stem=None, pictures=pictures)
+            return cls(folder=Path(DEFAULT_FOLDER), stem=None, pictures=pictures, grid=grid)
         if not output:
             raise RequestError("the output is an empty name; give -o a file or a folder")
         path = Path(output)
@@ -46,15 +49,15 @@ class Destination:
                 f"{output} is a device, not a file or a folder; name the output a picture such as out.png"
             )
         if output.endswith(("/", os.sep)) or os.path.isdir(output):  # noqa: PTH112 (False for impossible names)
-            return cls(folder=path, stem=None, pictures=pictures)
+            return cls(folder=path, stem=None, pictures=pictures, grid=grid)
         suffix = path.suffix.lower()
         if suffix in (".bmp", ".tif", ".tiff", ".gif"):
             raise RequestError(
                 f"pictures are written as PNG, JPEG, WebP or AVIF, not {suffix}; name the output {path.with_suffix('.png')}"
             )
         if suffix in PICTURES:
-            return cls(folder=path.parent, stem=path.stem, pictures=pictures, suffix=path.suffix)
-        return cls(folder=path.parent, stem=path.name, pictures=pictures)
+            return cls(folder=path.parent, stem=path.stem, pictures=pictures, suffix=path.suffix, grid=grid)
+        return cls(folder=path.parent, stem=path.name, pictures=pictures, grid=grid)
 
     def check(self, *, trails: bool = False, journals: Sequence[str | Path] = ()) -> None:
         """Raise OutputProblem, before anything long begins, where nothing can be written here. Leaves no trace.
@@ -79,12 +82,26 @@ class Destination:
             said = error.strerror or error
             raise OutputProblem(f"{self._named(0)} cannot be written ({said}); choose another -o") from None
 
+    def check_sizes(self, width: int, height: int) -> None:
+        """Raise OutputProblem or RequestError, before anything long begins, where pictures of this size, or their grid, are
+        larger than files of their format can be."""
+        from ..grid import grid_size
+        from ..images import FORMATS, check_format
+
+        kind = FORMATS[self.suffix.lower()]
+        check_format(kind, width, height)
+        if self.grid:
+            columns, rows = grid_size(self.pictures, width, height)
+            check_format(kind, columns * width, rows * height)
+
     def _targets(self, trails: bool) -> Iterator[Path]:
         """Every file that will be written, as far as its name is known already."""
         for index in range(self.pictures if self.stem is not None else 0):
             yield self._named(index)
             if trails:
                 yield self._named(index).with_suffix(_trail_suffix())
+        if self.grid and self.stem is not None:
+            yield self._grid
 
     def _check_journal(self, journal: Path, trails: bool) -> None:
         """A picture is written last: it would end the record of its own run."""
@@ -106,7 +123,8 @@ class Destination:
         if not isinstance(values, dict) or not isinstance(values.get("folder"), str):
             return None
         named = {name: values.get(name) for name in ("stem", "pictures", "suffix")}
-        return cls(folder=Path(values["folder"]), **named)  # type: ignore[arg-type]
+        grid = values.get("grid") is True
+        return cls(folder=Path(values["folder"]), grid=grid, **named)  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, object]:
         """Plain values, which mean the same from every current folder."""
@@ -115,6 +133,7 @@ class Destination:
             "stem": self.stem,
             "pictures": self.pictures,
             "suffix": self.suffix,
+            "grid": self.grid,
         }
 
     def save(self, image: Image, index: int, seed: int, note: Note | None = None) -> Path:
@@ -140,7 +159,11 @@ class Destination:
         """Write the grid of all pictures: grid.png, grid-1.png … in a folder, else the name with -grid."""
         if self.stem is None:
             return Path(grid.save(self.folder / "grid.png", overwrite=False))
-        return Path(grid.save(self.folder / f"{self.stem}-grid{self.suffix}"))
+        return Path(grid.save(self._grid))
+
+    @property
+    def _grid(self) -> Path:
+        return self.folder / f"{self.stem}-grid{self.suffix}"
 
     def _named(self, index: int) -> Path:
         if self.stem is None:

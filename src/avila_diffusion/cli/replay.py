@@ -60,7 +60,7 @@ def run_replay(options: argparse.Namespace) -> int:
     from ..pipeline.provenance import take_over
     from ..pipeline.trail import Trail
     from ..result import GenerateResult
-    from .job import tell
+    from .job import made_size, tell
     from .outputs import Destination
     from .progress import ProgressDisplay
 
@@ -79,6 +79,8 @@ def run_replay(options: argparse.Namespace) -> int:
         if conditions:
             take_over(conditions)
         engine, request = _prepared(options, found, conditions, display)
+        if writes:
+            destination.check_sizes(*made_size(request))
         trail = Trail()
         made: GenerateResult | None = None
         for event in engine.generate(request, journal=Ledger(trail=trail)):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RequestError
+from ..errors import AvilaError, RequestError
 from .parser import add_memory_options, typed_text
 from .previews import Previews, add_decoder_option, add_preview_options
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from ..api import AvilaDiffusion
     from ..pipeline.journal import Journal
     from .job import Job
+    from .outputs import Destination
     from .progress import ProgressDisplay
 
 CHANGES = ("prompt", "negative_prompt", "guidance_scale", "sampler")
@@ -86,7 +88,7 @@ def _engine(options: argparse.Namespace, journal: Journal) -> AvilaDiffusion:
 
 
 def _go_on(options: argparse.Namespace, journal: Journal, display: ProgressDisplay) -> int:
-    from .job import Job, is_there, tell
+    from .job import Job, is_there, made_size
     from .outputs import Destination
 
     if journal.torn:
@@ -94,15 +96,14 @@ def _go_on(options: argparse.Namespace, journal: Journal, display: ProgressDispl
     output = journal.header.get("output")
     trail = isinstance(output, dict) and bool(output.get("trail"))
     recorded = None if options.output is not None else Destination.recorded(output)
-    destination = recorded or Destination.planned(options.output, journal.pictures)
+    grid = isinstance(output, dict) and output.get("grid") is True
+    destination = recorded or Destination.planned(options.output, journal.pictures, grid=grid)
     there = [is_there(journal, image) for image in range(journal.pictures)]
     if options.output is None and all(there):
         display.say("all pictures are there already; -o makes them again somewhere else")
-        paths = [path for path in there if path is not None]
-        for path in [] if options.json else paths:
-            tell(path)
-        return _finish(options, journal, paths)
+        return _finish_grid(options, journal, destination, [path for path in there if path is not None])
     destination.check(trails=trail, journals=[journal.path])
+    destination.check_sizes(*made_size(journal.request))
     previews = Previews.asked(options, destination.stem, display.say)
     display.say(f"{journal.calls} model calls are recorded")
     try:
@@ -125,9 +126,27 @@ def _go_on(options: argparse.Namespace, journal: Journal, display: ProgressDispl
     return _finish(options, journal, job.paths, job)
 
 
+def _finish_grid(options: argparse.Namespace, journal: Journal, destination: Destination, paths: list[Path]) -> int:
+    """All pictures are there; of their grid that is not known yet."""
+    from .job import save_grid, tell
+
+    unmade: AvilaError | None = None
+    if destination.grid:
+        try:
+            paths = [*paths, save_grid(destination, paths, journal)]
+        except AvilaError as error:
+            unmade = error
+    for path in [] if options.json else paths:
+        tell(path)
+    _finish(options, journal, paths)
+    if unmade is not None:
+        raise unmade
+    return 0
+
+
 def _branch(options: argparse.Namespace, journal: Journal, display: ProgressDisplay) -> int:
     from ..pipeline.branch import Branch, change
-    from .job import Job
+    from .job import Job, made_size
     from .outputs import Destination
 
     before = journal.request
@@ -139,6 +158,7 @@ def _branch(options: argparse.Namespace, journal: Journal, display: ProgressDisp
         )
     destination = Destination.planned(options.output, journal.pictures)
     destination.check(journals=[journal.path, *([options.journal] if options.journal else [])])
+    destination.check_sizes(*made_size(request))
     previews = Previews.asked(options, destination.stem, display.say)
     journal.cut(options.branch_at)
     try:
@@ -170,4 +190,6 @@ def _finish(options: argparse.Namespace, journal: Journal, paths: list[Any], job
         print(
             json.dumps({"paths": [str(path) for path in paths], "seeds": seeds, "calls": journal.calls, "notes": notes})
         )
+    if job is not None and job.unmade is not None:
+        raise job.unmade
     return 0

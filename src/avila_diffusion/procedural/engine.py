@@ -23,6 +23,11 @@ class ProceduralEngine:
     """Draws requests. Of a request it reads the prompts, the size and the seed; sampling options mean nothing to it,
     and the result says so."""
 
+    @property
+    def size(self) -> int:
+        """Default width and height in pixels."""
+        return SIZE
+
     def generate(
         self, request: GenerateRequest, cancel: threading.Event | None = None, *, early: Early | None = None
     ) -> Iterator[Progress | GenerateResult]:
@@ -30,7 +35,7 @@ class ProceduralEngine:
         a picture to begin with. early: may ask for no more pictures."""
         if request.image is not None:
             raise RequestError("image needs a model to draw with; load one, or leave image out")
-        return self._run(request.resolved(SIZE), cancel, _unused(request), Early() if early is None else early)
+        return self._run(request.resolved(self.size), cancel, _unused(request), Early() if early is None else early)
 
     def _run(
         self, request: GenerateRequest, cancel: threading.Event | None, notes: tuple[str, ...], early: Early
