@@ -62,9 +62,9 @@ ROOMS = {
     ),
     "limits": Room(("limits",), ("errors",)),
     "request": Room(
-        ("request", "infotext", "picture_fields"),
-        ("errors", "config", "limits", "pictures", "sampling.names", "request", "picture_fields", "version"),
-        inside=("masking",),
+        ("request", "infotext", "picture_fields", "sizes"),
+        ("errors", "config", "limits", "pictures", "sampling.names", "request", "picture_fields", "sizes", "version"),
+        inside=("masking", "images"),
     ),
     "exif": Room(("exif",)),
     "image files": Room(
@@ -125,7 +125,7 @@ ROOMS = {
             *("checkpoint", "checkpoint.*", "config", "errors", "hashes", "image_files", "images", "infotext"),
             *("limits", "machine", "masking", "metadata", "metadata.*", "options", "pictures", "request", "result"),
             *("sampling.catalogue", "sampling.names", "sampling.rows", "sampling.schedule_catalogue", "second_pass"),
-            *("server", "server.*", "styling", "text", "text.*", "version"),
+            *("server", "server.*", "sizes", "styling", "text", "text.*", "version"),
         ),
         but=(*WORKER, *BUILDING, "text.conditioner"),
     ),

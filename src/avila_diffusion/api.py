@@ -216,8 +216,8 @@ class AvilaDiffusion:
         negative_prompt: str | None = None,
         **options: Unpack[SizedOptions],
     ) -> GenerateResult:
-        """Paint a part of a picture anew: what is white in the mask. The rest comes back byte for byte, where the picture keeps
-        its size or inpaint_area is "masked"."""
+        """Paint a part of a picture anew: what is white in the mask. The picture keeps its size, and the rest of it byte for
+        byte, unless another size is asked for and inpaint_area is "whole"."""
         check_given(image=image, mask=mask)
         return self.text_to_image(prompt, negative_prompt, image=image, mask=mask, **options)
 

@@ -34,6 +34,7 @@ RESIZE_MODES: dict[str, str] = {
     "crop": "to cover it; what is over is cut off",
     "fill": "to fit into it; the rest is the picture's edge, repeated",
     "latent": "encoded as it is, then its latent is resized",
+    "keep": "fitted into it as it is drawn, and what is drawn fitted back: the picture keeps its own size",
 }
 MASKED_CONTENTS: dict[str, str] = {
     "fill": "colours from around the mask",

@@ -81,7 +81,12 @@ def refined(request: GenerateRequest, name: str | None, digest: str | None) -> d
     return values | ({"Refiner switch by sampling steps": True} if request.refiner_by == "step" else {})
 
 
-RESIZES = {"crop": "Crop and resize", "fill": "Resize and fill", "latent": "Just resize (latent upscale)"}
+RESIZES = {
+    "crop": "Crop and resize",
+    "fill": "Resize and fill",
+    "latent": "Just resize (latent upscale)",
+    "keep": "Keep size",
+}
 CONTENTS = {"fill": "fill", "noise": "latent noise", "nothing": "latent nothing"}
 ONLY_MASKED = "Only masked"
 MASKED, NOT_MASKED = "Inpaint masked", "Inpaint not masked"

@@ -40,10 +40,11 @@ from .limits import (
 from .pictures import Picture
 from .sampling.names import resolve_sampler, resolve_schedule
 
+from .sizes import asked_size, resize_mode_of
 Rng = Literal["nv", "cpu", "gpu"]
 Compat = Literal["a1111", "comfyui", "diffusers"]
 Emphasis = Literal["Original", "No norm", "Ignore", "None"]
-ResizeMode = Literal["resize", "crop", "fill", "latent"]
+ResizeMode = Literal["resize", "crop", "fill", "latent", "keep"]
 MaskedContent = Literal["fill", "original", "noise", "nothing"]
 InpaintArea = Literal["whole", "masked"]
 Switch = Literal["timestep", "step"]
@@ -96,8 +97,9 @@ class GenerateRequest:
     From a picture. image: what to begin with: a path, bytes of a file, an array, a Pillow image; strength: 0 to 1, how far
     it is noised. exact_steps: all steps are run, not a share of them. extra_noise: on top, in shares of a standard
     deviation; noise_multiplier: of the first noise. resize_mode: how it is brought to width and height; see RESIZE_MODES.
-    By default those are the picture's own, in multiples of 8. depth: the depth map that depth models follow.
-    image_guidance_scale: how far instruct-pix2pix models stay with the picture.
+    By default those are the picture's own, in multiples of 8, and one keeps its proportions to the other; a picture of
+    which a part is painted keeps its own size then. depth: the depth map that depth models follow. image_guidance_scale:
+    how far instruct-pix2pix models stay with the picture.
 
     A part of it. mask: white is painted anew; of a picture with transparency the opaque part. mask_blur: pixels,
     standard deviation. mask_invert: black is painted. mask_soft: grey is half painted. masked_content: what the sampling
@@ -107,8 +109,9 @@ class GenerateRequest:
 
     High-resolution fix: a second pass at hires_scale times the size, or at hires_width x hires_height, where strength,
     hires_upscaler (see UPSCALERS), and what is not None of hires_steps, _sampler, _schedule, _prompt, _negative_prompt and
-    _guidance_scale hold. Refiner: the second model takes over at refiner_switch (0 to 1, by default 0.8) of what
-    refiner_by measures; see SWITCHES. tiling: which edges fit together; see TILINGS.
+    _guidance_scale hold; hires_steps may be 0, which is as many as steps. Refiner: the second model takes over at
+    refiner_switch (0 to 1, by default 0.8) of what refiner_by measures; see SWITCHES. tiling: which edges
+    fit together; see TILINGS.
 
     >>> GenerateRequest(prompt="a cat", seed=0, sampler="k_dpmpp_2m_ka").resolved(512).schedule
     'Karras'
@@ -299,9 +302,10 @@ class GenerateRequest:
             object.__setattr__(self, "outpaint", _margins(self.outpaint))
         if self.mask is not None and self.image is None:
             raise RequestError("mask needs a picture to be painted into; give image too, or leave out mask")
-        if self.masked and self.resize_mode == "latent":
+        as_it_is = self.resize_mode == "latent" and not (self.masked and self.inpaint_area == "masked")
+        if self.masked and as_it_is:
             raise RequestError("resize_mode latent has no picture at its new size to mask; take another resize_mode")
-        if self.image is not None and self.resize_mode == "latent" and min(self.image.size) < LATENT_CELL:
+        if self.image is not None and as_it_is and min(self.image.size) < LATENT_CELL:
             raise RequestError(
                 f"image is {'x'.join(map(str, self.image.size))}, and resize_mode latent encodes it as it is, from "
                 f"{LATENT_CELL}x{LATENT_CELL} on; give a larger picture, or take another resize_mode"
@@ -359,7 +363,7 @@ class GenerateRequest:
         schedule = resolve_schedule(self.schedule)
         if joint is not None and schedule.key == "automatic":
             schedule = joint
-        width, height = self._size(size)
+        width, height = asked_size(self, size)
         return replace(
             self,
             seed=_drawn(self.seed),
@@ -371,24 +375,6 @@ class GenerateRequest:
             sampler=sampler.name,
             schedule=schedule.name,
         )
-
-    def _size(self, size: int) -> tuple[int, int]:
-        """Width and height; those that are open by the picture that the run begins with, where it is drawn whole."""
-        if self.width is not None and self.height is not None:
-            return self.width, self.height
-        across, down = size, size
-        if self.image is not None and self.inpaint_area == "whole":
-            from .masking import default_size
-
-            left, upper, right, lower = self.outpaint or (0, 0, 0, 0)
-            across, down = self.image.size
-            across, down = default_size(across + left + right, down + upper + lower, size * size)
-            # One side given: the other one keeps the proportions.
-            if self.width is not None:
-                down = max(round(self.width * down / across / 8), 8) * 8
-            elif self.height is not None:
-                across = max(round(self.height * across / down / 8), 8) * 8
-        return self.width or across, self.height or down
 
     @property
     def seeds(self) -> tuple[int, ...]:

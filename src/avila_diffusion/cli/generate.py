@@ -333,12 +333,14 @@ def _summary(
     results: list[GenerateResult], paths: list[Path], model: str | None, seconds: float, notes: Sequence[str]
 ) -> dict[str, Any]:
     """What `--json` prints. `paths`, `seeds` and `infotext` have one entry per picture. notes: on what began the run."""
+    from ..sizes import finished_size
+
     request, report = results[0].request, results[0].report
     return {
         "paths": [str(path) for path in paths],
         "seed": request.seed,
         "seeds": [seed for result in results for seed in result.request.seeds],
-        "size": [request.width, request.height],
+        "size": list(finished_size(request)),
         "drawn_at": None if results[0].drawn_at is None else list(results[0].drawn_at),
         "steps": request.steps,
         "sampler": request.sampler,
@@ -352,8 +354,11 @@ def _summary(
 
 
 def _account(result: GenerateResult, model: str | None, seconds: float) -> str:
+    from ..sizes import finished_size
+
     request, drawn = result.request, result.drawn_at
+    width, height = finished_size(request)
     how = f"{request.steps} steps, {request.sampler}, {request.schedule}, " if model is not None else ""
     if drawn is not None:
         how = f"resized from the {drawn[0]}x{drawn[1]} that the model draws, {how}"
-    return f"{request.width}x{request.height}, {how}seed {request.seed}, {seconds:.1f} s"
+    return f"{width}x{height}, {how}seed {request.seed}, {seconds:.1f} s"

@@ -27,6 +27,7 @@ from ..models.twin import twin
 from ..request import GenerateRequest
 from ..sampling.guidance import Call
 from ..second_pass import enlarged, is_latent
+from ..sizes import finished_size
 from .passes import Pass
 from .plan import Plan
 
@@ -93,9 +94,8 @@ class Outlook:
         held = held_now()
         # What earlier runs left is given back or used again.
         without = BASE if held is None else max(held - rooms.held() - engine.kept, BASE_AT_LEAST)
-        assert request.width is not None and request.height is not None
-        height, width = self.latent
-        shown = max(request.width * request.height, engine.model.spec.vae.scale**2 * height * width)
+        (across, down), (height, width) = finished_size(request), self.latent
+        shown = max(across * down, engine.model.spec.vae.scale**2 * height * width)
         self.base = without + LIBRARIES + 3 * shown * len(request.seeds) + self._given()
 
     def _given(self) -> int:
@@ -113,9 +113,8 @@ class Outlook:
     def finishing(self) -> int:
         """Bytes that it takes to make a decoded picture one of 8 bits, at the size asked for, and a file."""
         request, scale = self.request, self.engine.model.spec.vae.scale
-        height, width = self.latent
-        assert request.width is not None and request.height is not None
-        return FLOATS_A_PIXEL * 12 * scale**2 * width * height + BYTES_A_PIXEL * request.width * request.height
+        (across, down), (height, width) = finished_size(request), self.latent
+        return FLOATS_A_PIXEL * 12 * scale**2 * width * height + BYTES_A_PIXEL * across * down
 
     @property
     def beside(self) -> int:

@@ -45,24 +45,31 @@ def read_inputs(request: GenerateRequest, drawn: GenerateRequest) -> Inputs | No
     """The pictures of a resolved request, None where there are none. drawn: it at the size that the networks work at.
 
     As AUTOMATIC1111: the mask is blurred at the picture's own size; "masked" cuts out what is painted, with what is around
-    it; what is drawn is as large as asked for, and goes back where it came from. Raises FileProblem for damaged files.
+    it; what is drawn is as large as asked for, and goes back where it came from. A picture that keeps its size is cut out
+    whole. Raises FileProblem for damaged files.
     """
     depth = None if request.depth is None else request.depth.depth()
     if request.image is None:
         return None if depth is None else Inputs(None, depth=depth)
     image, mask = _extended(request.image.rgb(), _mask(request), request)
     width, height = drawn.width or 0, drawn.height or 0
-    mode = request.resize_mode
+    mode, everything = request.resize_mode, Box(0, 0, image.shape[1], image.shape[0])
     if mode == "latent":  # which no mask goes with
         return Inputs(image, depth=depth)
-    if mask is None:
+    if mask is None and mode != "keep":
         return Inputs(fit(image, width, height, mode), depth=depth)
+    if mask is None:
+        frame = Frame(image, np.full(image.shape[:2], 255, np.uint8), everything)
+        return Inputs(fit(image, width, height, "fill"), depth=depth, frame=frame)
     if request.mask_blur:
         mask = blurred(mask, request.mask_blur, request.mask_blur)
     if request.inpaint_area == "masked":
-        box = region(mask, request.mask_padding, width, height) or Box(0, 0, image.shape[1], image.shape[0])
+        box = region(mask, request.mask_padding, width, height) or everything
         frame = Frame(image, mask, box)
         pixels, painted = (fit(_cut(one, box), width, height, "fill") for one in (image, mask))
+    elif mode == "keep":
+        frame = Frame(image, doubled(mask), everything)
+        pixels, painted = (fit(one, width, height, "fill") for one in (image, mask))
     else:
         pixels, painted = (fit(one, width, height, mode) for one in (image, mask))
         asked = request.width or 0, request.height or 0

@@ -25,6 +25,7 @@ from ..result import Early, GenerateResult, Progress
 from ..sampling.guidance import Call, Denoise, Denoised
 from ..sampling.noise import ImageNoise, noise_source
 from ..second_pass import enlarged, is_latent
+from ..sizes import finished_size
 from .begin import Begin, Beginning, as_picture, draw_latent
 from .branch import switch
 from .driver import Step, check, drive
@@ -103,9 +104,16 @@ class Run:
             request,
             seconds=time.perf_counter() - began,
             report=engine.model.report,
-            drawn_at=None if self.drawn == request else (self.drawn.width or 0, self.drawn.height or 0),
+            drawn_at=self._drawn_at,
             notes=(*notes, *unused(asked, guided=guided, variant=self.spec.variant, refined=self.refined)),
         )
+
+    @property
+    def _drawn_at(self) -> tuple[int, int] | None:
+        """The size that the model draws at, where the pictures are resized from that."""
+        size = self.drawn.width or 0, self.drawn.height or 0
+        kept = self.request.resize_mode == "keep" and finished_size(self.request) != size
+        return size if kept or self.drawn != self.request else None
 
     def _conditioned(self, one: Pass, *, last: bool) -> Callable[[], Callable[[Begin], Denoise]]:
         """What encodes a pass' prompts when it is first called, and binds them to the model, and to the refiner. Where a

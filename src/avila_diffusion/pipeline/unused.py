@@ -125,6 +125,8 @@ def _pictures(request: GenerateRequest, variant: Variant) -> Iterator[str]:
         yield from idle(MASK, "there is no mask")
     elif request.inpaint_area == "whole":
         yield from idle(("mask_padding",), "the whole picture is drawn")
+        if request.width is None and request.height is None and request.resize_mode != "keep":
+            yield from idle(("resize_mode",), "no size is asked for, and the picture keeps its own")
     else:
         yield from idle(("resize_mode",), "what is masked is cut out in the proportions that are drawn")
     if request.mask is None:

@@ -14,6 +14,7 @@ from ..images import drawing_size
 from ..request import GenerateRequest
 from ..sampling.names import SamplerInfo, resolve_sampler
 from ..second_pass import enlarged, is_latent, latent_size
+from ..sizes import finished_size
 from ..text.prompt import read_prompt, schedule_part
 from ..text.reading import TextReader
 from .models import Facts
@@ -92,7 +93,7 @@ def estimate(
 
 def _pixels(request: GenerateRequest) -> int:
     """Of a finished picture."""
-    width, height = enlarged(request) if request.hires else (request.width or 0, request.height or 0)
+    width, height = enlarged(request) if request.hires else finished_size(request)
     return width * height
 
 

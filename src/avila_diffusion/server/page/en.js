@@ -46,7 +46,7 @@ export default {
   "choice.own": "Automatic", "choice.own.vae": "The model's own", "choice.own.refiner": "None",
   "choice.own.hires_sampler": "The same", "choice.own.hires_schedule": "The same",
   "choice.resize_mode.resize": "Stretch", "choice.resize_mode.crop": "Crop", "choice.resize_mode.fill": "Fit and fill",
-  "choice.resize_mode.latent": "Stretch the latent", "choice.masked_content.original": "What is there",
+  "choice.resize_mode.latent": "Stretch the latent", "choice.resize_mode.keep": "Keep its size", "choice.masked_content.original": "What is there",
   "choice.masked_content.fill": "Colours around", "choice.masked_content.noise": "Noise", "choice.masked_content.nothing": "Nothing",
   "choice.inpaint_area.whole": "Whole picture", "choice.inpaint_area.masked": "Only the masked part",
   "choice.tiling.none": "None", "choice.tiling.x": "Left and right", "choice.tiling.y": "Top and bottom", "choice.tiling.both": "All",

@@ -58,7 +58,7 @@ export const FIELDS = [
   { name: "hires_negative_prompt", section: "hires", kind: "area", value: null },
 
   range("strength", "image", 0.6, 0, 1, 0.01, [0, 1], OURS),
-  choice("resize_mode", "image", "resize", ["resize", "crop", "fill", "latent"]),
+  choice("resize_mode", "image", "resize", ["resize", "crop", "fill", "latent", "keep"]),
   toggle("exact_steps", "image"),
   range("extra_noise", "image", 0, 0, 1, 0.01),
   range("noise_multiplier", "image", 1, 0, 2, 0.01),

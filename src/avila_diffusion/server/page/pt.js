@@ -46,7 +46,7 @@ export default {
   "choice.own": "Automático", "choice.own.vae": "O do modelo", "choice.own.refiner": "Nenhum",
   "choice.own.hires_sampler": "O mesmo", "choice.own.hires_schedule": "O mesmo",
   "choice.resize_mode.resize": "Esticar", "choice.resize_mode.crop": "Cortar", "choice.resize_mode.fill": "Encaixar e preencher",
-  "choice.resize_mode.latent": "Esticar o latente", "choice.masked_content.original": "O que está lá",
+  "choice.resize_mode.latent": "Esticar o latente", "choice.resize_mode.keep": "Manter o tamanho", "choice.masked_content.original": "O que está lá",
   "choice.masked_content.fill": "Cores em volta", "choice.masked_content.noise": "Ruído", "choice.masked_content.nothing": "Nada",
   "choice.inpaint_area.whole": "A imagem inteira", "choice.inpaint_area.masked": "Só a parte na máscara",
   "choice.tiling.none": "Nenhuma", "choice.tiling.x": "Esquerda e direita", "choice.tiling.y": "Cima e baixo", "choice.tiling.both": "Todas",
