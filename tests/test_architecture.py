@@ -109,7 +109,7 @@ ROOMS = {
         torch=True,
     ),
     "text": Room(("text", "text.*"), ("errors", "text.*"), but=("text.conditioner",)),
-    "sampling": Room(("sampling.*",), ("errors", "config", "sampling.*"), torch=True),
+    "sampling": Room(("sampling.*",), ("errors", "config", "limits", "sampling.*"), torch=True),
     "device": Room(("device",), ("errors", "limits"), torch=True),
     "pipeline": Room(("pipeline", "pipeline.*"), ("*",), but=ABOVE_PIPELINE, torch=True),
     "api": Room(

@@ -12,6 +12,7 @@ import pytest
 
 from avila_diffusion.errors import AvilaError, RequestError
 from avila_diffusion.limits import MAX_PIXELS, MAX_PROMPT, MAX_SEED
+from avila_diffusion.pictures import Picture
 from avila_diffusion.request import GenerateRequest
 from avila_diffusion.sampling.names import SAMPLERS, SCHEDULES
 
@@ -316,3 +317,106 @@ def test_guidance_lists_and_intervals() -> None:
     assert "lies behind" in refusal(guidance_start=0.5, guidance_stop=0.25)
     assert "go together" in refusal(seed_width=64)
     assert "true or false" in refusal(ngms_all=1)
+
+
+def picture(width: int, height: int) -> Picture:
+    return Picture.of(np.zeros((height, width, 3), np.uint8), "image")
+
+
+@pytest.mark.parametrize(
+    ("size", "asked", "expected"),
+    [
+        ((64, 32), {"width": 128}, (128, 64)),
+        ((96, 48), {"width": 192}, (192, 96)),
+        ((96, 48), {"height": 96}, (192, 96)),
+        ((300, 200), {"width": 512}, (512, 344)),
+        ((640, 8), {"width": 640}, (640, 64)),
+        ((4000, 3000), {"height": 1500}, (2000, 1500)),
+        ((64, 32), {"width": 32}, (32, 16)),
+        ((60, 30), {"width": 160, "outpaint": (0, 10, 0, 0)}, (160, 104)),
+        ((60, 30), {"width": 160, "height": 72}, (160, 72)),
+    ],
+)
+def test_the_side_that_is_open_keeps_the_proportions(
+    size: tuple[int, int], asked: dict[str, Any], expected: tuple[int, int]
+) -> None:
+    resolved = GenerateRequest(image=picture(*size), **asked).resolved(512)
+    assert (resolved.width, resolved.height) == expected
+    assert resolved.resize_mode == "resize"
+
+
+@pytest.mark.parametrize(
+    ("size", "asked", "told"),
+    [
+        (
+            (9, 200),
+            {"width": 8192},
+            "image is 9x200, and a width of 8,192 makes its height 182,048; at most 8,192 a side",
+        ),
+        ((200, 9), {"height": 8192}, "image is 200x9, and a height of 8,192 makes its width 182,048"),
+        (
+            (60, 60),
+            {"width": 8000},
+            "makes its height 8,000; .* 16,777,216 pixels are drawn: ask for less width, or give",
+        ),
+        ((6, 6), {"width": 8000, "outpaint": (2, 2, 2, 2)}, "image is 10x10 with outpaint"),
+    ],
+)
+def test_a_side_that_nobody_gave_is_not_blamed(size: tuple[int, int], asked: dict[str, Any], told: str) -> None:
+    request = GenerateRequest(image=picture(*size), **asked)
+    with pytest.raises(RequestError, match=told):
+        request.resolved(512)
+
+
+@pytest.mark.parametrize(
+    ("asked", "mode"),
+    [
+        ({}, "keep"),
+        ({"resize_mode": "crop"}, "keep"),
+        ({"width": 64}, "resize"),
+        ({"height": 64, "resize_mode": "fill"}, "fill"),
+        ({"width": 64, "height": 64, "resize_mode": "keep"}, "keep"),
+        ({"inpaint_area": "masked"}, "resize"),
+        ({"inpaint_area": "masked", "resize_mode": "latent"}, "resize"),
+        ({"inpaint_area": "masked", "resize_mode": "keep"}, "resize"),
+        ({"inpaint_area": "masked", "resize_mode": "crop"}, "crop"),
+    ],
+)
+def test_a_masked_picture_keeps_its_size_where_none_is_asked_for(asked: dict[str, Any], mode: str) -> None:
+    image = picture(75, 93)
+    resolved = GenerateRequest(image=image, mask=image, **asked).resolved(64)
+    assert resolved.resize_mode == mode
+    assert resolved.resolved(512) == resolved
+    assert GenerateRequest(image=image, **asked).resolved(64).resize_mode == asked.get("resize_mode", "resize")
+
+
+def test_an_area_without_a_mask_changes_no_size() -> None:
+    resolved = GenerateRequest(image=picture(72, 88), inpaint_area="masked").resolved(64)
+    assert (resolved.width, resolved.height) == (72, 88)
+
+
+def test_latents_are_resized_of_whole_pictures_only() -> None:
+    image = picture(64, 64)
+    assert "resize_mode latent" in refusal(image=image, mask=image, resize_mode="latent")
+    assert "resize_mode latent" in refusal(image=image, outpaint=(8, 0, 0, 0), resize_mode="latent")
+    GenerateRequest(image=image, mask=image, resize_mode="latent", inpaint_area="masked")
+    assert "give a larger picture" in refusal(image=picture(7, 64), resize_mode="latent", inpaint_area="masked")
+
+
+def test_no_steps_of_the_second_pass_are_as_many_as_of_the_first() -> None:
+    """So they are in AUTOMATIC1111."""
+    request = GenerateRequest(hires_scale=2, hires_steps=0, seed=1)
+    assert request.resolved(64) == GenerateRequest(hires_scale=2, seed=1).resolved(64)
+    assert refusal(hires_scale=2, hires_steps=-1) == "hires_steps is -1; it must be from 0 to 1,000"
+
+
+def test_a_strength_makes_no_endless_schedule() -> None:
+    image = picture(64, 64)
+    for asked in ({"hires_scale": 2}, {"image": image, "exact_steps": True}, {"image": image, "compat": "comfyui"}):
+        for strength in (1e-300, 1e-12, 2e-6):
+            assert "at least 0.0002" in refusal(steps=20, strength=strength, **asked)
+        GenerateRequest(steps=1000, strength=0.01, **asked)
+        GenerateRequest(steps=20, strength=0.0, **asked)
+    assert "1,000 steps at" in refusal(steps=2, hires_scale=2, hires_steps=1000, strength=0.005)
+    GenerateRequest(steps=20, image=image, strength=1e-300)
+    GenerateRequest(steps=20, strength=1e-300)

@@ -78,6 +78,9 @@ TILINGS: dict[str, str] = {
 MAX_SIDE = 8192
 MAX_PIXELS = 4096 * 4096
 MAX_STEPS = 1000
+MAX_SCHEDULE = 100 * MAX_STEPS
+"""Steps of a schedule that a strength lengthens: so many are made within a second, and at strength 0.01 any number asked for
+has its schedule."""
 MAX_BATCH = 64
 MAX_COUNT = 1000
 MAX_CLIP_SKIP = 12
@@ -100,7 +103,7 @@ WHOLES: dict[str, tuple[int, int]] = {
     "mask_padding": (0, MAX_SIDE),
     "hires_width": (1, MAX_SIDE),
     "hires_height": (1, MAX_SIDE),
-    "hires_steps": (1, MAX_STEPS),
+    "hires_steps": (0, MAX_STEPS),
 }
 CHOICES: dict[str, dict[str, str]] = {
     "compat": COMPATS,
@@ -187,6 +190,22 @@ def check_device(name: object) -> None:
     """Raise RequestError unless it is the name of a device; whether this machine has it is for `device.choose_policy`."""
     if not isinstance(name, str) or re.fullmatch("auto|cpu|mps|cuda(:[0-9]{1,4})?", name) is None:
         raise RequestError(f"device {str(name)[:80]!r} is unknown; it is auto, cpu, cuda, cuda:N or mps")
+
+
+def lengthened(steps: int, strength: float) -> int:
+    """Steps of the schedule whose last `steps` are run, so that they begin at a strength above 0 and up to 1; 0 at strength 0.
+
+    Raises RequestError where there are too many to make.
+    """
+    share = min(strength, 0.999)  # as AUTOMATIC1111 has it
+    if share <= 0:
+        return 0
+    if steps / share >= MAX_SCHEDULE + 1:
+        raise RequestError(
+            f"{steps:,} step{'' if steps == 1 else 's'} at strength {strength:g} need a schedule of more than "
+            f"{MAX_SCHEDULE:,} steps; ask for a strength of at least {steps / MAX_SCHEDULE:g}, or 0"
+        )
+    return int(steps / share)
 
 
 def shown(value: object) -> str:

@@ -55,6 +55,8 @@ def hires(request: GenerateRequest) -> dict[str, object]:
     values: dict[str, object] = {"Denoising strength": number_text(request.strength)}
     if request.extra_noise:
         values["Extra noise"] = number_text(request.extra_noise)
+    if request.mask_weight != 1:
+        values["Conditional mask weight"] = number_text(request.mask_weight)
     if request.hires_scale is not None:
         values["Hires upscale"] = number_text(request.hires_scale)
     else:

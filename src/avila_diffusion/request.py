@@ -33,14 +33,15 @@ from .limits import (
     check_number,
     check_text,
     check_whole,
+    lengthened,
     plain,
     shown,
     upscaler_named,
 )
 from .pictures import Picture
 from .sampling.names import resolve_sampler, resolve_schedule
-
 from .sizes import asked_size, resize_mode_of
+
 Rng = Literal["nv", "cpu", "gpu"]
 Compat = Literal["a1111", "comfyui", "diffusers"]
 Emphasis = Literal["Original", "No norm", "Ignore", "None"]
@@ -317,6 +318,10 @@ class GenerateRequest:
                 "the second pass of a high-resolution fix follows text to image; leave out image, or leave out hires_scale, "
                 "hires_width and hires_height and give the size with width and height"
             )
+        if self.image is not None and (self.exact_steps or self.compat == "comfyui"):
+            lengthened(self.steps, self.strength)
+        if self.hires:
+            lengthened(self.hires_steps or self.steps, self.strength)
         if self.hires_sampler is not None:
             resolve_sampler(self.hires_sampler)
         if self.hires_schedule is not None:
@@ -372,6 +377,8 @@ class GenerateRequest:
             noise_batch=(self.noise_batch or self.noise_index + self.batch) if self.compat == "comfyui" else None,
             width=width,
             height=height,
+            resize_mode=resize_mode_of(self),
+            hires_steps=self.hires_steps or None,
             sampler=sampler.name,
             schedule=schedule.name,
         )

@@ -215,8 +215,15 @@ def test_steps_of_image_to_image() -> None:
     assert image_steps(20, 0.0) == (20, 0)
     assert image_steps(20, 0.75, exact=True) == (26, 19)
     assert image_steps(20, 1.0, exact=True) == (20, 19)
-    with pytest.raises(RequestError, match="above 0"):
-        image_steps(20, 0.0, exact=True)
+    # AUTOMATIC1111 makes a schedule of no steps then, and refuses nothing
+    assert image_steps(20, 0.0, exact=True)[0] == 0
+    assert image_steps(1000, 0.01, exact=True) == (100_000, 999)
+    assert image_steps(20, 1e-12) == (20, 0)
+    for steps, strength, least in ((20, 1e-12, "0.0002"), (20, 1e-300, "0.0002"), (1, 5e-324, "1e-05")):
+        with pytest.raises(
+            RequestError, match=f"at strength {strength:g} need .* 100,000 steps; .* at least {least}, or 0"
+        ):
+            image_steps(steps, strength, exact=True)
 
 
 def test_levels_of_image_to_image(table: NoiseTable) -> None:

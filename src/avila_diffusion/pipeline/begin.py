@@ -18,7 +18,7 @@ from ..request import GenerateRequest
 from ..sampling.blending import blend
 from ..sampling.noise import ImageNoise, NoiseSource
 from .inputs import Inputs, Mask, Pixels
-from .latents import from_vae, to_vae
+from .latents import cropped, from_vae, to_vae
 
 Encode = Callable[[Tensor], LatentDistribution]
 """(1, 3, height, width) in -1 to 1 → what the encoder makes of it."""
@@ -41,7 +41,8 @@ class Beginning:
     """The encoded pictures of a request, from which each of its results begins.
 
     inputs: None for text alone. like: a tensor that says where latents lie, and their dtype. size: height and width of the
-    latent that is sampled.
+    latent that is sampled. first: of a second pass, the first one's picture (1, 3, height, width), enlarged; what of it is cut
+    off afterwards is still there.
     """
 
     spec: ModelSpec
@@ -50,6 +51,7 @@ class Beginning:
     size: tuple[int, int]
     like: Tensor
     encode: Encode
+    first: Tensor | None = None
 
     def of(self, noise: ImageNoise, fresh: NoiseSource) -> Begin:
         """For one picture. noise: of it, from which the encoder's distributions are drawn. fresh: the stream of its seed
@@ -75,8 +77,11 @@ class Beginning:
 
     @cached_property
     def _hidden(self) -> LatentDistribution:
-        """What an inpainting model is shown: the picture, grey where it is to paint; all grey for text alone."""
+        """What an inpainting model is shown: the picture, grey where it is to paint; all grey for text alone. A second pass
+        paints everywhere, over as much of the first one's picture as the weight lets be seen."""
         scale = self.spec.vae.scale
+        if self.first is not None:
+            return self.encode(self.first * (1 - self.request.mask_weight))
         if self.inputs is None or self.inputs.pixels is None:
             return self.encode(torch.zeros(1, 3, scale * self.size[0], scale * self.size[1]))
         picture, weight = as_picture(self.inputs.pixels), self.request.mask_weight
@@ -91,6 +96,8 @@ class Beginning:
         """What the network's further input channels are given."""
         if self.spec.variant == "inpainting":
             hidden = from_vae(draw_latent(self._hidden, draws), self.spec.latent).to(self.like)
+            if self.first is not None:
+                hidden = cropped(hidden, self.size)
             if hidden.shape[2:] != self.size:
                 hidden = F.interpolate(hidden, size=self.size, mode="bilinear")
             return torch.cat([self._painted(), hidden], dim=1)

@@ -55,6 +55,13 @@ def from_vae(z: Tensor, latent: LatentConfig) -> Tensor:
     return z * latent.scale
 
 
+def cropped(latent: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle of a latent; of an odd rest the larger half is cut off behind."""
+    below, beside = (full - wanted for full, wanted in zip(latent.shape[2:], size, strict=True))
+    upper, left = below // 2, beside // 2
+    return latent[:, :, upper : upper + size[0], left : left + size[1]]
+
+
 @torch.no_grad()
 def decode(
     vae: Autoencoder,

@@ -90,10 +90,3 @@ def enlarge(latent: Tensor, request: GenerateRequest, scale: int) -> Tensor:
     # On the processor: MPS cannot smooth, and so the numbers are the same everywhere.
     size = height // scale, width // scale
     return F.interpolate(latent.cpu(), size=size, mode=mode, antialias=smooth).to(latent)
-
-
-def cropped(latent: Tensor, size: tuple[int, int]) -> Tensor:
-    """The middle of a latent; of an odd rest the larger half is cut off behind."""
-    below, beside = (full - wanted for full, wanted in zip(latent.shape[2:], size, strict=True))
-    upper, left = below // 2, beside // 2
-    return latent[:, :, upper : upper + size[0], left : left + size[1]]

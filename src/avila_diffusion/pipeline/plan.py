@@ -257,10 +257,10 @@ def _walked(
     if not begins:
         sigmas = sampler_sigmas(sampler, schedule, steps, table, levels)
         return _Walked(sigmas, None, sigmas, steps)
-    if compat == "comfyui" and request.strength <= 0:
+    of, run = image_steps(steps, request.strength, exact=request.exact_steps or compat == "comfyui")
+    if not of:  # in AUTOMATIC1111 as well: its k samplers give back what they are given
         nothing = torch.zeros(1, dtype=torch.float64)
         return _Walked(nothing, 0.0, nothing, 1)
-    of, run = image_steps(steps, request.strength, exact=request.exact_steps or compat == "comfyui")
     if request.sigmas is not None:
         of = steps  # those that are given are all there are
     whole = sampler_sigmas(sampler, schedule, of, table, levels, image=True)

@@ -31,11 +31,11 @@ from .branch import switch
 from .driver import Step, check, drive
 from .inputs import Inputs, Pixels, read_inputs
 from .journal import FIRST_PASS
-from .latents import decode, encode, from_vae, to_pixels
+from .latents import cropped, decode, encode, from_vae, to_pixels
 from .ledger import Ledger, once
 from .loras import lora_hashes
 from .memory import Way, choose_way
-from .passes import Pass, cropped, enlarge
+from .passes import Pass, enlarge
 from .plan import make_plan
 from .refining import refining
 from .telling import told
@@ -182,18 +182,27 @@ class Run:
     @torch.no_grad()
     def _second(self, index: int, one: Pass, noise: ImageNoise, latent: Tensor) -> Begin:
         """What the second pass begins with: the first one's latent, made larger or drawn, made larger and encoded again."""
-        scale = self.spec.vae.scale
+        scale, by_latent = self.spec.vae.scale, is_latent(self.drawn)
+
+        def enlarge_picture() -> Tensor:
+            size, how = enlarged(self.drawn), self.drawn.hires_upscaler
+            return as_picture(upscaled(to_pixels(self._decode(latent)), *size, how))
+
+        picture = once(enlarge_picture)
 
         def make() -> Tensor:
-            if is_latent(self.drawn):
+            if by_latent:
                 return cropped(enlarge(latent, self.drawn, scale), one.size)
-            pixels = upscaled(to_pixels(self._decode(latent)), *enlarged(self.drawn), self.drawn.hires_upscaler)
-            found, draws = self._encode(as_picture(pixels)), noise.encoding()
+            found, draws = self._encode(picture()), noise.encoding()
             return cropped(from_vae(draw_latent(found, draws), self.spec.latent).to(self._like), one.size)
 
         start = self.ledger.stage(index, SECOND, make).to(self._like)
         shown = None if self._inputs is None else Inputs(None, depth=self._inputs.depth)
-        beside = Beginning(self.spec, one.request, shown, one.size, self._like, self._encode)
+        first = None
+        if self.spec.variant == "inpainting" and self.drawn.mask_weight < 1:
+            # As AUTOMATIC1111 1.10, which shows the enlarged picture in 0 to 1 here, and in -1 to 1 everywhere else.
+            first = self._decode(start).float() if by_latent else (picture() + 1) / 2
+        beside = Beginning(self.spec, one.request, shown, one.size, self._like, self._encode, first)
         return Begin(start, concat=beside.of(noise, noise_source("nv", 0)).concat)
 
     def _sample(
@@ -222,7 +231,8 @@ class Run:
         def denoise(call: Call) -> Denoised:
             return ready()(call)
 
-        of = sum(each.plan.calls or 0 for each in self.passes) if all(each.plan.calls for each in self.passes) else 0
+        known = [each.plan.calls for each in self.passes]
+        of = 0 if None in known else sum(filter(None, known))
         images = len(self.request.seeds)
         yield Progress(stage="sample", image=index, images=images, step=calls, of=of)
         made = 0

@@ -139,6 +139,8 @@ def _pictures(request: GenerateRequest, variant: Variant) -> Iterator[str]:
         yield from idle(("image_guidance_scale",), "the model is not of the instruct-pix2pix kind")
     if variant != "inpainting":
         yield from idle(("mask_weight",), "the model is not an inpainting model")
+    elif request.image is None and not request.hires:
+        yield from idle(("mask_weight",), "there is no image, nor a second pass")
 
 
 def _second_pass(request: GenerateRequest, first: SamplerInfo) -> Iterator[str]:

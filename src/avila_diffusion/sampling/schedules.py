@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RequestError
+from ..limits import lengthened
 from .grids import GRIDS
 from .lcm import lcm_table
 from .levels import LEVELS, Span
@@ -153,14 +154,12 @@ def image_steps(steps: int, strength: float, *, exact: bool = False) -> tuple[in
     """(steps of the whole schedule, steps run on the picture) for image to image, as AUTOMATIC1111 counts them.
 
     strength: 0 to 1, how far the picture is noised. By default a share of the steps is run, and one more than the share
-    in the grid (`image_sigmas`); `exact` (and the second pass of a high-resolution fix) lengthens the schedule instead.
+    in the grid (`image_sigmas`); `exact` (and the second pass of a high-resolution fix) lengthens the schedule instead: to
+    none at strength 0, where nothing is run. Raises RequestError where it would be too long.
     """
-    share = min(strength, 0.999)
     if not exact:
-        return steps, int(share * steps)
-    if share <= 0:
-        raise RequestError(f"{steps} steps at strength {strength:g} cannot be run; a strength above 0 is needed")
-    return int(steps / share), steps - 1
+        return steps, int(min(strength, 0.999) * steps)
+    return lengthened(steps, strength), steps - 1
 
 
 def image_sigmas(
