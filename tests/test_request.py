@@ -417,6 +417,6 @@ def test_a_strength_makes_no_endless_schedule() -> None:
             assert "at least 0.0002" in refusal(steps=20, strength=strength, **asked)
         GenerateRequest(steps=1000, strength=0.01, **asked)
         GenerateRequest(steps=20, strength=0.0, **asked)
-    assert "1,000 steps at" in refusal(steps=2, hires_scale=2, hires_steps=1000, strength=0.005)
+    assert "a schedule of 1,000 to more" in refusal(steps=2, hires_scale=2, hires_steps=1000, strength=0.005)
     GenerateRequest(steps=20, image=image, strength=1e-300)
     GenerateRequest(steps=20, strength=1e-300)

@@ -202,8 +202,8 @@ def lengthened(steps: int, strength: float) -> int:
         return 0
     if steps / share >= MAX_SCHEDULE + 1:
         raise RequestError(
-            f"{steps:,} step{'' if steps == 1 else 's'} at strength {strength:g} need a schedule of more than "
-            f"{MAX_SCHEDULE:,} steps; ask for a strength of at least {steps / MAX_SCHEDULE:g}, or 0"
+            f"strength {strength:g} lengthens a schedule of {steps:,} to more than {MAX_SCHEDULE:,} steps; "
+            f"ask for a strength of at least {steps / MAX_SCHEDULE:g}, or 0"
         )
     return int(steps / share)
 

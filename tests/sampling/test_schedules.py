@@ -221,7 +221,7 @@ def test_steps_of_image_to_image() -> None:
     assert image_steps(20, 1e-12) == (20, 0)
     for steps, strength, least in ((20, 1e-12, "0.0002"), (20, 1e-300, "0.0002"), (1, 5e-324, "1e-05")):
         with pytest.raises(
-            RequestError, match=f"at strength {strength:g} need .* 100,000 steps; .* at least {least}, or 0"
+            RequestError, match=f"strength {strength:g} lengthens .* 100,000 steps; .* at least {least}, or 0"
         ):
             image_steps(steps, strength, exact=True)
 

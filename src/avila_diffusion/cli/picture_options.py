@@ -32,7 +32,9 @@ def _add_picture(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--exact-steps", action="store_true", default=None, help="run all steps, not a share of them")
     group.add_argument(
-        "--resize-mode", choices=("resize", "crop", "fill", "latent", "keep"), help="how it becomes WxH; default resize"
+        "--resize-mode",
+        choices=("resize", "crop", "fill", "latent", "keep"),
+        help="how it becomes WxH; default resize, or keep where a part is painted and no size asked for",
     )
     group.add_argument("--extra-noise", type=float, metavar="X", help="0 to 1, noise on top; default 0")
     group.add_argument("--noise-multiplier", type=float, metavar="X", help="of the first noise; default 1")
