@@ -203,6 +203,22 @@ def test_attention_survives_large_scores() -> None:
     torch.testing.assert_close(found.double(), attend(q.double(), k.double(), v.double(), 1), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("d", [40, 160])
+def test_attention_over_many_keys(d: int) -> None:
+    """Values of one sign: their sum grows with the keys, and so would what it is rounded by."""
+    held(partial(attend, heads=1), draw(1, 32, d), draw(1, 16384, d), draw(1, 16384, d) + 1.0)
+
+
+def test_attention_takes_scores_of_any_size() -> None:
+    q, k, v = torch.ones(1, 20, 32), draw(1, 700, 32).abs() + 0.5, draw(1, 700, 32)
+    low = attend(q * 1e17, -k * 1e17, v, 1)  # below -1e30: the highest takes all
+    torch.testing.assert_close(low, v[:, k.sum(2).argmin(1)].expand_as(low))
+    some = k.clone()
+    some[:, :600] = -torch.inf  # whole blocks, and a part of one
+    torch.testing.assert_close(attend(q, some, v, 1), attend(q, k[:, 600:], v[:, 600:], 1), rtol=1e-5, atol=1e-6)
+    assert attend(q, torch.full_like(k, -torch.inf), v, 1).isnan().all(), "a softmax of nothing but -infinity"
+
+
 @pytest.mark.parametrize("silu", [True, False])
 @pytest.mark.parametrize("size", [(1, 32, 1, 2), (2, 320, 17, 9), (1, 128, 70, 64), (3, 64, 8, 8)])
 def test_group_norm(size: tuple[int, int, int, int], silu: bool, threads: int) -> None:
@@ -212,6 +228,16 @@ def test_group_norm(size: tuple[int, int, int, int], silu: bool, threads: int) -
     assert error(found, wanted) < 3e-7
     far = x + 1000.0  # a mean a thousand times the spread: torch's own loses two digits more
     assert error(layer(far, silu), layer(far.double(), silu)) < 2e-4
+
+
+@pytest.mark.parametrize("mean", [0.0, 1000.0])
+def test_group_norm_does_not_hang_on_its_first_pixel(mean: float) -> None:
+    layer, x = fill(GroupNorm(64, eps=1e-5)), draw(1, 64, 64, 64) + mean
+    x[..., 0, 0] = 1e4 - 10 * mean
+    held(layer, x, bound=2.0)  # all of it sees the outlier
+    pixels = x.double().flatten(2)[0]
+    exactly = pixels.mean(1), pixels.var(1, correction=0) * pixels.shape[1]
+    torch.testing.assert_close(native.channel_moments(x), torch.stack(exactly), rtol=1e-6, atol=1e-6)
 
 
 def test_group_norm_does_not_depend_on_threads() -> None:
@@ -229,6 +255,16 @@ def test_layer_norm(shape: tuple[int, ...], threads: int) -> None:
     layer = fill(LayerNorm(shape[-1]))
     x = draw(*shape) * 3 + 1
     assert error(layer(x), layer(x.double())) < 4e-7
+
+
+@pytest.mark.parametrize("rows", [1, 2, 77])
+@pytest.mark.parametrize("mean", [0.0, 1000.0])
+def test_layer_norm_of_few_rows_and_of_a_large_mean(rows: int, mean: float) -> None:
+    for width in (320, 768, 1280, 2048):
+        layer = fill(LayerNorm(width))
+        for seed in range(4):
+            held(layer, draw(rows + seed, width)[:rows] + mean)
+        assert layer.bias.equal(layer(torch.full((1, width), 0.1))[0]), "a row of one number has no spread"
 
 
 def test_a_gradient_takes_torchs_way() -> None:

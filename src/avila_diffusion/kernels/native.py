@@ -322,7 +322,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     keys, d = k.shape[1], width // heads
     threads, lanes = torch.get_num_threads(), _loaded().vector
     head = -(-keys * d // lanes) * lanes
-    scratch = _scratch(2 * batch * heads * head + threads * panel() * (KEYS + 2 * d))
+    scratch = _scratch(2 * batch * heads * head + threads * panel() * (KEYS + 3 * d))
     y = room(batch, queries, width)
     arguments = Attention(
         batch, heads, d, queries, keys, _at(q), _at(k), _at(v), width, width, width, _at(y), d**-0.5,

@@ -10,7 +10,7 @@ struct attention {
   i64 ld_q, ld_k, ld_v;
   float *y; /* (batch, queries, heads * d) */
   float scale;
-  float *scratch; /* batch * heads * (keys and values of a head, each up to whole vectors), then for each part PANEL * (KEYS + 2 d) */
+  float *scratch; /* batch * heads * (keys and values of a head, each up to whole vectors), then for each part PANEL * (KEYS + 3 d) */
 };
 
 #define KEYS 264 /* at a time: a multiple of ROWS_2; their scores with a panel of queries fit a first-level cache, or nearly */
@@ -103,51 +103,71 @@ static void turn_back(const struct attention *a, const float *out, vec total[2],
   }
 }
 
+/* The highest scores so far, and the sums of the weights, which are relative to those. */
+struct softmax {
+  vec highest[2], total[2];
+};
+
+/* What a weight is relative to: where every score is -infinity the difference of two would be no number. */
+static inline vec level_of(vec highest) { return larger(fill(-__FLT_MAX__), highest); }
+
+/* Scores (count, PANEL) -> weights, which are counted. fade: what earlier sums are multiplied by. */
+static void weigh(struct softmax *s, float *scores, i64 count, vec fade[2]) {
+  vec top[2] = {s->highest[0], s->highest[1]}, level[2], sum[2] = {{0}, {0}};
+  for (i64 j = 0; j < count; j++) {
+    top[0] = larger(top[0], load(scores + j * PANEL));
+    top[1] = larger(top[1], load(scores + j * PANEL + VL));
+  }
+  for (int half = 0; half < 2; half++) {
+    level[half] = level_of(top[half]);
+    fade[half] = exp2_of(level_of(s->highest[half]) - level[half]);
+    s->highest[half] = top[half];
+  }
+  for (i64 from = 0; from < count; from += SUMMED) { /* as with products: short sums of short sums */
+    vec few[2] = {{0}, {0}};
+    for (i64 j = from; j < smaller_of(from + SUMMED, count); j++) {
+      vec left = exp2_of(load(scores + j * PANEL) - level[0]), right = exp2_of(load(scores + j * PANEL + VL) - level[1]);
+      store(scores + j * PANEL, left);
+      store(scores + j * PANEL + VL, right);
+      few[0] += left;
+      few[1] += right;
+    }
+    sum[0] += few[0];
+    sum[1] += few[1];
+  }
+  s->total[0] = s->total[0] * fade[0] + sum[0];
+  s->total[1] = s->total[1] * fade[1] + sum[1];
+}
+
 static void attend_panel(const struct attention *a, const float *q, i64 rows, const float *keys, const float *values,
                          float *y, float *own) {
-  float *turned = own, *out = turned + a->d * PANEL, *scores = out + a->d * PANEL;
-  vec highest[2] = {fill(-1e30f), fill(-1e30f)}, total[2] = {{0}, {0}};
+  i64 size = a->d * PANEL;
+  float *turned = own, *out = turned + size, *more = out + size, *scores = more + size;
+  struct softmax s = {{fill(-INFINITE), fill(-INFINITE)}, {{0}, {0}}};
   turn_queries(a, q, rows, turned);
-  memset(out, 0, a->d * PANEL * sizeof(float));
   for (i64 key = 0; key < a->keys; key += KEYS) {
     i64 count = smaller_of(KEYS, a->keys - key);
+    /* A block is summed apart and added once: a sum of all keys would round as often as there are chains in it. */
+    float *block = key ? more : out;
+    vec fade[2];
+    memset(block, 0, size * sizeof(float));
     multiply(count, 2, a->d, keys + key * a->d, a->d, turned, scores, PANEL, 0);
-    vec top[2] = {highest[0], highest[1]}, fade[2];
-    for (i64 j = 0; j < count; j++) {
-      top[0] = larger(top[0], load(scores + j * PANEL));
-      top[1] = larger(top[1], load(scores + j * PANEL + VL));
+    weigh(&s, scores, count, fade);
+    add_values(a, key, count, values, scores, block);
+    if (!key) continue;
+    for (i64 i = 0; i < size; i += PANEL) {
+      store(out + i, load(out + i) * fade[0] + load(more + i));
+      store(out + i + VL, load(out + i + VL) * fade[1] + load(more + i + VL));
     }
-    for (int half = 0; half < 2; half++) { /* earlier sums were relative to the highest score of then */
-      fade[half] = exp2_of(highest[half] - top[half]);
-      total[half] *= fade[half];
-      highest[half] = top[half];
-    }
-    if (key)
-      for (i64 i = 0; i < a->d; i++) {
-        store(out + i * PANEL, load(out + i * PANEL) * fade[0]);
-        store(out + i * PANEL + VL, load(out + i * PANEL + VL) * fade[1]);
-      }
-    for (i64 from = 0; from < count; from += SUMMED) { /* as with products: short sums of short sums */
-      vec sum[2] = {{0}, {0}};
-      for (i64 j = from; j < smaller_of(from + SUMMED, count); j++) {
-        vec left = exp2_of(load(scores + j * PANEL) - top[0]), right = exp2_of(load(scores + j * PANEL + VL) - top[1]);
-        store(scores + j * PANEL, left);
-        store(scores + j * PANEL + VL, right);
-        sum[0] += left;
-        sum[1] += right;
-      }
-      total[0] += sum[0];
-      total[1] += sum[1];
-    }
-    add_values(a, key, count, values, scores, out);
   }
-  turn_back(a, out, total, rows, y);
+  for (int half = 0; half < 2; half++) s.total[half] += 0.0f * s.highest[half]; /* no number where all were -infinity */
+  turn_back(a, out, s.total, rows, y);
 }
 
 static void attention_part(void *arguments, struct team *team, int part) {
   const struct attention *a = arguments;
   i64 size = up_to(a->keys * a->d, VL), heads = a->batch * a->heads, panels = (a->queries + PANEL - 1) / PANEL, first, end;
-  float *values = a->scratch + heads * size, *own = values + heads * size + part * PANEL * (KEYS + 2 * a->d);
+  float *values = a->scratch + heads * size, *own = values + heads * size + part * PANEL * (KEYS + 3 * a->d);
   share(2 * heads, team->parts, part, &first, &end);
   for (i64 job = first; job < end; job++) {
     i64 head = job / 2, image = head / a->heads, column = head % a->heads * a->d;

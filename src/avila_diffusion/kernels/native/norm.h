@@ -10,21 +10,38 @@ struct group_norm {
 
 #define PIECES 32 /* of an image whose sums are made apart: more than threads, and the same whatever their number */
 #define RUN 64    /* pixels summed in float32 before they are added in float64 */
+#define FEW 8     /* numbers in one chain of sums: short sums of short sums, as with products */
 
-/* Sums over a piece of an image, for VL channels: of x - shift and of its square; the shift keeps them small. */
+/* Sums over a piece of an image: of x - shift and of its square. A run's are of x less the run's own level, the mean of
+   one in FEW of its pixels, which keeps them small whatever the shift is; they are moved to the shift in float64. */
 static void sum_piece(const struct group_norm *g, const float *x, const float *shift, i64 first, i64 end,
                       double *sums) {
   for (i64 c = 0; c < 2 * g->channels; c++) sums[c] = 0.0;
-  for (i64 c = 0; c < g->channels; c += VL) {
-    vec level = load(shift + c);
-    for (i64 start = first; start < end; start += RUN) {
-      vec one = {0}, two = {0};
-      for (i64 p = start; p < smaller_of(start + RUN, end); p++) {
-        vec d = load(x + p * g->channels + c) - level;
-        one += d;
-        two += d * d;
+  for (i64 start = first; start < end; start += RUN) {
+    i64 stop = smaller_of(start + RUN, end);
+    double n = stop - start;
+    for (i64 c = 0; c < g->channels; c += VL) {
+      vec from = load(shift + c), level = {0}, one = {0}, two = {0};
+      for (i64 p = start; p < stop; p += FEW) level += load(x + p * g->channels + c) - from;
+      level = from + level * (1.0f / ((stop - start + FEW - 1) / FEW));
+      for (i64 p = start; p < stop; p += FEW) {
+        vec sum = {0}, square = {0};
+        for (i64 q = p; q < smaller_of(p + FEW, stop); q++) {
+          vec d = load(x + q * g->channels + c) - level;
+          sum += d;
+          square += d * d;
+        }
+        one += sum;
+        two += square;
       }
-      for (int i = 0; i < VL; i++) sums[c + i] += one[i], sums[g->channels + c + i] += two[i];
+      float levels[VL], simple[VL], squares[VL];
+      store(levels, level), store(simple, one), store(squares, two);
+      double *ones = sums + c, *twos = ones + g->channels;
+      for (int i = 0; i < VL; i++) {
+        double off = (double)levels[i] - shift[c + i];
+        ones[i] += n * off + simple[i];
+        twos[i] += squares[i] + off * (2.0 * simple[i] + n * off);
+      }
     }
   }
 }
@@ -113,24 +130,37 @@ struct layer_norm {
   float *y;
 };
 
-static inline float sum_of(vec x) {
-  float sum = 0.0f;
-  for (int i = 0; i < VL; i++) sum += x[i];
-  return sum;
+/* Of a row less a first mean: the mean, and that of the squares. */
+static inline void sum_row(const float *x, i64 width, vec mean, double *one, double *two) {
+  vec sums = {0}, squares = {0};
+  for (i64 start = 0; start < width; start += FEW * VL) {
+    vec sum = {0}, square = {0};
+    for (i64 c = start; c < smaller_of(start + FEW * VL, width); c += VL) {
+      vec d = load(x + c) - mean;
+      sum += d;
+      square += d * d;
+    }
+    sums += sum;
+    squares += square;
+  }
+  *one = sum_of(sums) / width;
+  *two = sum_of(squares) / width;
 }
 
 static void layer_norm_part(void *arguments, struct team *team, int part) {
   const struct layer_norm *l = arguments;
-  i64 first, end;
+  i64 first, end, n = l->width;
   share(l->rows, team->parts, part, &first, &end);
   for (i64 row = first; row < end; row++) {
-    const float *x = l->x + row * l->width;
-    vec sum = {0}, square = {0};
-    for (i64 c = 0; c < l->width; c += VL) sum += load(x + c);
-    float mean = sum_of(sum) / l->width;
-    for (i64 c = 0; c < l->width; c += VL) square += (load(x + c) - mean) * (load(x + c) - mean);
-    float inverse = 1.0f / __builtin_sqrtf(sum_of(square) / l->width + l->eps);
-    for (i64 c = 0; c < l->width; c += VL)
-      store(l->y + row * l->width + c, (load(x + c) - mean) * inverse * load(l->weight + c) + load(l->bias + c));
+    const float *x = l->x + row * n;
+    vec sum = {0};
+    for (i64 c = 0; c < n; c += VL) sum += load(x + c);
+    vec mean = fill(sum_of(sum) / n);
+    double one, two;
+    sum_row(x, n, mean, &one, &two);
+    vec off = fill(one); /* what the first mean was rounded by */
+    vec inverse = fill(1.0 / __builtin_sqrt(two - one * one + l->eps));
+    for (i64 c = 0; c < n; c += VL)
+      store(l->y + row * n + c, (load(x + c) - mean - off) * inverse * load(l->weight + c) + load(l->bias + c));
   }
 }

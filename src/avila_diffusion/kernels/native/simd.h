@@ -37,6 +37,7 @@ typedef float vec __attribute__((vector_size(VL * 4)));
 typedef float vec_anywhere __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 typedef int64_t i64; /* long has 32 bits on Windows */
 typedef int32_t ivec __attribute__((vector_size(VL * 4)));
+#define INFINITE __builtin_inff()
 
 static inline vec load(const float *p) { return *(const vec_anywhere *)p; }
 static inline void store(float *p, vec x) { *(vec_anywhere *)p = x; }
@@ -90,6 +91,12 @@ static inline void transpose(vec *rows) {
 #endif
   EXCHANGE(rows, 2)
   EXCHANGE(rows, 1)
+}
+
+static inline double sum_of(vec x) {
+  double sum = 0.0;
+  for (int i = 0; i < VL; i++) sum += x[i];
+  return sum;
 }
 
 static inline i64 smaller_of(i64 a, i64 b) { return a < b ? a : b; }
