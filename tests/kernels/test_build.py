@@ -176,13 +176,17 @@ def test_builds_for_other_processors(target: str, lanes: int, monkeypatch: pytes
         return torch.randn(*shape, generator=draw)
 
     with torch.no_grad():
-        linear, small, large = Linear(100, 77), Conv2d(48, 16, 3, padding=1), Conv2d(16, 40, 3, padding=1)
+        linear, small, large = Linear(100, 77), Conv2d(48, 16, 3, padding=1), Conv2d(48, 40, 3, padding=1)
         for layer in (linear, small, large):
             layer.weight.copy_(normal(*layer.weight.shape) / layer.weight[0].numel() ** 0.5)
             assert layer.bias is not None
             layer.bias.copy_(normal(len(layer.bias)))
-        for layer, x in ((linear, normal(33, 100)), (small, normal(2, 48, 11, 9)), (large, normal(1, 16, 25, 30))):
+        for layer, x in ((linear, normal(33, 100)), (small, normal(2, 48, 11, 9)), (large, normal(1, 48, 25, 30))):
             assert error(layer(x), layer(x.double())) < 1e-6
+        x[0, 5, 10, 20] = 1e4
+        unseen = torch.ones(25, 30, dtype=torch.bool)
+        unseen[9:12, 19:22] = False
+        assert error(large(x)[..., unseen], large(x.double())[..., unseen]) < 1e-6
         for d in (1, 40, 64, 80, 160):
             q, k, v = normal(2, 50, 2 * d), normal(2, 600, 2 * d), normal(2, 600, 2 * d)
             assert error(attend(q, k, v, 2), attend(q.double(), k.double(), v.double(), 2)) < 5e-7

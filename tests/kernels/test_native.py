@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeVar
@@ -13,7 +14,18 @@ from torch import Tensor
 
 from avila_diffusion import kernels
 from avila_diffusion.kernels import build, native
-from avila_diffusion.models.layers import Conv2d, GroupNorm, Layer, LayerNorm, Linear, Upsample, attend, keep_derived
+from avila_diffusion.models.layers import (
+    Band,
+    Conv2d,
+    GroupNorm,
+    Layer,
+    LayerNorm,
+    Linear,
+    Upsample,
+    attend,
+    keep_derived,
+    wrap,
+)
 from avila_diffusion.models.weights import LowRank
 
 pytestmark = pytest.mark.skipif(
@@ -119,13 +131,13 @@ MAPS = [(1, 24, 24), (2, 31, 25), (8, 24, 27), (1, 13, 90), (3, 12, 12), (2, 64,
 
 
 @pytest.mark.parametrize("size", MAPS)
-@pytest.mark.parametrize("channels", [(16, 16), (32, 48), (320, 64), (64, 320)])
+@pytest.mark.parametrize("channels", [(8, 16), (32, 48), (48, 16), (320, 64), (64, 320)])
 def test_convolution(size: tuple[int, int, int], channels: tuple[int, int], threads: int) -> None:
     batch, height, width = size
     inner, outer = channels
     layer = fill(Conv2d(inner, outer, 3, padding=1))
     x, shift, add = draw(batch, inner, height, width), draw(batch, outer), draw(batch, outer, height, width)
-    bound = 3.0 if min(height, width) >= 24 else 1.5  # F(4x4), F(2x2); at these widths torch sums in short pieces
+    bound = 2.0 if min(height, width) >= 24 and inner >= 48 else 1.5  # F(4x4), F(2x2)
     held(layer, x, bound=bound)
     found = held(layer, x.contiguous(memory_format=torch.channels_last), shift, add, bound=bound)
     alone = layer(x[-1:], shift[-1:], add[-1:])
@@ -151,26 +163,84 @@ def test_odd_channels_go_to_torch(channels: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 12, 12), (2, 13, 30), (1, 33, 16)])
-@pytest.mark.parametrize("channels", [16, 80])
+@pytest.mark.parametrize("channels", [16, 64])
 def test_doubled_convolution(size: tuple[int, int, int], channels: int, threads: int) -> None:
     layer = fill(Upsample(channels))
     x = draw(size[0], channels, *size[1:])
     found, wanted = layer(x), exact(layer, x)
     plain = F.conv2d(F.interpolate(x, scale_factor=2.0), layer.conv.weight, layer.conv.bias, padding=1)
-    assert 0 < error(found, wanted) <= 4.0 * error(plain, wanted)  # summed in short pieces at these widths
+    bound = 2.0 if channels >= 48 and 2 * min(size[1:]) >= 24 else 1.5
+    assert 0 < error(found, wanted) <= bound * error(plain, wanted)
 
 
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_outliers_stay_where_they_are(kernel: int) -> None:
-    """Values of 1e4 spoil only what sees them: the pixels of their tiles."""
-    layer = fill(Conv2d(64, 64, kernel, padding=kernel // 2))
-    x = draw(1, 64, 48, 48)
-    x[:, :, 20, 20] = 1e4
+def with_outliers(x: Tensor, value: float) -> Tensor:
+    """Some single numbers and all of a pixel become `value`, in place; a mask of the outputs whose 3x3 pixels hold none."""
+    height, width = x.shape[2:]
+    chance = random.Random(5)
+    places = [(chance.randrange(height), chance.randrange(width)) for _ in range(8)] + [(0, 1), (height - 1, width - 2)]
+    for row, column in places:
+        x[:, chance.randrange(x.shape[1]), row, column] = value
+    x[:, :, height // 2, width // 2] = value
+    seen = torch.zeros(height + 2, width + 2, dtype=torch.bool)
+    for row, column in [*places, (height // 2, width // 2)]:
+        seen[row : row + 3, column : column + 3] = True
+    return ~seen[1:-1, 1:-1]
+
+
+@pytest.mark.parametrize("channels", [(48, 64), (320, 32), (1280, 16)])
+@pytest.mark.parametrize("size", [(48, 48), (33, 26), (12, 40)])
+def test_outliers_stay_where_they_are(channels: tuple[int, int], size: tuple[int, int]) -> None:
+    layer = fill(Conv2d(*channels, 3, padding=1))
+    x, add = draw(1, channels[0], *size), draw(1, channels[1], *size)
+    unseen = with_outliers(x, 1e4)
+    found, wanted, torchs = layer(x, None, add), exact(layer, x, None, add), by_torch(layer, x, None, add)
+    for where in (unseen, torch.ones_like(unseen)):
+        assert error(found[..., where], wanted[..., where]) <= 2.0 * error(torchs[..., where], wanted[..., where])
+
+
+def test_outliers_of_a_map_that_is_doubled_wrapped_or_in_bands() -> None:
+    layer = fill(Upsample(64))
+    wrap(layer, True, True)
+    x, marked = draw(2, 64, 15, 16), torch.zeros(2, 30, 32)
+    for image, row, column in ((1, 0, 0), (0, 7, 3), (0, 14, 9)):
+        x[image, column, row, column] = 1e4
+        marked[image, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = 1
+    seen = torch.stack([marked.roll((down, across), (1, 2)) for down in (-1, 0, 1) for across in (-1, 0, 1)]).amax(0)
+    unseen = (seen == 0)[:, None]
     found, wanted = layer(x), exact(layer, x)
-    untouched = torch.ones(48, 48, dtype=torch.bool)
-    untouched[16:28, 16:28] = False
-    assert error(found[..., untouched], wanted[..., untouched]) < 1e-6
     assert error(found, wanted) < 1e-6
+    assert error(found * unseen, wanted * unseen) < 9e-7
+    assert torch.equal(found[1:], layer(x[1:]))
+    for top in (0, 6):  # the rows at a band's ends see others, which it was not given
+        band = layer.conv.by_winograd(x, doubled=True, band=Band(top, 24, 30))
+        assert (
+            error((band * unseen[:, :, top : top + 24])[:, :, 1:-1], (wanted * unseen)[:, :, top + 1 : top + 23]) < 9e-7
+        )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_stays_where_it_is(value: float, threads: int) -> None:
+    layer = fill(Conv2d(64, 32, 3, padding=1))
+    x = draw(1, 64, 32, 33)
+    unseen = with_outliers(x, value)
+    found = layer(x)
+    assert torch.equal(found.isfinite(), unseen.expand_as(found))
+    assert found[..., 0, 0].isnan().all() == (value != value)
+    assert error(found[..., unseen], exact(layer, x)[..., unseen]) < 1e-6
+
+
+def test_many_large_numbers_are_no_outliers() -> None:
+    layer = fill(Conv2d(64, 32, 3, padding=1))
+    half, channel = draw(1, 64, 32, 32), draw(1, 64, 32, 32)
+    half[..., 14:] *= 1e4
+    channel[:, 7] *= 1e4
+    for x in (half, channel):
+        assert error(layer(x), exact(layer, x)) < 1e-6
+    assert layer.bias is not None
+    assert layer(torch.zeros(1, 64, 32, 32)).equal(layer.bias[:, None, None].expand(1, 32, 32, 32))
+    x = torch.zeros(1, 64, 32, 32)
+    x[0, 5, 17, 9] = 1.0
+    torch.testing.assert_close(layer(x), by_torch(layer, x), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +347,7 @@ def test_a_gradient_takes_torchs_way() -> None:
 
 
 def test_a_wrong_point_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, x = fill(Conv2d(32, 32, 3, padding=1)), draw(1, 32, 24, 24)
+    layer, x = fill(Conv2d(48, 32, 3, padding=1)), draw(1, 48, 24, 24)
     real = native.pack_f4
     monkeypatch.setattr(native, "pack_f4", lambda weight: real(weight).roll(1, 0))
     assert error(layer(x), exact(layer, x)) > 0.1
@@ -290,7 +360,7 @@ def test_weights_of_the_file_give_the_bits_of_packed_ones(dtype: torch.dtype, ro
         (fill(Linear(72, 70)), (rows, 72)),
         (fill(Linear(2050, 33)), (rows, 2050)),
         (fill(Conv2d(48, 80, 3, padding=1)), (1, 48, rows, 13)),
-        (fill(Conv2d(16, 32, 3, padding=1)), (1, 16, rows, 30)),
+        (fill(Conv2d(48, 32, 3, padding=1)), (1, 48, rows, 30)),
         (fill(Upsample(32)), (1, 32, rows % 20 + 1, 5)),
     ):
         for parameter in layer.parameters():

@@ -110,15 +110,15 @@ def test_operations_are_those_that_are_made() -> None:
         matrix = Linear(64, 96)
         matrix(torch.empty(10, 64))
         linear = rehearsal.mark().work
-        conv = Conv2d(32, 64, 3, padding=1)
-        conv(torch.empty(1, 32, 30, 30).contiguous(memory_format=torch.channels_last))
+        conv = Conv2d(64, 96, 3, padding=1)
+        conv(torch.empty(1, 64, 30, 30).contiguous(memory_format=torch.channels_last))
         winograd = rehearsal.mark().work
     (product,) = [work for work in linear if work.kind == "linear"]
     assert product.operations == 2 * 10 * 64 * 96
     (tiles,) = [work for work in winograd if work.kind == "winograd 4x4"]
-    assert tiles.operations == 2 * 36 * 8 * 8 * 32 * 64  # 30 pixels are 8 tiles, the last over the border
+    assert tiles.operations == 2 * 36 * 8 * 8 * 64 * 96  # 30 pixels are 8 tiles, the last over the border
     (packing,) = [work for work in winograd if work.kind == "pack winograd"]
-    assert packing.moved == 4 * 36 * 32 * 64
+    assert packing.moved == 4 * 36 * 64 * 96
 
 
 @needs_kernels

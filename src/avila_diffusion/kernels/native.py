@@ -296,7 +296,7 @@ def convolve(
     _expect(add, batch, out, height, width)
     tiles = batch * -(-height // kind) * -(-width // kind)
     block = min(max(BLOCK_BYTES // (4 * POINTS[kind] * (in_ + whole)) // 12 * 12, 24), tiles)
-    size = POINTS[kind] * (block * (in_ + whole) + 32)
+    size = POINTS[kind] * (block * (in_ + whole) + 32) + -(-block // 32) * 32
     if weight.shape[-1] == 3:
         scratch = _scratch(size + POINTS[kind] * whole * in_)
         weight = _pack_winograd(weight, kind, into=scratch[size:])

@@ -28,6 +28,9 @@ MUCH, FEW_ROWS = 128 << 20, 32
 """A packed weight of more bytes that meets no more rows is not kept: that it need not be packed saves
 half a per cent of a step of SD 1.5, and three such are a tenth of all that is kept."""
 
+LEAST_SIDE, LEAST_CHANNELS = 24, 48
+"""Of maps that are convolved by tiles of 4x4 pixels, not of 2x2: their shorter side, and how many channels come in."""
+
 _keeping = threading.Lock()
 
 
@@ -244,8 +247,10 @@ class Conv2d(Layer):
         """
         smallest = min(x.shape[2] << doubled if band is None else band.height, x.shape[3] << doubled)
         # A tile that hangs over the border is work for nothing, and the fewer tiles a map has the more the transformed
-        # weights, 16 / 9 or 4 times as many, weigh against the products saved.
-        kind, pack = (native.F4, native.pack_f4) if smallest >= 24 else (native.F2, native.pack_f2)
+        # weights, 16 / 9 or 4 times as many, weigh against the products saved. And a sum over few channels rounds so little
+        # that the rounding of large tiles' transforms would be several times as much.
+        large = smallest >= LEAST_SIDE and self.weight.shape[1] >= LEAST_CHANNELS
+        kind, pack = (native.F4, native.pack_f4) if large else (native.F2, native.pack_f2)
         height = x.shape[2] << doubled if band is None else band.rows
         tiles = len(x) * -(-height // kind) * -(-(x.shape[3] << doubled) // kind)
         weight, bias = _packed(self, x, pack, tiles), self.effective("bias", x)

@@ -11,6 +11,8 @@
 #include "pack.h"
 #include "linear.h"
 #include "winograd.h"
+#include "outliers.h"
+#include "convolve.h"
 #include "attention.h"
 #include "norm.h"
 

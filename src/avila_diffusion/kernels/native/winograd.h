@@ -23,7 +23,7 @@ struct winograd {
   const float *shift;                 /* (batch, out) added to every pixel, or none */
   const float *add;                   /* of y's shape, or none */
   float *y;
-  float *scratch; /* points * block * (in + columns) and a line more for each point, twice */
+  float *scratch; /* points * block * (in + columns) and a line more for each point, twice; then a limit for each tile */
   i64 block;     /* tiles at a time */
   int kind;       /* 4: F(4x4), 2: F(2x2) */
   int doubled;
@@ -72,11 +72,12 @@ static const float zeros[MOST_CHANNELS] __attribute__((aligned(64)));
    the first past it may still be outside: no pixel of y is made of that. */
 static inline i64 wrapped(i64 place, i64 size) { return place < 0 ? place + size : place >= size ? place - size : place; }
 
-/* Where the pixels of a patch lie, by its place in y; past the border, zeros, or the other side. */
-static void find_patch(const struct winograd *w, i64 image, i64 top, i64 left, int side, const float **at) {
+/* Where the pixels of the patch lie that the tile from (top, left) of y on sees; past the border, zeros, or the other side. */
+static void find_patch(const struct winograd *w, i64 image, i64 top, i64 left, const float **at) {
+  int side = w->kind + 2;
   for (int i = 0; i < side; i++)
     for (int j = 0; j < side; j++) {
-      i64 row = w->top + top + i, column = left + j, d = w->doubled;
+      i64 row = w->top + top + i - 1, column = left + j - 1, d = w->doubled;
       if (w->wrap_y) row = wrapped(row, w->rows);
       if (w->wrap_x) column = wrapped(column, w->width);
       int inside = row >= 0 && row < w->rows && column >= 0 && column < w->width;
@@ -85,25 +86,25 @@ static void find_patch(const struct winograd *w, i64 image, i64 top, i64 left, i
     }
 }
 
-/* One tile's patch, all channels -> v[point][...], points `far` floats apart. */
-#define PATCH(NAME, N, ONE)                                                        \
-  static void NAME(const float *const *at, i64 in, float *v, i64 far) {         \
+/* One tile's patch, all channels -> v[point][...], points `far` floats apart. PIXEL, NOTE: see outliers.h. */
+#define PATCH(NAME, N, ONE, PIXEL, NOTE)                                           \
+  static float NAME(const float *const *at, i64 in, float limit, float *v, i64 far) { \
+    vec noted = {0};                                                               \
     for (i64 c = 0; c < in; c += VL) {                                            \
       vec half[N * N], column[N];                                                  \
       UNROLL for (int j = 0; j < N; j++) {                                         \
-        UNROLL for (int i = 0; i < N; i++) column[i] = load(at[i * N + j] + c);    \
+        UNROLL for (int i = 0; i < N; i++) column[i] = PIXEL(load(at[i * N + j] + c)); \
         ONE(column, 1, half + j, N);                                               \
       }                                                                            \
       UNROLL for (int i = 0; i < N; i++) {                                         \
         vec row[N];                                                                \
         ONE(half + i * N, 1, row, 1);                                              \
+        NOTE;                                                                      \
         UNROLL for (int j = 0; j < N; j++) store(v + (i * N + j) * far + c, row[j]); \
       }                                                                            \
     }                                                                              \
+    return sum_of(noted);                                                          \
   }
-
-PATCH(patch_4x4, 6, patch_4)
-PATCH(patch_2x2, 4, patch_2)
 
 /* VL channels of one tile: points -> pixels (S, S). */
 #define PIXELS(NAME, N, S, ONE)                                                       \
@@ -120,7 +121,7 @@ PIXELS(pixels_4x4, 6, 4, pixels_4)
 PIXELS(pixels_2x2, 4, 2, pixels_2)
 
 /* The pixels of one tile, from the points in m, into y from (top, left) on. */
-static void put_pixels(const struct winograd *w, i64 image, i64 top, i64 left, const float *m, i64 far) {
+static inline __attribute__((always_inline)) void put_pixels(const struct winograd *w, i64 image, i64 top, i64 left, const float *m, i64 far) {
   int side = w->kind;
   i64 rows = smaller_of(side, w->height - top), columns = smaller_of(side, w->width - left);
   for (i64 c = 0; c < w->out; c += VL) {
@@ -135,39 +136,5 @@ static void put_pixels(const struct winograd *w, i64 image, i64 top, i64 left, c
         vec value = y[i * side + j] + level;
         store(w->y + to, w->add ? value + load(w->add + to) : value);
       }
-  }
-}
-
-static void winograd_part(void *arguments, struct team *team, int part) {
-  const struct winograd *w = arguments;
-  int size = w->kind, side = size + 2;
-  i64 points = side * side, panels = (w->out + PANEL - 1) / PANEL, columns = panels * PANEL;
-  i64 down = (w->height + size - 1) / size, across = (w->width + size - 1) / size, tiles = w->batch * down * across;
-  /* A line between the points' planes: planes a multiple of 4096 bytes apart would fight for the same cache lines. */
-  i64 far_v = w->block * w->in + 16, far_m = w->block * columns + 16;
-  float *v = w->scratch, *m = w->scratch + points * far_v;
-  for (i64 start = 0; start < tiles; start += w->block) {
-    i64 count = smaller_of(w->block, tiles - start), first, end;
-    share(count, team->parts, part, &first, &end);
-    for (i64 t = first; t < end; t++) {
-      i64 tile = start + t, top = tile / across % down * size - 1, left = tile % across * size - 1;
-      const float *at[36];
-      find_patch(w, tile / (down * across), top, left, side, at);
-      if (size == 4) patch_4x4(at, w->in, v + t * w->in, far_v);
-      else patch_2x2(at, w->in, v + t * w->in, far_v);
-    }
-    barrier(team);
-    i64 first_unit, end_unit;
-    share(points * panels, team->parts, part, &first_unit, &end_unit);
-    for (i64 unit = first_unit; unit < end_unit; unit++) {
-      i64 point = unit / panels, panel = unit % panels;
-      multiply(count, 2, w->in, v + point * far_v, w->in, w->weight + unit * w->in * PANEL,
-               m + point * far_m + panel * PANEL, columns, 0);
-    }
-    barrier(team);
-    for (i64 t = first; t < end; t++) {
-      i64 tile = start + t;
-      put_pixels(w, tile / (down * across), tile / across % down * size, tile % across * size, m + t * columns, far_m);
-    }
   }
 }
