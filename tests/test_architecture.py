@@ -83,7 +83,7 @@ ROOMS = {
     "procedural": Room(
         ("procedural", "procedural.*"), ("errors", "request", "images", "result", "infotext", "procedural.*")
     ),
-    "kernels": Room(("kernels", "kernels.*"), ("kernels", "kernels.*", "machine"), torch=True),
+    "kernels": Room(("kernels", "kernels.*"), ("kernels", "kernels.*", "machine", "errors"), torch=True),
     "models": Room(
         ("models", "models.*"),
         (

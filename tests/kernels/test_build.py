@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from avila_diffusion import kernels
+from avila_diffusion.errors import RequestError
 from avila_diffusion.kernels import build, native
 from avila_diffusion.models.layers import Conv2d, Linear, attend
 
@@ -141,6 +142,41 @@ def test_a_cache_that_is_of_no_use(
 def test_cc_with_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", '"/opt/my compilers/cc" -m64')
     assert next(build.compilers()) == ("/opt/my compilers/cc", "-m64")
+
+
+def test_cc_with_an_open_quote_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    others = list(build.compilers())
+    for useless in ('"gcc', " "):
+        monkeypatch.setenv("CC", useless)
+        assert list(build.compilers()) == others
+
+
+@needs_compiler
+@pytest.mark.skipif(not POSIX, reason="without a link to a compiler")
+def test_relative_paths_are_of_the_folder_at_hand(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fresh: Path, quick: None
+) -> None:
+    compiler = next(found for found in build.compilers() if len(found) == 1)
+    (tmp_path / "mine").symlink_to(compiler[0])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CC", "./mine")
+    monkeypatch.setenv("AVILA_CACHE", fresh.parent.name)
+    assert next(build.compilers()) == (str(tmp_path / "mine"),)
+    monkeypatch.setattr(build, "compilers", lambda real=build.compilers: iter([next(real())]))
+    found = build.library()
+    assert found is not None, build.problem
+    assert list(fresh.iterdir()) == [Path(found._name)]
+
+
+@pytest.mark.parametrize(("value", "on"), [("", True), ("torch", False), ("TORCH", False), (" torch ", False)])
+def test_how_the_kernels_are_turned_off(value: str, on: bool) -> None:
+    assert kernels.wanted(value) is on
+
+
+def test_a_word_that_turns_nothing_off_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"^AVILA_KERNELS is 'off': it can be \"torch\".*unset"):
+        kernels.wanted("off")
 
 
 def test_an_import_builds_nothing(tmp_path: Path) -> None:

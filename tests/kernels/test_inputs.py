@@ -85,10 +85,99 @@ def test_any_layout_gives_the_same(plain: Callable[[Callable[..., Tensor], Tenso
 def test_nothing_gives_nothing() -> None:
     for layer, x in layers():
         assert layer(x[:0]).shape[0] == 0
-    with pytest.raises(ValueError, match=r"shape \(2, 8\) came where \(2, 16\) was expected"):
-        layers()[1][0](draw(2, 32, 9, 26), draw(2, 8))
     with pytest.raises(ValueError, match="came where"):
         layers()[0][0](draw(3, 33))
+
+
+def test_what_would_be_read_wrongly_is_refused() -> None:
+    x, maps, vector = draw(3, 32), draw(2, 32, 9, 26), draw(32)
+    matrix, kernel = native.pack_rows(draw(32, 32)), native.pack_f2(draw(32, 32, 3, 3))
+    whole = native.pad_to_panel(vector)
+    with pytest.raises(ValueError, match=r"shape \(2, 8\) came where \(2, 32\) was expected"):
+        native.convolve(maps, kernel, None, 32, native.F2, shift=draw(2, 8))
+    wrong: list[Callable[[], object]] = [
+        lambda: native.linear(x, matrix, draw(5), 32),
+        lambda: native.linear(x, matrix, whole, 320),
+        lambda: native.linear(x, draw(24, 32), None, 32),
+        lambda: native.convolve(maps, kernel, draw(16), 32, native.F2),
+        lambda: native.layer_norm(x, vector, draw(16), 1e-5),
+    ]
+    for call in wrong:
+        with pytest.raises(ValueError, match="came where"):
+            call()
+    many, half, one = x.double(), vector.half(), vector[None, None]
+    other: list[Callable[[], object]] = [
+        lambda: native.linear(many, matrix, None, 32),
+        lambda: native.linear(x, matrix.double(), None, 32),
+        lambda: native.linear(x, draw(32, 32).double(), None, 32),
+        lambda: native.linear(x, matrix, whole.double(), 32),
+        lambda: native.linear(x, matrix, None, 32, add=many),
+        lambda: native.convolve(maps.double(), kernel, None, 32, native.F2),
+        lambda: native.convolve(maps, kernel, half, 32, native.F2),
+        lambda: native.convolve(maps, draw(32, 32, 3, 3).double(), None, 32, native.F2),
+        lambda: native.attend(one.double(), one, one, 4),
+        lambda: native.attend(one, one, one.half(), 4),
+        lambda: native.group_norm(maps.double(), 8, vector, vector, 1e-5, False),
+        lambda: native.group_norm(maps, 8, half, vector, 1e-5, False),
+        lambda: native.channel_moments(maps[:1].half()),
+        lambda: native.normalise(maps[:1], vector, vector, half, False),
+        lambda: native.layer_norm(many, vector, vector, 1e-5),
+        lambda: native.pack_rows(draw(32, 32).double()),
+        lambda: native.pack_f4(draw(32, 32, 3, 3).double()),
+    ]
+    for call in other:
+        with pytest.raises(ValueError, match=r"a tensor of torch\.(half|float16|double|float64) came where"):
+            call()
+    for parts in (0, 5):
+        with pytest.raises(ValueError, match=f"32 cannot be cut into {parts} equal parts"):
+            native.group_norm(maps, parts, vector, vector, 1e-5, False)
+        with pytest.raises(ValueError, match=f"32 cannot be cut into {parts} equal parts"):
+            native.attend(one, one, one, parts)
+
+
+def test_parameters_with_gaps_are_read_as_they_are() -> None:
+    for layer, x in layers():
+        wanted = layer(x)
+        for parameter in layer.parameters():
+            parameter.data = layouts(parameter.data)[0]
+        for module in layer.modules():
+            if isinstance(module, Layer):
+                module.release()
+        assert torch.equal(layer(x), wanted)
+    x, (level, scale, bias), matrix, rows = draw(1, 32, 9, 6), draw(3, 32), draw(32, 32), draw(5, 32)
+    apart = native.normalise(x, layouts(level)[0], layouts(scale)[0], layouts(bias)[0], True)
+    assert torch.equal(apart, native.normalise(x, level, scale, bias, True))
+    assert torch.equal(native.linear(rows, layouts(matrix)[0], None, 32), native.linear(rows, matrix, None, 32))
+
+
+def test_what_torch_would_broadcast_goes_to_torch(plain: Callable[[Callable[..., Tensor], Tensor], Tensor]) -> None:
+    linear, rows = layers()[0]
+    conv, maps = layers()[1]
+    one, _ = layers()[2]
+    norm, _ = layers()[4]
+    cases: list[tuple[Callable[[Tensor], Tensor], Tensor]] = [
+        (lambda x: linear(x, draw_again(24)), rows),
+        (lambda x: linear(x, draw_again(3, 1, 7, 24)), rows),
+        (lambda x: conv(x, draw_again(1, 16)), maps),
+        (lambda x: conv(x, None, draw_again(1, 16, 9, 26)), maps),
+        (lambda x: one(x, None, draw_again(16, 1, 1)), maps),
+        (conv, maps[0]),
+        (one, maps[0]),
+        (norm, draw(3, 32)),
+        (norm, draw(3, 32, 7)),
+        (norm, draw(3, 32, 2, 3, 4)),
+        (lambda x: attend(x, draw_again(1, 5, 32), draw_again(1, 5, 32), 4), draw(2, 9, 32)),
+        (lambda x: attend(x, draw_again(2, 5, 32), draw_again(2, 5, 16), 4), draw(2, 9, 32)),
+    ]
+    for call, x in cases:
+        assert torch.equal(call(x), plain(call, x))
+    with pytest.raises(RuntimeError, match="must match the size"):
+        conv(maps, draw(2, 8))
+
+
+def draw_again(*shape: int) -> Tensor:
+    """The same at every call."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(5))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])

@@ -173,10 +173,22 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    "damage", ["", "{", "[]", '{"work": {}, "touch": 1, "read": 1}', '{"work": {"copy": -1}, "touch": 0}']
+    "damage",
+    [
+        "",
+        "{",
+        "[]",
+        "[" * 100_000,
+        '{"work": {}, "touch": 1, "read": 1}',
+        '{"work": {"copy": -1}, "touch": 0}',
+        '{"work": {"copy": 1, "pack rows": 1, "torch product": 1}, "touch": 1, "read": 1}',
+        '{"work": {"copy": 1' + "0" * 400 + '}, "touch": 1, "read": 1}',
+    ],
+    ids=["empty", "cut", "list", "deep", "no kinds", "below 0", "kinds missing", "huge"],
 )
 def test_rates_are_kept_and_made_anew_where_damaged(cache: Path, damage: str) -> None:
     first = calibration.rates()
+    assert first.work.keys() == calibration._kinds(calibration._served(torch.device("cpu"), torch.float32))
     (path,) = (cache / "rates").iterdir()
     assert calibration.rates() == first, "not read again"
     path.write_text(damage, "utf-8")

@@ -1,6 +1,6 @@
 """Exact fast paths for the processor: the same sums in another order. Each has its plain torch form in `models.layers`.
 
-`AVILA_KERNELS=torch` in the environment turns all of them off.
+`AVILA_KERNELS=torch` in the environment turns all of them off; it may have no other value.
 """
 
 from __future__ import annotations
@@ -13,7 +13,17 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-ENABLED = os.environ.get("AVILA_KERNELS", "") != "torch"
+from ..errors import RequestError
+
+
+def wanted(value: str) -> bool:
+    """Whether AVILA_KERNELS of this value lets the fast paths serve. Raises RequestError where it means nothing."""
+    if value.strip().lower() not in ("", "torch"):
+        raise RequestError(f'AVILA_KERNELS is {value!r}: it can be "torch", which turns the kernels off; unset it else')
+    return not value.strip()
+
+
+ENABLED = wanted(os.environ.get("AVILA_KERNELS", ""))
 
 
 def apply_to(x: Tensor, *others: Tensor | None) -> bool:

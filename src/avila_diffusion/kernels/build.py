@@ -49,9 +49,13 @@ class NotBuilt(Exception):
 
 def compilers() -> Iterator[tuple[str, ...]]:
     """C compilers that are installed, as the words to call them by: CC's first."""
-    if chosen := os.environ.get("CC"):
-        words = shlex.split(chosen, posix=sys.platform != "win32")
-        yield tuple(word.strip('"') for word in words)
+    words: list[str] = []
+    with contextlib.suppress(ValueError):  # an open quote
+        words = [word.strip('"') for word in shlex.split(os.environ.get("CC", ""), posix=sys.platform != "win32")]
+    if words:
+        if Path(words[0]).name != words[0]:
+            words[0] = str(Path(words[0]).absolute())  # it is called from another folder
+        yield tuple(words)
     for name in ("clang",) if sys.platform == "win32" else ("cc", "gcc", "clang"):  # native.c says why not GCC there
         if found := shutil.which(name):
             yield (found,)
@@ -70,7 +74,7 @@ def _library() -> ctypes.CDLL | None:
     global problem
     try:
         found = _find_or_build()
-    except (OSError, RuntimeError, ValueError, NotBuilt) as error:  # ValueError: CC with an open quote
+    except (OSError, RuntimeError, ValueError, NotBuilt) as error:
         problem = " ".join(str(error).split())[:300] or type(error).__name__
         return None
     problem = None
@@ -88,7 +92,7 @@ def _find_or_build() -> ctypes.CDLL:
     Then every process builds for itself: a folder that others may write to is no place to load code from.
     """
     try:
-        folder = cache_folder() / "kernels"
+        folder = (cache_folder() / "kernels").absolute()  # the compiler is called from another
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = _kept(folder)
         if found is not None:

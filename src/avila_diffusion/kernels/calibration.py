@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +68,7 @@ def rates(device: torch.device | None = None, dtype: torch.dtype = torch.float32
     """
     place = device or torch.device("cpu")
     path = _path(place, dtype)
-    if path is not None and (known := _read(path)) is not None:
+    if path is not None and (known := _read(path, _kinds(_served(place, dtype)))) is not None:
         return known
     measured = measure(place, dtype)
     if path is not None:
@@ -85,16 +86,27 @@ def _path(device: torch.device, dtype: torch.dtype) -> Path | None:
     return None
 
 
-def _read(path: Path) -> Rates | None:
-    """None where there is no file, or not one of ours: whole, all numbers above 0."""
+def _served(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether kernels of ours serve there."""
+    return native.serves(_drawn(1).to(device, dtype))
+
+
+def _kinds(served: bool) -> set[Kind]:
+    """What is measured."""
+    kinds: tuple[Kind, ...] = get_args(Kind)
+    return {kind for kind in kinds if served or kind.startswith(("torch", "copy", "pack"))}
+
+
+def _read(path: Path, kinds: set[Kind]) -> Rates | None:
+    """None where there is no file, or not one of ours: whole, with these kinds at least, all numbers above 0."""
     try:
         found = json.loads(path.read_text("utf-8"))
         work: dict[Kind, float] = {kind: float(rate) for kind, rate in found["work"].items()}
         touch, read = float(found["touch"]), float(found["read"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None  # the last two: of a number of 400 digits, of brackets a thousand deep
     sound = all(math.isfinite(rate) and rate > 0 for rate in (*work.values(), touch, read))
-    return Rates(work, touch, read) if sound and {"copy", "pack rows", "torch product"} <= work.keys() else None
+    return Rates(work, touch, read) if sound and kinds <= work.keys() else None
 
 
 def _write(path: Path, found: Rates) -> None:
@@ -114,7 +126,7 @@ def measure(device: torch.device | None = None, dtype: torch.dtype = torch.float
     """Measure now, in a second or two. Kernels of ours are among it where they would serve on that device in that dtype."""
     place = device or torch.device("cpu")
     timed = [*_torch_samples(place, dtype)]
-    served = native.serves(_drawn(1).to(place, dtype))
+    served = _served(place, dtype)
     if served:
         timed += _native_samples()
     found: dict[Kind, float] = {kind: amount / _best(run, place) for kind, amount, run in timed}

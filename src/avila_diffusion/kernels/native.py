@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from ctypes import Structure
 from functools import cache
 from pathlib import Path
@@ -155,10 +155,24 @@ def _place(into: Tensor | None, *shape: int) -> Tensor:
     return y
 
 
-def _expect(tensor: Tensor | None, *shape: int) -> None:
-    """Raise ValueError unless the tensor, where there is one, has this shape: the kernels would read past its end."""
+def _expect(tensor: Tensor | None, *shape: int, of: Container[torch.dtype] = (torch.float32,)) -> None:
+    """Raise ValueError unless the tensor, where there is one, has this shape and a dtype of these: the kernels would read
+    past its end."""
     if tensor is not None and tuple(tensor.shape) != shape:
         raise ValueError(f"a tensor of shape {tuple(tensor.shape)} came where {shape} was expected")
+    if tensor is not None and tensor.dtype not in of:
+        raise ValueError(f"a tensor of {tensor.dtype} came where the kernels compute in float32")
+
+
+def _vector(tensor: Tensor, length: int) -> Tensor:
+    """A bias, or its like, without gaps: hold it for as long as it is read."""
+    _expect(tensor, length)
+    return tensor.contiguous()
+
+
+def _expect_parts(width: int, parts: int) -> None:
+    if parts < 1 or width % parts:
+        raise ValueError(f"a width of {width} cannot be cut into {parts} equal parts")
 
 
 def _at(tensor: Tensor | None) -> int | None:
@@ -187,6 +201,7 @@ def pack_gated(weight: Tensor) -> Tensor:
 
 def _pack_rows(weight: Tensor, gate: bool) -> Tensor:
     weight = weight.contiguous()
+    _expect(weight, *weight.shape, of=FORMS)
     matrix, width = _matrix(weight, gate), panel() // 2 if gate else panel()
     packed = _room_to_stay(-(-matrix.columns // width), matrix.k, panel())
     _loaded().run(PACK_ROWS, PackRows(matrix, _at(packed)))
@@ -212,6 +227,7 @@ def _pack_winograd(weight: Tensor, kind: int, into: Tensor | None = None) -> Ten
     out, in_ = weight.shape[:2]
     shape = (POINTS[kind], -(-out // panel()), in_, panel())
     weight = weight.contiguous()
+    _expect(weight, out, in_, 3, 3, of=FORMS)
     packed = _room_to_stay(*shape) if into is None else into
     _loaded().run(PACK_WINOGRAD, PackWinograd(out, in_, _at(weight), _at(packed), FORMS[weight.dtype], kind))
     return packed
@@ -239,12 +255,19 @@ def linear(
     rows = x.reshape(-1, x.shape[-1])
     if rows.stride(1) != 1:
         rows = rows.contiguous()
-    packed = weight.dim() == 3
+    weight, packed = weight.contiguous(), weight.dim() == 3
+    panels, k = -(-columns // (panel() // 2 if gate else panel())), weight.shape[1]
+    if packed:
+        _expect(weight, panels, k, panel())
+    else:
+        _expect(weight, columns * (2 if gate else 1), *weight.shape[1:], of=FORMS)
+    bias = None if bias is None else _vector(bias.flatten(), panels * panel())
     matrix = Matrix(columns, weight.shape[1], None, 0, gate) if packed else _matrix(weight, gate)
     _expect(rows, len(rows), matrix.k)
     y = room(len(rows), columns)
     if add is not None:
         add = add.reshape(y.shape).contiguous()
+        _expect(add, *y.shape)
     size = max(SCRATCH, matrix.k * panel())
     threads = torch.get_num_threads()  # asked for once: another thread may set it
     scratch = None if packed else _scratch(size * threads)
@@ -290,8 +313,12 @@ def convolve(
     if not 0 <= top < top + height <= there:
         raise ValueError(f"{height} rows from {top} on were asked for, of a map of {there}")
     whole = -(-out // panel()) * panel()
-    _expect(weight, *((out, in_, 3, 3) if weight.shape[-1] == 3 else (POINTS[kind], whole // panel(), in_, panel())))
-    _expect(bias, out)
+    if weight.shape[-1] == 3:
+        _expect(weight, out, in_, 3, 3, of=FORMS)
+    else:
+        _expect(weight, POINTS[kind], whole // panel(), in_, panel())
+    weight, bias = weight.contiguous(), None if bias is None else _vector(bias, out)
+    _expect(pixels, *pixels.shape)
     _expect(shift, batch, out)
     _expect(add, batch, out, height, width)
     tiles = batch * -(-height // kind) * -(-width // kind)
@@ -317,8 +344,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Attention over all keys; q (batch, n, heads · d), k and v (batch, m, heads · d) → (batch, n, heads · d)."""
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     batch, queries, width = q.shape
+    _expect(q, batch, queries, width)
     _expect(k, batch, k.shape[1], width)
     _expect(v, *k.shape)
+    _expect_parts(width, heads)
     keys, d = k.shape[1], width // heads
     threads, lanes = torch.get_num_threads(), _loaded().vector
     head = -(-keys * d // lanes) * lanes
@@ -336,8 +365,9 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float,
     """x (batch, channels, h, w) normalised over groups of channels; with `silu`, SiLU of that."""
     pixels = by_pixel(x)
     batch, height, width, channels = pixels.shape
-    _expect(weight, channels)
-    _expect(bias, channels)
+    _expect(pixels, *pixels.shape)
+    _expect_parts(channels, groups)
+    weight, bias = _vector(weight, channels), _vector(bias, channels)
     sums = torch.empty(batch * PIECES * 2 * channels, dtype=torch.float64, device=x.device)
     y = room(*pixels.shape)
     arguments = GroupNorm(
@@ -367,8 +397,7 @@ def normalise(x: Tensor, level: Tensor, scale: Tensor, bias: Tensor, silu: bool,
     pixels = by_pixel(x)
     _, height, width, channels = pixels.shape
     _expect(pixels, 1, height, width, channels)
-    for vector in (level, scale, bias):
-        _expect(vector, channels)
+    level, scale, bias = (_vector(vector, channels) for vector in (level, scale, bias))
     y = _place(into, 1, height, width, channels)
     arguments = Normalise(
         height * width, channels, _at(pixels), _at(level), _at(scale), _at(bias), silu, _at(y)
@@ -380,8 +409,8 @@ def normalise(x: Tensor, level: Tensor, scale: Tensor, bias: Tensor, silu: bool,
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """x (…, width) normalised over its last dimension."""
     x = x.contiguous()
-    _expect(weight, x.shape[-1])
-    _expect(bias, x.shape[-1])
+    _expect(x, *x.shape)
+    weight, bias = _vector(weight, x.shape[-1]), _vector(bias, x.shape[-1])
     y = room(*x.shape)
     arguments = LayerNorm(x.numel() // x.shape[-1], x.shape[-1], _at(x), _at(weight), _at(bias), eps, _at(y))
     _loaded().run(LAYER_NORM, arguments)

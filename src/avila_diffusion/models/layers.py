@@ -163,7 +163,7 @@ class Linear(Layer):
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """add: of the result's shape, added to it."""
-        if self.served(x, add):
+        if self.served(x, add) and _has_shape(add, *x.shape[:-1], len(self.weight)):
             return _by_rows(self, x, add)
         return _plus(F.linear(x, _effective(self, x), self.effective("bias", x)), add)
 
@@ -214,8 +214,10 @@ class Conv2d(Layer):
 
     def forward(self, x: Tensor, shift: Tensor | None = None, add: Tensor | None = None) -> Tensor:
         """shift (batch, out_channels): added to every pixel of the result. add: of the result's shape, added to it."""
-        kernel = self.weight.shape[2]
-        if self.served(x, shift, add) and self.stride == 1 and self.padding == kernel // 2:
+        kernel, out = self.weight.shape[2], len(self.weight)
+        plain = self.stride == 1 and self.padding == kernel // 2 and x.dim() == 4
+        whole = _has_shape(shift, len(x), out) and _has_shape(add, len(x), out, *x.shape[2:])
+        if plain and whole and self.served(x, shift, add):
             if kernel == 1 and shift is None:
                 plus = None if add is None else add.permute(0, 2, 3, 1)
                 return _by_rows(self, x.permute(0, 2, 3, 1), plus).permute(0, 3, 1, 2)
@@ -288,6 +290,11 @@ def _by_rows(layer: Linear | Conv2d, x: Tensor, add: Tensor | None) -> Tensor:
     return native.linear(x, weight, bias, len(layer.weight), add)
 
 
+def _has_shape(tensor: Tensor | None, *shape: int) -> bool:
+    """Whether the kernels may add it: torch, which may too, would first make it as large as what it is added to."""
+    return tensor is None or tensor.shape == shape
+
+
 def _plus(y: Tensor, add: Tensor | None) -> Tensor:
     return y if add is None else y + add
 
@@ -305,7 +312,7 @@ class GroupNorm(Layer):
     def forward(self, x: Tensor, silu: bool = False) -> Tensor:
         """silu: SiLU of the result, which is then nobody else's."""
         weight, bias = self.effective("weight", x), self.effective("bias", x)
-        if self.served(x) and native.serves_channels(x.shape[1]):
+        if x.dim() == 4 and self.served(x) and native.serves_channels(x.shape[1]):
             assert weight is not None and bias is not None
             return native.group_norm(x, self.groups, weight, bias, self.eps, silu)
         y = torch.group_norm(x, self.groups, weight, bias, self.eps)  # F's refuses a group of one number
@@ -368,7 +375,8 @@ def double(x: Tensor) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool = False) -> Tensor:
     """Scaled dot-product attention (Vaswani et al. 2017); q (batch, n, heads * d), k and v (batch, m, heads * d)."""
-    if not causal and native.serves(q, k, v):
+    alike = _has_shape(k, len(q), k.shape[1], q.shape[2]) and _has_shape(v, *k.shape)
+    if not causal and alike and native.serves(q, k, v):
         return native.attend(q, k, v, heads)
     q, k, v = (t.view(*t.shape[:2], heads, -1).transpose(1, 2) for t in (q, k, v))  # (batch, heads, tokens, d)
     h = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
