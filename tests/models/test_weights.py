@@ -70,15 +70,15 @@ def test_what_a_change_makes_useless_is_counted_no_more() -> None:
 def test_of_two_forms_of_a_weight_the_last_is_kept() -> None:
     if not native.serves(X):
         pytest.skip("convolutions have one form")
-    layer = Conv2d(32, 32, 3, padding=1).requires_grad_(False)
+    layer = Conv2d(48, 32, 3, padding=1).requires_grad_(False)
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
     keep_derived(layer, None)
-    small, large = (torch.randn(1, 32, side, side) for side in (8, 32))
+    small, large = (torch.randn(1, 48, side, side) for side in (8, 32))
     expected = layer(small), layer(large)
-    assert keeper_of(layer).held == 4 * 36 * 32 * 32
+    assert keeper_of(layer).held == 4 * 36 * 48 * 32
     assert torch.equal(layer(small), expected[0])
-    assert keeper_of(layer).held == 4 * 16 * 32 * 32
+    assert keeper_of(layer).held == 4 * 16 * 48 * 32
     assert torch.equal(layer(large), expected[1])
 
 
