@@ -177,10 +177,10 @@ def with_outliers(x: Tensor, value: float) -> Tensor:
     """Some single numbers and all of a pixel become `value`, in place; a mask of the outputs whose 3x3 pixels hold none."""
     height, width = x.shape[2:]
     chance = random.Random(5)
-    places = [(chance.randrange(height), chance.randrange(width)) for _ in range(8)] + [(0, 1), (height - 1, width - 2)]
+    places = [(chance.randrange(height), chance.randrange(width)) for _ in range(8)] + [(0, 1), (height - 1, width - 3)]
     for row, column in places:
         x[:, chance.randrange(x.shape[1]), row, column] = value
-    x[:, 7, height - 1, width - 2] = value  # of a tile that has two rows, in a channel that tells its typical size
+    x[:, 7, height - 1, width - 3] = value  # of a tile that has two rows, in a channel that tells its typical size
     x[:, :, height // 2, width // 2] = value
     seen = torch.zeros(height + 2, width + 2, dtype=torch.bool)
     for row, column in [*places, (height // 2, width // 2)]:
