@@ -103,7 +103,7 @@ def copy(tmp_path: Path) -> Iterator[Callable[[str, str, str], Rooms]]:
         package = tmp_path / name
         shutil.copytree(SOURCE / "sampling", package / "sampling", ignore=shutil.ignore_patterns("__pycache__"))
         (package / "__init__.py").write_text("", encoding="utf-8")
-        for seam in ("config.py", "errors.py"):
+        for seam in ("config.py", "errors.py", "limits.py"):
             shutil.copy(SOURCE / seam, package / seam)
         path = package / "sampling" / file
         text = path.read_text(encoding="utf-8")

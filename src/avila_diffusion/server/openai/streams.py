@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ...errors import AvilaError
+from ...sizes import finished_size
 from ..job import Event, Job, Problem
 from ..problems import Draining, status_of
 from . import answers
@@ -95,7 +96,7 @@ class Stream(Response):
 
     async def _partial(self, job: Job, data: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
         name = f"{self._kind}.partial_image"
-        size = f"{job.request.width}x{job.request.height}"
+        size = "x".join(map(str, finished_size(job.request)))
         return name, {
             "type": name,
             "b64_json": await answers.preview(data["data"], self._asked),
