@@ -420,3 +420,9 @@ def test_a_strength_makes_no_endless_schedule() -> None:
     assert "a schedule of 1,000 to more" in refusal(steps=2, hires_scale=2, hires_steps=1000, strength=0.005)
     GenerateRequest(steps=20, image=image, strength=1e-300)
     GenerateRequest(steps=20, strength=1e-300)
+
+
+def test_levels_that_are_given_are_not_lengthened() -> None:
+    levels = tuple(float(level) for level in range(60, -1, -1))
+    asked = GenerateRequest(prompt="x", image=picture(64, 64), sigmas=levels, exact_steps=True, strength=1e-4)
+    assert asked.steps == 60

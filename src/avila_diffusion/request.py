@@ -318,7 +318,7 @@ class GenerateRequest:
                 "the second pass of a high-resolution fix follows text to image; leave out image, or leave out hires_scale, "
                 "hires_width and hires_height and give the size with width and height"
             )
-        if self.image is not None and (self.exact_steps or self.compat == "comfyui"):
+        if self.image is not None and self.sigmas is None and (self.exact_steps or self.compat == "comfyui"):
             lengthened(self.steps, self.strength)
         if self.hires:
             lengthened(self.hires_steps or self.steps, self.strength)

@@ -232,3 +232,17 @@ def test_a_second_pass_needs_no_picture_that_is_gone(engine: Any, tmp_path: Path
     assert main(["generate", "--from", made, "-m", "mine", "-o", "a.png", "--hires-scale", "2"]) == 0
     (request,) = engine.requests
     assert (request.hires_scale, request.strength, request.inpaint_area) == (2, 0.4, "whole")
+
+
+def test_a_size_wins_over_a_picture_that_kept_its_own() -> None:
+    carried = settle(found_in({"resize_mode": "keep", "width": 72, "height": 64}), {"image": PICTURE, "width": 96})
+    assert "resize_mode" not in carried.values
+    assert carried.notes == ["resize_mode of the picture is not used, because --width asks for a size"]
+
+
+@pytest.mark.parametrize("given", [{"image": PICTURE}, {"image": PICTURE, "mask": PICTURE}])
+def test_where_only_what_is_masked_is_drawn_resize_mode_takes_no_mask_away(given: dict[str, Any]) -> None:
+    found = found_in({"image": "", "mask": "", "inpaint_area": "masked", "mask_padding": 8})
+    carried = settle(found, {**given, "resize_mode": "latent"})
+    assert carried.values["inpaint_area"] == "masked" and carried.values["mask_padding"] == 8
+    assert together(carried, {**given, "resize_mode": "latent"}).mask is not None

@@ -258,3 +258,17 @@ def test_widths_at_their_largest() -> None:
         found = native.group_norm(x, 1, torch.ones(8192), torch.zeros(8192), 1e-5, False)
         close(found, F.group_norm(x, 1))
         assert not native.serves_channels(8192 + 64)
+
+
+def test_maps_that_are_no_whole_vectors_are_refused() -> None:
+    x, ones = draw(1, 50, 5, 5), torch.ones(50)
+    calls: list[Callable[[], object]] = [
+        lambda: native.group_norm(x, 5, ones, ones, 1e-5, False),
+        lambda: native.channel_moments(x),
+        lambda: native.normalise(x, ones, ones, ones, False),
+        lambda: native.layer_norm(draw(3, 50), ones, ones, 1e-5),
+        lambda: native.convolve(x, draw(64, 50, 3, 3), None, 64, native.F2),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="whole vectors"):
+            call()

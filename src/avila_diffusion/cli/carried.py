@@ -119,9 +119,13 @@ def _beyond_the_batch(both: Both, _: str) -> bool:
 
 
 def _latent_beside_a_mask(both: Both, _: str) -> bool:
-    return bool(both.get("resize_mode") == "latent") and any(
-        both.get(name) is not None for name in ("mask", "outpaint")
-    )
+    masked = any(both.get(name) is not None for name in ("mask", "outpaint"))
+    # Where only what is masked is drawn, there is no picture at its new size, and the mode says nothing.
+    return masked and both.get("resize_mode") == "latent" and both.get("inpaint_area") != "masked"
+
+
+def _keeps_its_size(both: Both, _: str) -> bool:
+    return both.carried.get("resize_mode") == "keep"
 
 
 def _another_outpaint(both: Both, _: str) -> bool:
@@ -147,6 +151,7 @@ RULES = (
     Rule(("image",), HIRES, "with {given} there is no second pass"),
     Rule(HIRES_SIZE, IMAGES, "the second pass of {given} follows text to image"),
     Rule(("mask", "outpaint"), ("resize_mode",), "{given} needs a picture at its new size", _latent_beside_a_mask),
+    Rule(("width", "height"), ("resize_mode",), "{given} asks for a size", _keeps_its_size),
     Rule(("resize_mode",), MASKS, "{given} latent leaves no picture to mask", _latent_beside_a_mask),
     Rule(
         ("outpaint",),

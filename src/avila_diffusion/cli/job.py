@@ -167,15 +167,12 @@ class Job:
 def made_size(request: GenerateRequest) -> tuple[int, int]:
     """Width and height of the finished pictures of a resolved request; of a second pass at most."""
     from ..second_pass import enlarged
+    from ..sizes import finished_size
 
-    width, height = request.width or 0, request.height or 0
-    if request.hires:
-        width, height = enlarged(request)
-        return min(width, request.hires_width or width), min(height, request.hires_height or height)
-    if request.image is not None and request.masked and request.inpaint_area == "masked":  # it goes back into all of it
-        (width, height), (left, upper, right, lower) = request.image.size, request.outpaint or (0, 0, 0, 0)
-        return width + left + right, height + upper + lower
-    return width, height
+    if not request.hires:
+        return finished_size(request)
+    width, height = enlarged(request)
+    return min(width, request.hires_width or width), min(height, request.hires_height or height)
 
 
 def is_there(journal: Journal | None, image: int) -> Path | None:

@@ -170,6 +170,12 @@ def _vector(tensor: Tensor, length: int) -> Tensor:
     return tensor.contiguous()
 
 
+def _expect_vectors(*channels: int) -> None:
+    """Raise ValueError unless maps of so many channels are whole vectors, and few enough for the kernels' stacks."""
+    if not serves_channels(*channels):
+        raise ValueError(f"maps of {channels} channels came where whole vectors of {_loaded().vector} were expected")
+
+
 def _expect_parts(width: int, parts: int) -> None:
     if parts < 1 or width % parts:
         raise ValueError(f"a width of {width} cannot be cut into {parts} equal parts")
@@ -319,6 +325,7 @@ def convolve(
         _expect(weight, POINTS[kind], whole // panel(), in_, panel())
     weight, bias = weight.contiguous(), None if bias is None else _vector(bias, out)
     _expect(pixels, *pixels.shape)
+    _expect_vectors(in_, out)
     _expect(shift, batch, out)
     _expect(add, batch, out, height, width)
     tiles = batch * -(-height // kind) * -(-width // kind)
@@ -366,6 +373,7 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float,
     pixels = by_pixel(x)
     batch, height, width, channels = pixels.shape
     _expect(pixels, *pixels.shape)
+    _expect_vectors(channels)
     _expect_parts(channels, groups)
     weight, bias = _vector(weight, channels), _vector(bias, channels)
     sums = torch.empty(batch * PIECES * 2 * channels, dtype=torch.float64, device=x.device)
@@ -382,6 +390,7 @@ def channel_moments(x: Tensor) -> Tensor:
     pixels = by_pixel(x)
     _, height, width, channels = pixels.shape
     _expect(pixels, 1, height, width, channels)
+    _expect_vectors(channels)
     sums = torch.empty(PIECES, 2, channels, dtype=torch.float64, device=x.device)
     arguments = GroupNorm(1, height * width, channels, x=_at(pixels), sums=_at(sums))
     _loaded().run(CHANNEL_SUMS, arguments)
@@ -397,6 +406,7 @@ def normalise(x: Tensor, level: Tensor, scale: Tensor, bias: Tensor, silu: bool,
     pixels = by_pixel(x)
     _, height, width, channels = pixels.shape
     _expect(pixels, 1, height, width, channels)
+    _expect_vectors(channels)
     level, scale, bias = (_vector(vector, channels) for vector in (level, scale, bias))
     y = _place(into, 1, height, width, channels)
     arguments = Normalise(
@@ -410,6 +420,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """x (…, width) normalised over its last dimension."""
     x = x.contiguous()
     _expect(x, *x.shape)
+    if x.shape[-1] % _loaded().vector:
+        raise ValueError(f"rows of {x.shape[-1]} numbers came where whole vectors of {_loaded().vector} were expected")
     weight, bias = _vector(weight, x.shape[-1]), _vector(bias, x.shape[-1])
     y = room(*x.shape)
     arguments = LayerNorm(x.numel() // x.shape[-1], x.shape[-1], _at(x), _at(weight), _at(bias), eps, _at(y))

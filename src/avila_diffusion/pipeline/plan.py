@@ -257,12 +257,14 @@ def _walked(
     if not begins:
         sigmas = sampler_sigmas(sampler, schedule, steps, table, levels)
         return _Walked(sigmas, None, sigmas, steps)
-    of, run = image_steps(steps, request.strength, exact=request.exact_steps or compat == "comfyui")
+    exact = request.exact_steps or compat == "comfyui"
+    if request.sigmas is not None and exact and request.strength > 0:  # those that are given are all there are
+        of, run = steps, steps - 1
+    else:
+        of, run = image_steps(steps, request.strength, exact=exact)
     if not of:  # in AUTOMATIC1111 as well: its k samplers give back what they are given
         nothing = torch.zeros(1, dtype=torch.float64)
         return _Walked(nothing, 0.0, nothing, 1)
-    if request.sigmas is not None:
-        of = steps  # those that are given are all there are
     whole = sampler_sigmas(sampler, schedule, of, table, levels, image=True)
     if sampler.grid == "unipc" and compat != "comfyui" and run:
         sigmas, level = unipc_image_grid(of, run, table)

@@ -34,7 +34,7 @@ KILLS = 50
 SETTLING_SECONDS = 120.0
 """How long a model that was loaded may take until its first call before another one may take its place."""
 PATIENT_SECONDS = 5.0
-"""How long a call of a job whose time is over may take, beyond three usual calls, before the worker counts as hung."""
+"""How long a call may go on after its job's time is over, beyond three usual calls, before the worker counts as hung."""
 LEFT_SECONDS = 30.0
 """The same of a job that ended otherwise: somebody cancelled it or went away, and nobody wants what the call makes."""
 
@@ -185,10 +185,12 @@ class Floor:
 
     def put_away(self, held: Held, *, forget: bool = False) -> None:
         """Take a job out of the worker's hands, at the next call at the latest. forget: its journal is of no more use."""
+        # A paused one has left its unit, whose last call may be under way still.
+        doing = held.unit or (self.worker.busy if (self.worker.busy or "").startswith(f"{held.job.id}.") else None)
+        if forget and doing is not None:
+            self._unwanted.setdefault(doing, (LEFT_SECONDS, time.monotonic()))
         if held.unit is not None:
             self.worker.tell({"do": "stop", "unit": held.unit, "forget": forget})
-            if forget:
-                self._unwanted.setdefault(held.unit, (LEFT_SECONDS, time.monotonic()))
             self._release(held.unit)
 
     def end_early(self, held: Held, how: str) -> None:
@@ -225,8 +227,8 @@ class Floor:
         for unit, (_, known) in list(self._unwanted.items()):
             if not self.worker.ready or (unit != busy and time.monotonic() - known > PATIENT_SECONDS):
                 del self._unwanted[unit]
-        patience, _ = self._unwanted.get(busy or "", (math.inf, 0.0))
-        unwanted = since > patience + 3 * usual
+        patience, known = self._unwanted.get(busy or "", (math.inf, 0.0))
+        unwanted = min(since, time.monotonic() - known) > patience + 3 * usual
         if busy is not None and (unwanted or since > self.core.settings.limits.call_seconds):
             self.worker.kill(f"hung: one call took {since:.0f} seconds")
         self.wake()

@@ -143,7 +143,7 @@ static void attend_panel(const struct attention *a, const float *q, i64 rows, co
                          float *y, float *own) {
   i64 size = a->d * PANEL;
   float *turned = own, *out = turned + size, *more = out + size, *scores = more + size;
-  struct softmax s = {{fill(-INFINITE), fill(-INFINITE)}, {{0}, {0}}};
+  struct softmax s = {{fill(-UNLIMITED), fill(-UNLIMITED)}, {{0}, {0}}};
   turn_queries(a, q, rows, turned);
   for (i64 key = 0; key < a->keys; key += KEYS) {
     i64 count = smaller_of(KEYS, a->keys - key);

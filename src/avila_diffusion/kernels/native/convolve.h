@@ -9,12 +9,12 @@ PATCH(patch_within, 6, patch_4, WITHIN, )
 static float turn_patch(const struct winograd *w, const float *const *at, float *v, i64 far) {
   if (w->kind == 2) {
     patch_2x2(at, w->in, 0, v, far);
-    return INFINITE;
+    return UNLIMITED;
   }
   float energy = patch_4x4(at, w->in, 0, v, far);
-  if (is_usual(at, w->in, energy)) return INFINITE;
+  if (is_usual(at, w->in, energy)) return UNLIMITED;
   float limit = limit_of(at, w->in);
-  if (limit < INFINITE) patch_within(at, w->in, limit, v, far);
+  if (limit < UNLIMITED) patch_within(at, w->in, limit, v, far);
   return limit;
 }
 
@@ -47,7 +47,7 @@ static void winograd_part(void *arguments, struct team *team, int part) {
     for (i64 t = first; t < end; t++) {
       i64 tile = start + t, image = tile / (down * across), top = tile / across % down * size, left = tile % across * size;
       put_pixels(w, image, top, left, m + t * columns, far_m);
-      if (limits[t] < INFINITE) add_outliers(w, image, top, left, limits[t]);
+      if (limits[t] < UNLIMITED) add_outliers(w, image, top, left, limits[t]);
     }
   }
 }

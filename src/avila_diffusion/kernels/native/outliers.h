@@ -59,7 +59,7 @@ static COLD float limit_of(const float *const *at, i64 in) {
     vec sum = {0};
     for (i64 c = 0; c < in; c += VL) sum += size_of_each(load(at[p] + c));
     float mean = sum_of(sum) / in;
-    means[pixels++] = mean < INFINITE ? mean : INFINITE; /* no number has no place in an order */
+    means[pixels++] = mean < UNLIMITED ? mean : UNLIMITED; /* no number has no place in an order */
   }
   float limit = FAR_ABOVE * middle(means, pixels);
   ivec beyond = {0};
@@ -67,7 +67,7 @@ static COLD float limit_of(const float *const *at, i64 in) {
     for (i64 c = 0; c < in; c += VL) beyond -= ~(size_of_each(load(at[p] + c)) <= limit);
   i64 count = 0;
   for (int i = 0; i < VL; i++) count += beyond[i];
-  return count > 0 && count * MOST_LEFT_OUT <= 36 * in ? limit : INFINITE;
+  return count > 0 && count * MOST_LEFT_OUT <= 36 * in ? limit : UNLIMITED;
 }
 
 #define WITHIN(X) (vec)((ivec)(X) & (size_of_each(X) <= limit))

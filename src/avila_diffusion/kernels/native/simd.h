@@ -37,7 +37,7 @@ typedef float vec __attribute__((vector_size(VL * 4)));
 typedef float vec_anywhere __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 typedef int64_t i64; /* long has 32 bits on Windows */
 typedef int32_t ivec __attribute__((vector_size(VL * 4)));
-#define INFINITE __builtin_inff()
+#define UNLIMITED __builtin_inff() /* Windows has an INFINITE, which is a whole number */
 
 static inline vec load(const float *p) { return *(const vec_anywhere *)p; }
 static inline void store(float *p, vec x) { *(vec_anywhere *)p = x; }
