@@ -91,7 +91,7 @@ class Running:
         """Those of a prompt, in order."""
         return [job for job in self.made.values() if job.request.prompt == prompt]
 
-    def until(self, true: Callable[[], bool], seconds: float = 20.0) -> None:
+    def until(self, true: Callable[[], bool], seconds: float = 60.0) -> None:
         until = time.monotonic() + seconds
         while not true():
             assert time.monotonic() < until, "it did not happen"

@@ -23,8 +23,8 @@ from ..problems import QueueFull
 if TYPE_CHECKING:
     from ..service import Service
 
-GRACE = 5.0
-"""Seconds that a job goes on without anybody who waits for it."""
+GRACE = 12.0
+"""Seconds that a job goes on without anybody who waits for it: OpenAI's own clients come back within eight at most."""
 RETRY_HEADER = "x-stainless-retry-count"
 """In which OpenAI's clients say that they have asked before."""
 
