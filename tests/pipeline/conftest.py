@@ -23,6 +23,7 @@ from avila_diffusion.pipeline.engine import ModelEngine
 from avila_diffusion.pipeline.latents import decode
 from avila_diffusion.request import GenerateRequest
 from avila_diffusion.result import GenerateResult, Progress
+from avila_diffusion.sampling.denoiser import Cond, Denoiser
 from avila_diffusion.text.tokenizer import clip_tokenizer
 
 ATTENTION = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
@@ -275,3 +276,17 @@ def latents_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModelEngine, Genera
         return kept
 
     return run
+
+
+@pytest.fixture
+def concats(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What networks are given beside latents, call by call."""
+    seen: list[Tensor] = []
+    right = Denoiser.predict
+
+    def predict(self: Denoiser, x: Tensor, sigma: float, conds: list[Cond]) -> list[Tensor]:
+        seen.extend(cond.concat for cond in conds[:1] if cond.concat is not None)
+        return right(self, x, sigma, conds)
+
+    monkeypatch.setattr(Denoiser, "predict", predict)
+    return seen

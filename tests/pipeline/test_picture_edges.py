@@ -28,7 +28,6 @@ from avila_diffusion.pipeline.ledger import Ledger
 from avila_diffusion.pipeline.trail import Trail
 from avila_diffusion.request import GenerateRequest
 from avila_diffusion.result import GenerateResult, Progress
-from avila_diffusion.sampling.denoiser import Cond, Denoiser
 
 Finish = Callable[[Iterator[Progress | GenerateResult]], GenerateResult]
 Latents = Callable[[ModelEngine, GenerateRequest], list[Tensor]]
@@ -52,20 +51,6 @@ def widened(channels: int) -> Callable[[dict[str, Tensor]], None]:
         state[name] = torch.randn(state[name].shape[0], channels, 3, 3) / 8
 
     return change
-
-
-@pytest.fixture
-def concats(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """What networks are given beside latents, call by call."""
-    seen: list[Tensor] = []
-    right = Denoiser.predict
-
-    def predict(self: Denoiser, x: Tensor, sigma: float, conds: list[Cond]) -> list[Tensor]:
-        seen.extend(cond.concat for cond in conds[:1] if cond.concat is not None)
-        return right(self, x, sigma, conds)
-
-    monkeypatch.setattr(Denoiser, "predict", predict)
-    return seen
 
 
 def grey_mask() -> np.ndarray[Any, Any]:

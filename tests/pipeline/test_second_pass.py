@@ -23,7 +23,6 @@ from avila_diffusion.pipeline.ledger import Ledger
 from avila_diffusion.pipeline.passes import enlarge
 from avila_diffusion.request import GenerateRequest
 from avila_diffusion.result import GenerateResult, Progress
-from avila_diffusion.sampling.denoiser import Cond, Denoiser
 from avila_diffusion.sampling.names import SAMPLERS
 from avila_diffusion.sampling.noise import ImageNoise
 
@@ -42,20 +41,6 @@ def sees_pictures(state: dict[str, Tensor]) -> None:
     name = "model.diffusion_model.input_blocks.0.0.weight"
     torch.manual_seed(1)
     state[name] = torch.randn(state[name].shape[0], 9, 3, 3) / 8
-
-
-@pytest.fixture
-def concats(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """What networks are given beside latents, call by call."""
-    seen: list[Tensor] = []
-    right = Denoiser.predict
-
-    def predict(self: Denoiser, x: Tensor, sigma: float, conds: list[Cond]) -> list[Tensor]:
-        seen.extend(cond.concat for cond in conds[:1] if cond.concat is not None)
-        return right(self, x, sigma, conds)
-
-    monkeypatch.setattr(Denoiser, "predict", predict)
-    return seen
 
 
 def first_latent(engine: ModelEngine, latents_of: Latents) -> Tensor:

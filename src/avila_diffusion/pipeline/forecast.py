@@ -27,7 +27,7 @@ from ..models.twin import twin
 from ..request import GenerateRequest
 from ..sampling.guidance import Call
 from ..second_pass import enlarged, is_latent
-from ..sizes import finished_size
+from ..sizes import finished_size, own_size
 from .passes import Pass
 from .plan import Plan
 
@@ -100,14 +100,8 @@ class Outlook:
 
     def _given(self) -> int:
         """Bytes of the pictures that the run begins with: as they are given, fitted, and as floats."""
-        request, pixels = self.request, 0
-        if request.image is not None:
-            left, upper, right, lower = request.outpaint or (0, 0, 0, 0)
-            width, height = request.image.size
-            pixels = (width + left + right) * (height + upper + lower)
-        if request.masked:
-            pixels *= 3
-        return GIVEN_A_PIXEL * pixels
+        width, height = own_size(self.request) or (0, 0)
+        return GIVEN_A_PIXEL * width * height * (3 if self.request.masked else 1)
 
     @property
     def finishing(self) -> int:

@@ -18,6 +18,7 @@ from ..pictures import Picture
 from ..request import PICTURES, GenerateRequest
 from ..sampling.names import resolve_sampler
 from ..second_pass import enlarged, latent_size
+from ..sizes import own_size
 from ..text.prompt import lora_weights, read_prompt
 from .entries import Entry
 from .estimate import Estimate, estimate
@@ -170,20 +171,16 @@ def check_limits(request: GenerateRequest, limits: Limits) -> None:
     for what, across, down in (
         ("width x height is", width, height),
         *([("the second pass would be", *enlarged(request))] if request.hires else []),
-        *([("the picture with outpaint would be", *added)] if (added := _outpainted(request)) else []),
+        *(
+            [("the picture with outpaint would be", *added)]
+            if request.outpaint and (added := own_size(request))
+            else []
+        ),
     ):
         if across * down > limits.pixels:
             raise RequestError(
                 f"{what} {across}x{down}, {across * down:,} pixels; this server draws at most {limits.pixels:,}"
             )
-
-
-def _outpainted(request: GenerateRequest) -> tuple[int, int] | None:
-    """Its size, where something is added to a picture."""
-    if request.image is None or request.outpaint is None:
-        return None
-    (width, height), (left, upper, right, lower) = request.image.size, request.outpaint
-    return width + left + right, height + upper + lower
 
 
 def _check_procedural(request: GenerateRequest) -> None:

@@ -14,7 +14,7 @@ from ..images import drawing_size
 from ..request import GenerateRequest
 from ..sampling.names import SamplerInfo, resolve_sampler
 from ..second_pass import enlarged, is_latent, latent_size
-from ..sizes import finished_size
+from ..sizes import finished_size, own_size
 from ..text.prompt import read_prompt, schedule_part
 from ..text.reading import TextReader
 from .models import Facts
@@ -98,12 +98,8 @@ def _pixels(request: GenerateRequest) -> int:
 
 
 def _given(request: GenerateRequest) -> int:
-    if request.image is None:
-        return 0
-    left, upper, right, lower = request.outpaint or (0, 0, 0, 0)
-    width, height = request.image.size
-    pixels = (width + left + right) * (height + upper + lower)
-    return GIVEN_A_PIXEL * pixels * (3 if request.masked else 1)
+    width, height = own_size(request) or (0, 0)
+    return GIVEN_A_PIXEL * width * height * (3 if request.masked else 1)
 
 
 def _latents(request: GenerateRequest, spec: ModelSpec) -> tuple[tuple[int, int], tuple[int, int]]:
